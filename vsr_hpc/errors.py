@@ -1,0 +1,59 @@
+"""Every error this package raises: one class per person who must act.
+
+The exit code is the contract with Slurm and AWS Batch: 75 asks for another try, all others do not.
+"""
+
+from __future__ import annotations
+
+
+class VsrError(Exception):
+    """Something a person must act on; its text says what, where, found against wanted, and the way out."""
+
+    exit_code = 1
+    retryable = False
+
+
+class JobError(VsrError):
+    """Whoever wrote the job, the configuration or the command must act."""
+
+    exit_code = 2
+
+    @classmethod
+    def from_findings(cls, where: str, findings: list[str]) -> JobError:
+        """One error that lists every finding, so that a job is mended in one go."""
+        if len(findings) == 1:
+            return cls(f"{where}: {findings[0]}")
+        return cls(
+            "\n".join([f"{where}: {len(findings)} things to mend", *(f"  - {each}" for each in findings)])
+        )
+
+
+class MediaError(VsrError):
+    """Whoever supplied the clip must act."""
+
+    exit_code = 3
+
+
+class ModelError(VsrError):
+    """Weights are missing, have the wrong hash or the wrong shape."""
+
+    exit_code = 4
+
+
+class VerifyError(VsrError):
+    """The output is not the plan: everything is kept, the run stops."""
+
+    exit_code = 5
+
+
+class SpaceError(VsrError):
+    """Whoever owns the disk must act: it is full, or smaller than the plan needs."""
+
+    exit_code = 6
+
+
+class BackendError(VsrError):
+    """Node, GPU, S3 or scheduler failed; another try can help."""
+
+    exit_code = 75
+    retryable = True
