@@ -1,0 +1,199 @@
+"""Cards: what each model is, needs and may cost. Pure; never imports torch."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from vsr_hpc.errors import JobError, ModelError
+from vsr_hpc.models.recognise import (
+    file_sha256,
+    operations_per_pixel,
+    read_shapes,
+    recognise,
+    theoretical_radius,
+)
+
+Kind = Literal["filter", "image", "recurrent"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Network = Literal["nearest", "bicubic", "lanczos", "compact", "rrdb"]
+
+WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Weights(_Strict):
+    """Where a network's weights come from and what they must hash to."""
+
+    file: str = Field(min_length=1, pattern=r"^[^/\\]+$")
+    url: str | None = Field(default=None, pattern=r"^(https?|file)://")
+    size_bytes: int | None = Field(default=None, gt=0)
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """None: not established; recorded at the first download and checked from then on."""
+
+
+class Card(_Strict):
+    """A model's description. Equal cards make equal bytes on one platform."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    kind: Kind
+    network: Network
+    scale: int = Field(ge=1, le=16)
+    """The network's own factor; for a filter, the one used when none is asked for."""
+    parameters: tuple[tuple[str, int | str], ...] = ()
+    weights: Weights | None = None
+    licence: str
+    overlap: int = Field(default=0, ge=0)
+    """Input pixels that a tile sees beyond its core."""
+    multiple_of: int = Field(default=1, ge=1)
+    """The network's input is padded to whole multiples of this, and tiles are cut on it."""
+    precisions: tuple[Precision, ...] = ("fp32",)
+    psnr_floor: float
+    description: str
+    limits: str = ""
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _from_mapping(cls, value: Any) -> Any:
+        return tuple(sorted(value.items())) if isinstance(value, Mapping) else value
+
+    @field_serializer("parameters")
+    def _to_mapping(self, value: tuple[tuple[str, int | str], ...]) -> dict[str, int | str]:
+        return dict(value)
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Card:
+        if (self.kind == "filter") != (self.network in ("nearest", "bicubic", "lanczos")):
+            raise ValueError(f"{self.name}: network {self.network} is not of kind {self.kind}")
+        if (self.weights is None) != (self.kind == "filter"):
+            raise ValueError(f"{self.name}: a network needs weights, a filter has none")
+        if self.overlap % self.multiple_of:
+            raise ValueError(f"{self.name}: overlap={self.overlap} is not a multiple of {self.multiple_of}")
+        return self
+
+    @property
+    def is_filter(self) -> bool:
+        return self.kind == "filter"
+
+    @property
+    def is_tiled_exactly(self) -> bool:
+        """Whether the overlap covers all that an output pixel depends on: tiles need no feathering."""
+        return self.overlap >= theoretical_radius(self.network, self.scale, dict(self.parameters))
+
+    @property
+    def operations_per_pixel(self) -> int:
+        """Multiplications and additions per input pixel and frame."""
+        return operations_per_pixel(self.network, self.scale, dict(self.parameters))
+
+
+_CARDS = TypeAdapter(tuple[Card, ...])
+
+
+def user_cards_folder() -> Path:
+    """Where `vsr models import` writes cards."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vsr_hpc" / "cards"
+
+
+def all_cards() -> tuple[Card, ...]:
+    """The package's cards, then the user's own; a user's card never hides one of the package's."""
+    ours = _package_cards()
+    taken = {card.name for card in ours}
+    folder = user_cards_folder()
+    users = (read_card(path) for path in sorted(folder.glob("*.yaml")))
+    return ours + tuple(card for card in users if card.name not in taken)
+
+
+def find_card(name_or_path: str | Path) -> Card:
+    """The card of that name, or one made on the spot for a file of weights."""
+    text = str(name_or_path)
+    if text.lower().endswith(WEIGHT_SUFFIXES) or "/" in text:
+        return card_of_file(Path(text))
+    cards = {card.name: card for card in all_cards()}
+    if text in cards:
+        return cards[text]
+    by_lower = {name.lower(): name for name in cards}
+    close = difflib.get_close_matches(text.lower(), by_lower, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(by_lower[name] for name in close)}? " if close else ""
+    raise JobError(f"model {text!r} is not known; {hint}`vsr models list` shows all of them")
+
+
+def card_of_file(path: Path, name: str | None = None) -> Card:
+    """Recognise the network in a file of weights by its keys and shapes, without running any of it."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file of weights")
+    found = recognise(read_shapes(path), where=str(path))
+    return Card(
+        name=name or _card_name(path.stem),
+        kind="image",
+        network=found.network,
+        scale=found.scale,
+        parameters=found.parameters,
+        weights=Weights(
+            file=path.name,
+            url=path.resolve().as_uri(),
+            size_bytes=path.stat().st_size,
+            sha256=file_sha256(path),
+        ),
+        licence="unknown (the user's own file)",
+        overlap=found.overlap,
+        multiple_of=found.multiple_of,
+        precisions=("bf16", "fp16", "fp32"),
+        psnr_floor=10,
+        description=f"{found.network} network recognised in {path.name}",
+    )
+
+
+def read_card(path: Path) -> Card:
+    """One user's card."""
+    try:
+        return Card.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, yaml.YAMLError, ValidationError) as exc:
+        raise JobError(f"{path}: not a model card; mend or remove it\n{exc}") from exc
+
+
+def write_card(card: Card, folder: Path | None = None) -> Path:
+    """Write a user's card atomically; an existing other model of that name is refused."""
+    folder = folder or user_cards_folder()
+    if card.name in {each.name for each in _package_cards()}:
+        raise JobError(f"model {card.name!r} is one of the package's own; choose another with --name")
+    path = folder / f"{card.name}.yaml"
+    if path.exists() and read_card(path) != card:
+        raise JobError(
+            f"{path} describes another model of that name; choose another with --name or remove it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{card.name}.{os.getpid()}.tmp"
+    temporary.write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    temporary.replace(path)
+    return path
+
+
+@functools.cache
+def _package_cards() -> tuple[Card, ...]:
+    text = resources.files("vsr_hpc.models").joinpath("cards.yaml").read_text(encoding="utf-8")
+    return _CARDS.validate_python(yaml.safe_load(text))
+
+
+def _card_name(stem: str) -> str:
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._+-") else "-" for c in stem).lstrip("._+-")
+    return kept or "model"

@@ -1,0 +1,234 @@
+"""Compact (SRVGG) and RRDB (ESRGAN) of our own with BasicSR's keys, and the one lean import of basicsr."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vsr_hpc.errors import ModelError
+from vsr_hpc.models.cards import Card
+
+_ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
+    "prelu": nn.PReLU,
+    "relu": lambda _: nn.ReLU(),
+    "leakyrelu": lambda _: nn.LeakyReLU(0.1),
+}
+
+
+class Compact(nn.Module):
+    """SRVGGNetCompact: convolutions at the input's size, one pixel shuffle, the nearest-scaled input added.
+
+    The body runs in its weights' type; the input and the sum stay in the caller's (fp32), since eight
+    significant bits would cost the picture itself.
+    """
+
+    def __init__(
+        self, *, num_feat: int = 64, num_conv: int = 16, scale: int = 4, act_type: str = "prelu"
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        layers: list[nn.Module] = [_conv(3, num_feat), _ACTIVATIONS[act_type](num_feat)]
+        for _ in range(num_conv):
+            layers += [_conv(num_feat, num_feat), _ACTIVATIONS[act_type](num_feat)]
+        layers.append(_conv(num_feat, 3 * scale * scale))
+        self.body = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x.to(_dtype(self.body[0]))
+        for layer in self.body:
+            out = layer(out)
+        residual = functional.pixel_shuffle(out, self.scale).to(x.dtype)
+        return residual + functional.interpolate(x, scale_factor=float(self.scale), mode="nearest")
+
+
+class _DenseBlock(nn.Module):
+    def __init__(self, num_feat: int, num_grow_ch: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(num_feat, num_grow_ch)
+        self.conv2 = _conv(num_feat + num_grow_ch, num_grow_ch)
+        self.conv3 = _conv(num_feat + 2 * num_grow_ch, num_grow_ch)
+        self.conv4 = _conv(num_feat + 3 * num_grow_ch, num_grow_ch)
+        self.conv5 = _conv(num_feat + 4 * num_grow_ch, num_feat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = x
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            seen = torch.cat((seen, _leaky(conv(seen))), 1)
+        last: Tensor = self.conv5(seen)
+        return last * 0.2 + x
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, num_feat: int, num_grow_ch: int) -> None:
+        super().__init__()
+        self.rdb1 = _DenseBlock(num_feat, num_grow_ch)
+        self.rdb2 = _DenseBlock(num_feat, num_grow_ch)
+        self.rdb3 = _DenseBlock(num_feat, num_grow_ch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner: Tensor = self.rdb3(self.rdb2(self.rdb1(x)))
+        return inner * 0.2 + x
+
+
+class Rrdb(nn.Module):
+    """RRDBNet: ESRGAN's generator; x2 and x1 unshuffle the input and then scale by four."""
+
+    def __init__(
+        self, *, num_feat: int = 64, num_block: int = 23, num_grow_ch: int = 32, scale: int = 4
+    ) -> None:
+        super().__init__()
+        self.unshuffle = {1: 4, 2: 2, 4: 1}[scale]
+        self.conv_first = _conv(3 * self.unshuffle**2, num_feat)
+        self.body = nn.Sequential(*(_ResidualBlock(num_feat, num_grow_ch) for _ in range(num_block)))
+        self.conv_body = _conv(num_feat, num_feat)
+        self.conv_up1 = _conv(num_feat, num_feat)
+        self.conv_up2 = _conv(num_feat, num_feat)
+        self.conv_hr = _conv(num_feat, num_feat)
+        self.conv_last = _conv(num_feat, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x.to(_dtype(self.conv_first))
+        if self.unshuffle > 1:
+            out = functional.pixel_unshuffle(out, self.unshuffle)
+        first: Tensor = self.conv_first(out)
+        out = first + self.conv_body(self.body(first))
+        out = _leaky(self.conv_up1(functional.interpolate(out, scale_factor=2.0, mode="nearest")))
+        out = _leaky(self.conv_up2(functional.interpolate(out, scale_factor=2.0, mode="nearest")))
+        last: Tensor = self.conv_last(_leaky(self.conv_hr(out)))
+        return last.to(x.dtype)
+
+
+def build(card: Card) -> nn.Module:
+    """The card's network, weights not yet loaded, ready for inference."""
+    parameters = dict(card.parameters)
+    try:
+        if card.network == "compact":
+            return Compact(scale=card.scale, **parameters).eval()  # type: ignore[arg-type]
+        if card.network == "rrdb":
+            return Rrdb(scale=card.scale, **parameters).eval()  # type: ignore[arg-type]
+    except (TypeError, KeyError) as exc:
+        raise ModelError(
+            f"model {card.name}: scale {card.scale} and {parameters} do not fit {card.network}"
+        ) from exc
+    raise ModelError(f"model {card.name}: {card.network} is a filter, not a network")
+
+
+def expected_shapes(card: Card) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of every weight that the card's network has."""
+    with torch.device("meta"):
+        return {key: tuple(value.shape) for key, value in build(card).state_dict().items()}
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, 1, 1)
+
+
+def _leaky(x: Tensor) -> Tensor:
+    return functional.leaky_relu(x, 0.2, inplace=not x.requires_grad and torch.is_inference_mode_enabled())
+
+
+def _dtype(layer: nn.Module) -> torch.dtype:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.dtype
+
+
+# basicsr, lean ---------------------------------------------------------------------------------------------
+
+_STUBBED = ("torchvision", "cv2", "scipy", "lmdb", "requests", "tqdm", "yaml")
+_PACKAGES = ("basicsr", "basicsr.archs", "basicsr.utils", "basicsr.ops", "basicsr.metrics")
+
+
+def basicsr_module(name: str) -> types.ModuleType:
+    """Import one module of basicsr 1.4.2 without its packages' own imports (torchvision, OpenCV, training).
+
+    Its `__init__`s are passed over by bare packages, and what only training needs is stubbed for the time
+    of the import where it is absent. ModelError where basicsr is not installed.
+    """
+    spec = (
+        importlib.util.find_spec("basicsr")
+        if "basicsr" not in sys.modules
+        else sys.modules["basicsr"].__spec__
+    )
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            "basicsr is not installed; `make install` installs it without its dependencies (Python < 3.13)"
+        )
+    root = Path(next(iter(spec.submodule_search_locations)))
+    for package in _PACKAGES:
+        if package not in sys.modules:
+            sys.modules[package] = _bare_package(package, root.joinpath(*package.split(".")[1:]))
+    finder = _StubFinder(tuple(each for each in _STUBBED if not _is_importable(each)))
+    sys.meta_path.append(finder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # it imports distutils
+            return importlib.import_module(name)
+    finally:
+        sys.meta_path.remove(finder)
+        for stub in [each for each in sys.modules if isinstance(sys.modules[each], _Stub)]:
+            del sys.modules[stub]
+
+
+def _bare_package(name: str, folder: Path) -> types.ModuleType:
+    module = types.ModuleType(name)
+    module.__path__ = [str(folder)]
+    module.__spec__ = importlib.util.spec_from_loader(name, loader=None, is_package=True)
+    if module.__spec__ is not None:
+        module.__spec__.submodule_search_locations = [str(folder)]
+    if name == "basicsr.utils":
+        module.get_root_logger = logging.getLogger  # type: ignore[attr-defined]
+    return module
+
+
+def _is_importable(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except Exception:  # a torchvision built for another torch raises RuntimeError
+        return False
+    return True
+
+
+class _Stub(types.ModuleType):
+    """Stands for an absent package: any name can be imported from it, none can be used."""
+
+    __path__: list[str] = []  # noqa: RUF012
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name == "version":
+            return "0.0.0"
+        return _Stub(f"{self.__name__}.{name}")
+
+    def __call__(self, *args: object, **kwargs: object) -> Any:
+        raise ModelError(f"{self.__name__} is needed here, but its package is not installed")
+
+
+class _StubFinder:
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
+        if name.split(".")[0] not in self._names:
+            return None
+        return importlib.util.spec_from_loader(name, loader=self)  # type: ignore[arg-type]
+
+    def create_module(self, spec: Any) -> types.ModuleType:
+        stub = _Stub(spec.name)
+        stub.__version__ = "0.0.0"  # type: ignore[attr-defined]
+        return stub
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass

@@ -1,0 +1,295 @@
+"""Weights: fetched once into a cache, always checked by sha256, read without running anything."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import logging
+import os
+import pickle
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from vsr_hpc.errors import BackendError, ModelError
+from vsr_hpc.models.cards import Card, Weights, card_of_file, write_card
+from vsr_hpc.models.recognise import file_sha256, pick_state, plain_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int | None], None]
+"""Called with (bytes so far, bytes in all or None)."""
+
+MAX_BYTES = 4 << 30
+_TIMEOUT_S = 30
+_TRIES = 5
+_PAUSE_S = 0.5
+
+
+def cache_folder() -> Path:
+    """Where weights lie: <sha256>/<file>."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vsr_hpc" / "weights"
+
+
+def ensure(card: Card, progress: Progress | None = None) -> Path:
+    """The card's weights as a checked file: from the cache, the user's own file, or downloaded now."""
+    weights = card.weights
+    if weights is None:
+        raise ModelError(f"model {card.name} is a filter and has no weights")
+    sha256 = weights.sha256 or _recorded(weights)
+    if sha256 is not None:
+        cached = cache_folder() / sha256 / weights.file
+        if cached.is_file():
+            if file_sha256(cached) == sha256:
+                return cached
+            log.warning("cached weights are damaged, fetching again path=%s", cached)
+            cached.unlink()
+    if weights.url is None:
+        raise ModelError(
+            f"model {card.name}: {weights.file} is not in the cache and the card names no URL; "
+            "import the file again with `vsr models import FILE`"
+        )
+    if weights.url.startswith("file://"):
+        return _checked(Path(unquote(urlsplit(weights.url).path)), sha256, card)
+    return _download(card, weights, sha256, progress)
+
+
+def pin(card: Card, path: Path) -> Card:
+    """The card with the sha256 and size of the file that `ensure` gave: what a plan's fingerprint needs."""
+    if card.weights is None:
+        return card
+    found = card.weights.model_copy(update={"sha256": file_sha256(path), "size_bytes": path.stat().st_size})
+    return card.model_copy(update={"weights": found})
+
+
+def import_weights(path: str | Path, name: str | None = None) -> Card:
+    """Recognise a file of weights, copy it into the cache and write a card for it."""
+    source = Path(path)
+    found = card_of_file(source, name)
+    assert found.weights is not None and found.weights.sha256 is not None
+    load(source, found)  # every tensor is read and its shape checked before anything is kept
+    target = cache_folder() / found.weights.sha256 / found.weights.file
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        shutil.copyfile(source, temporary)
+        temporary.replace(target)
+    card = found.model_copy(
+        update={
+            "weights": found.weights.model_copy(update={"url": None}),
+            "description": f"{found.network} network imported from {source.name}",
+        }
+    )
+    write_card(card)
+    return card
+
+
+def load(path: Path, card: Card) -> dict[str, Tensor]:
+    """Weights by BasicSR's keys in fp32, exactly those that the card's network has; ModelError otherwise."""
+    import torch
+
+    from vsr_hpc.models.networks import expected_shapes
+
+    state = pick_state(_read(path), str(path))
+    names = plain_names(dict.fromkeys(state), str(path))
+    tensors = {names[key]: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    wanted = expected_shapes(card)
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    if found != wanted:
+        raise ModelError(f"{path}: does not fit model {card.name}: {_difference(found, wanted)}")
+    return {key: value.to(torch.float32) for key, value in tensors.items()}
+
+
+def _read(path: Path) -> object:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file of weights")
+    if path.stat().st_size > MAX_BYTES:
+        raise ModelError(f"{path}: {path.stat().st_size} bytes; weights above {MAX_BYTES} bytes are refused")
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as exc:
+        raise ModelError(
+            f"{path}: refused: its pickle holds more than weights and could run code; "
+            f"export the weights alone (a plain state dict or safetensors). PyTorch says: {_first_line(exc)}"
+        ) from exc
+    except Exception as exc:  # a damaged file can raise anything; all of it means the same to the user
+        raise ModelError(
+            f"{path}: cannot be read as weights ({type(exc).__name__}: {_first_line(exc)}); "
+            "download or export it again"
+        ) from exc
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).splitlines() or [""])[0][:200]
+
+
+def _difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str:
+    missing = sorted(wanted.keys() - found.keys())
+    foreign = sorted(found.keys() - wanted.keys())
+    other = [key for key in sorted(wanted.keys() & found.keys()) if wanted[key] != found[key]]
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} weights are missing (first: {missing[0]})")
+    if foreign:
+        parts.append(f"{len(foreign)} are foreign (first: {foreign[0]})")
+    if other:
+        parts.append(f"{other[0]} has shape {found[other[0]]}, wanted {wanted[other[0]]}")
+    return "; ".join(parts) + ". `vsr models import` recognises a file's own network"
+
+
+def _checked(path: Path, sha256: str | None, card: Card) -> Path:
+    if not path.is_file():
+        raise ModelError(f"model {card.name}: {path} is gone; put it back or import it again")
+    if sha256 is not None and (found := file_sha256(path)) != sha256:
+        raise ModelError(
+            f"model {card.name}: {path} has sha256 {found}, wanted {sha256}; it is not the card's file"
+        )
+    return path
+
+
+# Download --------------------------------------------------------------------------------------------------
+
+
+def _download(card: Card, weights: Weights, sha256: str | None, progress: Progress | None) -> Path:
+    assert weights.url is not None
+    folder = cache_folder() / "incoming"
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{hashlib.sha256(weights.url.encode()).hexdigest()[:16]}-{weights.file}.part"
+    with _locked(part.with_suffix(".lock")):
+        if sha256 is not None and (done := cache_folder() / sha256 / weights.file).is_file():
+            return _checked(done, sha256, card)  # another process fetched it meanwhile
+        log.info("download started model=%s url=%s", card.name, weights.url)
+        _fetch(card, weights, part, progress)
+        found = file_sha256(part)
+        if sha256 is not None and found != sha256:
+            part.unlink()
+            raise ModelError(
+                f"model {card.name}: {weights.url} gave a file with sha256 {found}, wanted {sha256}; "
+                "it was removed. Try again; if it stays so, the file at that address was replaced"
+            )
+        if sha256 is None:
+            _record(weights, found)
+        target = cache_folder() / found / weights.file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(target)
+    log.info("download done model=%s sha256=%s", card.name, found)
+    return target
+
+
+def _fetch(card: Card, weights: Weights, part: Path, progress: Progress | None) -> None:
+    """Complete `part`, going on where an earlier try or process stopped."""
+    assert weights.url is not None
+    for attempt in range(_TRIES):
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            if _fetch_rest(weights, part, progress):
+                return
+        except urllib.error.HTTPError as exc:
+            if exc.code < 500 and exc.code not in (408, 429):
+                raise ModelError(f"model {card.name}: {weights.url} answers {exc.code} {exc.reason}") from exc
+            cause: object = exc
+        except (OSError, http.client.HTTPException) as exc:
+            cause = exc
+        else:
+            cause = "the connection ended early"
+        log.warning("download interrupted model=%s bytes=%d cause=%s", card.name, before, cause)
+        if attempt + 1 < _TRIES:
+            time.sleep(_PAUSE_S * 2**attempt)
+    raise BackendError(
+        f"model {card.name}: {weights.url} could not be fetched ({cause}); what came is kept, so "
+        f"calling again goes on from there. On a node without internet run `vsr models pull {card.name}` elsewhere first"
+    )
+
+
+def _fetch_rest(weights: Weights, part: Path, progress: Progress | None) -> bool:
+    """One request; True when the file is whole."""
+    assert weights.url is not None
+    have = part.stat().st_size if part.exists() else 0
+    if weights.size_bytes is not None and have == weights.size_bytes:
+        return True
+    if weights.size_bytes is not None and have > weights.size_bytes:
+        part.unlink()
+        have = 0
+    headers = {"User-Agent": "vsr_hpc", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    request = urllib.request.Request(weights.url, headers=headers)
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as exc:
+        if exc.code == 416 and have:  # the part is not a beginning of what the server has
+            part.unlink()
+            return False
+        raise
+    with response:
+        goes_on = response.status == 206 and str(response.headers.get("Content-Range", "")).startswith(
+            f"bytes {have}-"
+        )
+        start = have if goes_on else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length is not None and length.isdigit() else weights.size_bytes
+        with part.open("ab" if goes_on else "wb") as file:
+            size = _copy(response, file, start, total, weights, progress)
+    return total is None or size == total
+
+
+def _copy(
+    response: http.client.HTTPResponse,
+    file: BinaryIO,
+    size: int,
+    total: int | None,
+    weights: Weights,
+    progress: Progress | None,
+) -> int:
+    limit = weights.size_bytes or MAX_BYTES
+    while block := response.read(1 << 18):
+        size += len(block)
+        if size > limit:
+            file.truncate(0)
+            raise ModelError(f"{weights.url}: sends more than {limit} bytes; refused")
+        file.write(block)
+        if progress is not None:
+            progress(size, total)
+    file.flush()
+    os.fsync(file.fileno())
+    return size
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; others wait, since both would append to one file."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _record_path(weights: Weights) -> Path:
+    return cache_folder() / "recorded" / hashlib.sha256(str(weights.url).encode()).hexdigest()
+
+
+def _recorded(weights: Weights) -> str | None:
+    path = _record_path(weights)
+    return path.read_text().strip() if weights.url is not None and path.is_file() else None
+
+
+def _record(weights: Weights, sha256: str) -> None:
+    path = _record_path(weights)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(sha256 + "\n")
+    log.warning("the card states no sha256; recorded at first download url=%s sha256=%s", weights.url, sha256)
