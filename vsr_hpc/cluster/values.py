@@ -1,0 +1,115 @@
+"""The short file that a user writes once: which account's network, bucket and money a cluster uses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from vsr_hpc.errors import JobError
+
+Subnet = Annotated[str, StringConstraints(pattern=r"^subnet-[0-9a-f]{8,17}$")]
+# A value goes into YAML and into S3 addresses as it is: these patterns are what makes that safe.
+Bucket = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$")]
+Prefix = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")
+]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
+Cidr = Annotated[str, StringConstraints(pattern=r"^\d{1,3}(\.\d{1,3}){3}/\d{1,2}$")]
+PolicyArn = Annotated[str, StringConstraints(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:policy/[\w+=,.@/-]+$")]
+SecretArn = Annotated[
+    str, StringConstraints(pattern=r"^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@-]+$")
+]
+Region = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[a-z]+)+-\d$")]
+Word = Annotated[str, StringConstraints(pattern=r"^[\w.@:/+-]+$")]
+
+
+class Database(BaseModel):
+    """An existing MySQL-compatible server for Slurm accounting."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: Annotated[str, StringConstraints(pattern=r"^[\w.-]+:\d{2,5}$")]
+    user: Word
+    password_secret_arn: SecretArn
+
+
+class Values(BaseModel):
+    """What `render` puts into a template. Nothing here is a secret."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name = "vsr"
+    region: Region
+    head_subnet: Subnet
+    compute_subnets: Annotated[tuple[Subnet, ...], Field(min_length=1)]
+    key_name: Word
+    ssh_from: Cidr
+    bucket: Bucket
+    prefix: Prefix = "vsr"
+    node_policy_arn: PolicyArn
+    project: Word = "vsr-hpc"
+    head_instance: Word = "t3.medium"
+    spot_nodes: Annotated[int, Field(ge=1, le=1000)] = 32
+    spot_big_nodes: Annotated[int, Field(ge=1, le=1000)] = 8
+    ondemand_nodes: Annotated[int, Field(ge=1, le=1000)] = 4
+    cpu_nodes: Annotated[int, Field(ge=1, le=1000)] = 8
+    shared_storage: Literal["none", "efs"] = "none"
+    container: Word | None = None
+    database: Database | None = None
+    model: Word | None = None
+    budget_usd_per_month: Annotated[float, Field(gt=0)] | None = None
+    budget_email: Annotated[str, StringConstraints(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")] | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Values:
+        if len(set(self.compute_subnets)) != len(self.compute_subnets):
+            raise ValueError(
+                "compute_subnets: a subnet is named twice; give one subnet of each Availability Zone"
+            )
+        if (self.budget_usd_per_month is None) != (self.budget_email is None):
+            raise ValueError("budget_usd_per_month and budget_email: give both or neither")
+        return self
+
+    @property
+    def store_uri(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}"
+
+
+def load_values(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Values:
+    """Read the user's file, let flags win, and report everything that is wrong with it at once."""
+    where = str(path) if path else "flags"
+    content: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text("utf-8"))
+        except FileNotFoundError as exc:
+            raise JobError(
+                f"{path}: no such file; copy cluster-config/values.example.yaml and fill it in"
+            ) from exc
+        except (yaml.YAMLError, UnicodeDecodeError) as exc:
+            raise JobError(f"{path}: not YAML: {exc}") from exc
+        if not isinstance(loaded, dict):
+            raise JobError(f"{path}: expected `name: value` lines")
+        content = loaded
+    content |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    try:
+        return Values.model_validate(content)
+    except ValidationError as exc:
+        raise JobError.from_findings(where, [_sentence(error, content) for error in exc.errors()]) from exc
+
+
+def _sentence(error: Any, content: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in error["loc"]) or "values"
+    if error["type"] == "missing":
+        return f"{place} is missing; cluster-config/values.example.yaml says what it is"
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(Values.model_fields)
+        return f"{place} is not a value that templates use; they use {known}"
+    message = re.sub(r"^Value error, ", "", error["msg"])
+    found = error.get("input")
+    return message if not error["loc"] else f"{place}={found!r}: {message}"
