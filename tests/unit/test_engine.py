@@ -330,7 +330,8 @@ def test_identity_network_keeps_444_within_one_code_even_out_of_range(
 def test_clip_policy_clips_what_carry_carries(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = picture(form=pixel("444"))
     planes = tuple(
-        np.full(shape, code, np.uint8) for shape, code in zip(shown.plane_shapes(), (254, 128, 128))
+        np.full(shape, code, np.uint8)
+        for shape, code in zip(shown.plane_shapes(), (254, 128, 128), strict=True)
     )
     frame = Frame(index=0, planes=planes)
     carried = identity_upscaler(monkeypatch, shown)([frame])[0]

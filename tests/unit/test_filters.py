@@ -1,4 +1,4 @@
-"""Plane-wise filters: exact where nothing moves, sited where chroma really is, bounded where depths differ."""
+"""Plane-wise filters: exact where nothing moves, sited where chroma is, bounded where depths differ."""
 
 from __future__ import annotations
 

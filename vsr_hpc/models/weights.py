@@ -201,6 +201,7 @@ def _fetch(card: Card, weights: Weights, part: Path, progress: Progress | None) 
             if _fetch_rest(weights, part, progress):
                 return
         except urllib.error.HTTPError as exc:
+            exc.close()
             if exc.code < 500 and exc.code not in (408, 429):
                 raise ModelError(f"model {card.name}: {weights.url} answers {exc.code} {exc.reason}") from exc
             cause: object = exc
@@ -213,7 +214,8 @@ def _fetch(card: Card, weights: Weights, part: Path, progress: Progress | None) 
             time.sleep(_PAUSE_S * 2**attempt)
     raise BackendError(
         f"model {card.name}: {weights.url} could not be fetched ({cause}); what came is kept, so "
-        f"calling again goes on from there. On a node without internet run `vsr models pull {card.name}` elsewhere first"
+        "calling again goes on from there. On a node without internet, first run "
+        f"`vsr models pull {card.name}` elsewhere"
     )
 
 
@@ -234,6 +236,7 @@ def _fetch_rest(weights: Weights, part: Path, progress: Progress | None) -> bool
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as exc:
         if exc.code == 416 and have:  # the part is not a beginning of what the server has
+            exc.close()
             part.unlink()
             return False
         raise

@@ -70,12 +70,12 @@ def feather(span: Span, reach: int, length: int) -> tuple[int, int, list[float]]
 
     At the picture's border nothing fades. The sum of all weights at a pixel is divided out afterwards.
     """
-    low = reach if span.start > 0 else 0
-    high = reach if span.stop < length else 0
+    low = min(reach, span.start)
+    high = min(reach, length - span.stop)
     start, stop = span.start - low, span.stop + high
     weights = [1.0] * (stop - start)
-    for i in range(2 * low):
+    for i in range(min(2 * low, len(weights))):
         weights[i] *= (i + 0.5) / (2 * low)
-    for i in range(2 * high):
+    for i in range(min(2 * high, len(weights))):
         weights[len(weights) - 1 - i] *= (i + 0.5) / (2 * high)
     return start, stop, weights
