@@ -35,7 +35,8 @@ def _parse_text(value: object) -> object:
 
 Size = Annotated[tuple[int, int], BeforeValidator(_parse_size)]
 Text = Annotated[str, BeforeValidator(_parse_text)]
-TimePoint = Annotated[str, BeforeValidator(_parse_text), Field(pattern=r"^(\d+:)?(\d+:)?\d+(\.\d+)?$")]
+TimePoint = Annotated[str, BeforeValidator(_parse_text), Field(pattern=r"^((\d+:)?(\d+:)?\d+(\.\d+)?|\d+f)$")]
+"""Seconds, [HH:]MM:SS.mmm, or a frame (250f)."""
 
 
 class PictureSection(_Section):
@@ -144,7 +145,7 @@ def load_job(path: Path) -> JobSpec:
     if len(text) > 1 << 20:
         raise JobError(f"{path}: {len(text)} characters is no job file")
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as exc:
         raise JobError(f"{path}: not YAML: {_one_line(exc)}") from exc
     if not isinstance(document, dict):
@@ -164,6 +165,17 @@ def parse_job(document: dict[str, Any], where: str) -> JobSpec:
         return JobSpec.model_validate(document)
     except ValidationError as exc:
         raise JobError.from_findings(where, [_finding(error) for error in exc.errors()]) from exc
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which only true and false are truth values, so that `on:` is a word (as in YAML 1.2)."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
 
 
 def _finding(error: Any) -> str:

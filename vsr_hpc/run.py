@@ -31,6 +31,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vsr_hpc.errors import JobError, VsrError
+from vsr_hpc.job import JobSpec
 from vsr_hpc.media.clip import Timeline
 from vsr_hpc.plan import Plan
 from vsr_hpc.store import MissingObject, Store, open_store
@@ -198,6 +199,21 @@ class Run:
         self.__dict__.pop("plan", None)
         self.__dict__.pop("timeline", None)
 
+    @classmethod
+    def create(cls, store: Store, job: JobSpec) -> Run:
+        """Announce a run by its job; where one stands already, that one is opened."""
+        store.create("job.json", job.model_dump_json(by_alias=True).encode())
+        return cls(store)
+
+    def job(self) -> JobSpec:
+        return JobSpec.model_validate_json(self.store.read("job.json"))
+
+    def settle_platform(self, platform: dict[str, str]) -> dict[str, str]:
+        """The platform of the run's first worker; the first to say its own decides."""
+        self.store.create("platform.json", json.dumps(platform, sort_keys=True).encode())
+        first: dict[str, str] = json.loads(self.store.read("platform.json"))
+        return first
+
     # What is done and what is missing
 
     def finished(self) -> frozenset[int]:
@@ -358,7 +374,10 @@ class Control:
 
     @classmethod
     def from_names(cls, names: Iterable[str]) -> Control:
-        cancelled, poisoned, retried, avoided, is_stopped = 0, {}, {}, set(), False
+        cancelled, is_stopped = 0, False
+        poisoned: dict[int, int] = {}
+        retried: dict[int, int] = {}
+        avoided: set[str] = set()
         for name in names:
             word, _, rest = name.partition(".")
             if word == "cancelled":

@@ -1,0 +1,3 @@
+from vsr_hpc.cli import main
+
+main()

@@ -1,0 +1,617 @@
+"""The command line: arguments in, one library call, text and exit code out. It decides nothing.
+
+Nothing heavy is imported before a command runs, so that `vsr --help` answers at once on a head node.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from vsr_hpc import __version__
+from vsr_hpc.errors import JobError, MediaError, VerifyError, VsrError
+
+if TYPE_CHECKING:
+    from vsr_hpc.interrupts import StopFlag
+    from vsr_hpc.job import JobSpec
+    from vsr_hpc.run import Done, Run
+
+app = typer.Typer(
+    name="vsr",
+    help="Video super-resolution: one machine, Slurm, AWS Batch; every finished shard is a checkpoint.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(help="The models that are known, and their weights.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+
+class Codec(str, Enum):
+    h264 = "h264"
+    h265 = "h265"
+    av1 = "av1"
+    ffv1 = "ffv1"
+    prores = "prores"
+
+
+class Audio(str, Enum):
+    copy = "copy"
+    aac = "aac"
+    opus = "opus"
+    none = "none"
+
+
+class Where(str, Enum):
+    local = "local"
+    slurm = "slurm"
+    aws_batch = "aws-batch"
+
+
+IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
+IsQuiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")]
+IsNew = Annotated[
+    bool, typer.Option("--new", help="Throw an earlier run of this output away and start over.")
+]
+RunUri = Annotated[
+    str, typer.Argument(help="The run: its folder (OUT.vsr), s3://bucket/prefix, or the output.")
+]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="A model's name (`vsr models list`) or a weights file.")
+]
+Scale = Annotated[float | None, typer.Option("--scale", "-s", help="Factor; the model's own where left out.")]
+Size = Annotated[str | None, typer.Option("--size", help="Output size instead of a factor: 1920x1080.")]
+Tile = Annotated[str, typer.Option("--tile", help="Tile side in input pixels, auto or none.")]
+Batch = Annotated[str, typer.Option("--batch", help="Frames per forward pass, or auto.")]
+Precision = Annotated[str, typer.Option("--precision", help="fp32, bf16, fp16 or auto.")]
+Blend = Annotated[float, typer.Option("--blend", help="Share of the plain bicubic picture, 0 to 1.")]
+Grain = Annotated[float, typer.Option("--grain", help="Film grain to add, in 8-bit codes; seeded by frame.")]
+CodecOption = Annotated[
+    Codec | None, typer.Option("--codec", help="By default one that holds the source's depth.")
+]
+Encoder = Annotated[str | None, typer.Option("--encoder", help="An FFmpeg encoder, for example h264_nvenc.")]
+Crf = Annotated[int | None, typer.Option("--crf", help="Constant quality; lower is better.")]
+Qp = Annotated[int | None, typer.Option("--qp", help="Constant quantiser.")]
+Lossless = Annotated[bool, typer.Option("--lossless", help="Lose nothing in encoding.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="The encoder's preset.")]
+PixFmt = Annotated[
+    str | None, typer.Option("--pix-fmt", help="A planar FFmpeg pixel format; the source's if left out.")
+]
+EncoderParams = Annotated[str, typer.Option("--encoder-params", help="key=value:key=value for the encoder.")]
+EncoderThreads = Annotated[
+    int | None, typer.Option("--encoder-threads", help="Bytes depend on it; 4 by default.")
+]
+AudioOption = Annotated[Audio, typer.Option("--audio", help="What becomes of sound.")]
+Drop = Annotated[
+    list[str], typer.Option("--drop", help="A kind of stream to leave out knowingly; may be repeated.")
+]
+Start = Annotated[str | None, typer.Option("--from", help="Begin here: seconds or HH:MM:SS.mmm.")]
+Stop = Annotated[str | None, typer.Option("--to", help="Stop here: seconds or HH:MM:SS.mmm.")]
+Frames = Annotated[int | None, typer.Option("--frames", help="At most this many frames.")]
+Deinterlace = Annotated[bool, typer.Option("--deinterlace", help="Make whole frames of interlaced fields.")]
+FieldOrder = Annotated[str, typer.Option("--field-order", help="auto, progressive, tff or bff.")]
+Rate = Annotated[
+    str | None, typer.Option("--rate", help="Frame rate of an image sequence, for example 24000/1001.")
+]
+AllowGaps = Annotated[bool, typer.Option("--allow-gaps", help="Accept missing numbers in an image sequence.")]
+Workers = Annotated[
+    int, typer.Option("--workers", "-w", help="Worker processes; one per visible GPU by default.")
+]
+Gpus = Annotated[str | None, typer.Option("--gpus", help="Which GPUs: 0,1.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads for all workers together.")]
+ChunkS = Annotated[
+    float | None, typer.Option("--chunk-s", help="Seconds of clip in one chunk; about 10 by default.")
+]
+ShardS = Annotated[float, typer.Option("--shard-s", help="Seconds of work in one shard, about.")]
+RunLocation = Annotated[str | None, typer.Option("--run", help="Where the run is kept; OUT.vsr by default.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that stands at the output.")]
+KeepSegments = Annotated[bool, typer.Option("--keep-segments", help="Keep the segments after the merge.")]
+Strict = Annotated[bool, typer.Option("--strict", help="One platform for all workers: equal bytes promised.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Say the version and leave.")] = False,
+    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; twice for all.")] = 0,
+) -> None:
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    if version:
+        typer.echo(f"vsr {__version__}")
+        raise typer.Exit
+
+
+@app.command(no_args_is_help=True)
+def upscale(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="IN... OUT", help="Clip, still, folder or pattern; then output.")
+    ],
+    model: Model = "bicubic",
+    scale: Scale = None,
+    size: Size = None,
+    tile: Tile = "auto",
+    batch: Batch = "auto",
+    precision: Precision = "auto",
+    blend: Blend = 0.0,
+    grain: Grain = 0.0,
+    codec: CodecOption = None,
+    encoder: Encoder = None,
+    crf: Crf = None,
+    qp: Qp = None,
+    lossless: Lossless = False,
+    preset: Preset = None,
+    pix_fmt: PixFmt = None,
+    encoder_params: EncoderParams = "",
+    encoder_threads: EncoderThreads = None,
+    audio: AudioOption = Audio.copy,
+    drop: Drop = [],  # noqa: B006 - typer copies it
+    start: Start = None,
+    stop: Stop = None,
+    frames: Frames = None,
+    deinterlace: Deinterlace = False,
+    field_order: FieldOrder = "auto",
+    rate: Rate = None,
+    allow_gaps: AllowGaps = False,
+    workers: Workers = 1,
+    gpus: Gpus = None,
+    threads: Threads = None,
+    chunk_s: ChunkS = None,
+    shard_s: ShardS = 45.0,
+    run: RunLocation = None,
+    overwrite: Overwrite = False,
+    keep_segments: KeepSegments = False,
+    strict: Strict = False,
+    new: IsNew = False,
+    is_quiet: IsQuiet = False,
+    is_json: IsJson = False,
+) -> None:
+    """Make a clip bigger on this machine. Called again after any interruption, it goes on where it was.
+
+    \b
+    vsr upscale in.mkv out.mkv --model realesr-animevideov3
+    vsr upscale in.mp4 out.mkv --size 1920x1080 --codec h265 --crf 20
+    vsr upscale a.mp4 b.mp4 folder/            several inputs into a folder
+    vsr upscale frames/ bigger/ --rate 24      a folder of images
+    """
+    common: dict[str, Any] = {
+        "model": model,
+        "overwrite": overwrite,
+        "picture": {
+            "scale": scale, "size": size, "tile": _number_or_word(tile), "batch": _number_or_word(batch),
+            "precision": precision, "blend": blend, "grain": grain, "deinterlace": deinterlace,
+            "field_order": field_order,
+        },
+        "video": {
+            "codec": codec.value if codec else None, "encoder": encoder, "crf": crf, "qp": qp,
+            "lossless": lossless, "preset": preset, "pix_fmt": pix_fmt, "params": _pairs(encoder_params),
+            "threads": encoder_threads,
+        },
+        "streams": {"audio": audio.value, "drop": tuple(drop)},
+        "range": {"from": start, "to": stop, "frames": frames},
+        "images": {"rate": rate, "allow_gaps": allow_gaps},
+        "run": {
+            "location": run, "workers": workers, "gpus": _numbers(gpus), "threads": threads,
+            "chunk_s": chunk_s, "shard_s": shard_s, "keep_segments": keep_segments,
+            "reproducible": "strict" if strict else "mixed",
+        },
+    }  # fmt: skip
+    from vsr_hpc.inputs import expand
+    from vsr_hpc.job import parse_job
+
+    for source, output in expand(paths, model):
+        job = parse_job({**common, "input": source, "output": output}, "vsr upscale")
+        _launch(job, is_new=new, is_quiet=is_quiet, is_json=is_json)
+
+
+@app.command(no_args_is_help=True)
+def submit(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A job file; jobs/ has some to copy.")],
+    on: Annotated[
+        Where | None, typer.Option("--on", help="Where to run it; the job file's `on` otherwise.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show the plan; start nothing.")
+    ] = False,
+    new: IsNew = False,
+    is_quiet: IsQuiet = False,
+    is_json: IsJson = False,
+) -> None:
+    """Run a job file. Prints the run's URI; the same job submitted again continues.
+
+    \b
+    vsr submit jobs/film.yaml --on local
+    vsr submit jobs/film.yaml --dry-run
+    """
+    from vsr_hpc.job import load_job
+
+    job = load_job(job_file)
+    if on is not None:
+        job = job.model_copy(update={"on": on.value})
+    if dry_run:
+        _show_plan(job, is_json=is_json)
+    else:
+        _launch(job, is_new=new, is_quiet=is_quiet, is_json=is_json)
+
+
+@app.command(no_args_is_help=True)
+def plan(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A job file.")], is_json: IsJson = False
+) -> None:
+    """Check a job against its clip, model and disk, and show how it would be cut. Starts nothing.
+
+    \b
+    vsr plan jobs/film.yaml
+    """
+    from vsr_hpc.job import load_job
+
+    _show_plan(load_job(job_file), is_json=is_json)
+
+
+@app.command(no_args_is_help=True)
+def resume(
+    run_uri: RunUri,
+    workers: Annotated[int | None, typer.Option("--workers", "-w", help="Workers this time.")] = None,
+    retry_poisoned: Annotated[
+        bool, typer.Option("--retry-poisoned", help="Try shards that were set aside.")
+    ] = False,
+    is_quiet: IsQuiet = False,
+    is_json: IsJson = False,
+) -> None:
+    """Make what is still missing of a run, and finish it.
+
+    \b
+    vsr resume out.mkv.vsr
+    """
+    from vsr_hpc.launch import retry
+
+    run = _open(run_uri)
+    retry(run, retries_poisoned=retry_poisoned)
+    how = run.job().run
+    how = how if workers is None else how.model_copy(update={"workers": workers})
+    _carry_out(run, run.job().model_copy(update={"run": how}), is_quiet=is_quiet, is_json=is_json)
+
+
+@app.command(no_args_is_help=True)
+def status(
+    run_uri: RunUri,
+    is_watched: Annotated[bool, typer.Option("--watch", help="Stay and show it in place.")] = False,
+    is_json: IsJson = False,
+) -> None:
+    """How far a run is: shards, speed, workers, where the time goes, what failed.
+
+    \b
+    vsr status out.mkv.vsr --watch
+    """
+    from rich.console import Console
+
+    from vsr_hpc.progress import status_lines, watch
+    from vsr_hpc.status import read_status
+
+    run = _open(run_uri)
+    if is_watched and not is_json:
+        watch(lambda: read_status(run))
+        return
+    found = read_status(run)
+    if is_json:
+        _answer(found)
+        return
+    for line in status_lines(found):
+        Console().print(line)
+
+
+@app.command(no_args_is_help=True)
+def cancel(run_uri: RunUri) -> None:
+    """Stop a run's workers; what is finished stays, and `vsr resume` goes on from there.
+
+    \b
+    vsr cancel out.mkv.vsr
+    """
+    run = _open(run_uri)
+    run.cancel()
+    typer.echo(f"cancelled: {run.uri}; its workers leave after their present frames, `vsr resume` goes on")
+
+
+@app.command()
+def runs(is_json: IsJson = False) -> None:
+    """The runs that you began on this machine."""
+    from vsr_hpc.launch import remembered_runs
+    from vsr_hpc.run import Run
+    from vsr_hpc.status import read_status
+
+    found = [read_status(Run.open(uri)) for uri in remembered_runs()]
+    if is_json:
+        _answer([{"uri": each.uri, "state": each.state, "frames": each.frames} for each in found])
+        return
+    for each in found:
+        share = f"{each.frames_shown / each.frames:4.0%}" if each.frames else "   -"
+        typer.echo(f"{each.state:<11} {share}  {each.uri}")
+
+
+@app.command(no_args_is_help=True)
+def logs(
+    run_uri: RunUri,
+    worker: Annotated[
+        str | None, typer.Option("--worker", help="Only workers whose name holds this.")
+    ] = None,
+) -> None:
+    """What a run's workers said.
+
+    \b
+    vsr logs out.mkv.vsr --worker gpu-node-3
+    """
+    run = _open(run_uri)
+    found = [facts.name for facts in run.store.list("logs/") if worker is None or worker in facts.name]
+    if not found:
+        raise JobError(f"{run.uri}: no logs{f' of a worker named {worker}' if worker else ' yet'}")
+    for name in found:
+        typer.echo(f"== {name.removeprefix('logs/')}")
+        typer.echo(run.store.read(name).decode(errors="replace"), nl=False)
+
+
+@app.command("worker", no_args_is_help=True)
+def worker_command(
+    run_uri: RunUri,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 for all.")] = 0,
+    task: Annotated[str, typer.Option("--task", help="The scheduler's name of this worker's place.")] = "",
+    restart: Annotated[int, typer.Option("--restart", help="How often this place was started before.")] = 0,
+    with_parent: Annotated[int, typer.Option("--with-parent", help="Leave when this process is gone.")] = 0,
+    is_quiet: IsQuiet = False,
+) -> None:
+    """Work on a run until nothing is missing. This is what executors start.
+
+    \b
+    vsr worker out.mkv.vsr
+    """
+    from vsr_hpc import worker
+    from vsr_hpc.interrupts import StopFlag, signals_set, spot_watched
+
+    if not is_quiet:
+        logging.getLogger("vsr_hpc").setLevel(logging.INFO)
+    options = worker.WorkerOptions(threads=threads, task=task, restart=restart, parent=with_parent)
+    stop = StopFlag()
+    with signals_set(stop), spot_watched(stop):
+        outcome = worker.work(run_uri, options, stop)
+    if not is_quiet:
+        why = f", stopped: {outcome.reason.value}" if outcome.reason else ""
+        typer.echo(f"{outcome.shards} shards, {outcome.frames} frames{why}", err=True)
+
+
+@app.command(no_args_is_help=True)
+def finish(run_uri: RunUri, is_json: IsJson = False) -> None:
+    """Merge a run whose shards are all done, and verify it. Harmless when called twice.
+
+    \b
+    vsr finish out.mkv.vsr
+    """
+    from vsr_hpc.launch import finish_here
+
+    _report_done(finish_here(_open(run_uri)), is_json=is_json)
+
+
+@app.command(no_args_is_help=True)
+def verify(
+    source: Annotated[str, typer.Argument(metavar="IN", help="The source clip.")],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="What was made of it.")],
+    deep: Annotated[bool, typer.Option("--deep/--packets", help="Decode and compare every picture.")] = True,
+    audio: AudioOption = Audio.copy,
+    drop: Drop = [],  # noqa: B006 - typer copies it
+    start: Start = None,
+    stop: Stop = None,
+    frames: Frames = None,
+    is_json: IsJson = False,
+) -> None:
+    """Prove an output: frames, timestamps, streams, tags, and that each picture is its input's. Exit code 5 if not.
+
+    \b
+    vsr verify in.mkv out.mkv
+    """
+    from vsr_hpc.launch import verify_here
+
+    result = verify_here(
+        source,
+        output,
+        is_deep=deep,
+        audio=audio.value,
+        drop=tuple(drop),
+        start=start,
+        stop=stop,
+        frames=frames,
+    )
+    if is_json:
+        _answer(result)
+    else:
+        for line in result.lines():
+            typer.echo(line)
+    if not result.ok:
+        raise VerifyError(f"{output} is not the whole, true output of {source}")
+
+
+@models_app.command("list")
+def models_list(is_json: IsJson = False) -> None:
+    """The models that `--model` takes by name."""
+    from vsr_hpc.models.cards import all_cards
+
+    cards = all_cards()
+    if is_json:
+        _answer(list(cards))
+        return
+    width = max(len(card.name) for card in cards)
+    for card in cards:
+        factor = "any" if card.is_filter else f"x{card.scale}"
+        typer.echo(f"{card.name:<{width}}  {factor:<4} {card.description}")
+
+
+@models_app.command("show", no_args_is_help=True)
+def models_show(name: Annotated[str, typer.Argument(help="A model's name or a weights file.")]) -> None:
+    """One model's card."""
+    from vsr_hpc.models.cards import find_card
+
+    _answer(find_card(name))
+
+
+@models_app.command("pull", no_args_is_help=True)
+def models_pull(name: Annotated[str, typer.Argument(help="A model's name.")]) -> None:
+    """Fetch a model's weights into the cache and check them."""
+    from vsr_hpc.models import weights
+    from vsr_hpc.models.cards import find_card
+
+    typer.echo(str(weights.ensure(find_card(name))))
+
+
+@models_app.command("import", no_args_is_help=True)
+def models_import(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A .pth or .safetensors file.")],
+    name: Annotated[str | None, typer.Option("--name", help="The model's name from now on.")] = None,
+) -> None:
+    """Recognise the network in a file of weights and keep it as a model of your own."""
+    from vsr_hpc.models import weights
+
+    card = weights.import_weights(path, name)
+    typer.echo(f"{card.name}: {card.network} x{card.scale}")
+
+
+def main() -> None:
+    """The entry point: errors become one line on stderr and the exit code that schedulers know."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as exc:
+        sys.exit(exc.exit_code)
+    except VsrError as exc:
+        _fail(exc, exc.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("vsr: aborted; call again to go on from the last finished shard", file=sys.stderr)  # noqa: T201
+        os._exit(
+            130
+        )  # stages may still be inside the network; waiting for them is what a second Ctrl-C refuses
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
+    except Exception as exc:
+        if not hasattr(exc, "format_message"):  # click's usage errors, wherever this typer keeps its click
+            raise
+        exc.show()  # type: ignore[attr-defined]
+        sys.exit(2)
+
+
+def _fail(error: VsrError, code: int) -> NoReturn:
+    print(f"vsr: {error}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)
+
+
+def _launch(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool) -> None:
+    from vsr_hpc.launch import submit as begin
+
+    submitted = begin(job, is_new=is_new)
+    if not is_quiet:
+        for note in submitted.notes:
+            typer.echo(f"note: {note}", err=True)
+    _carry_out(submitted.run, job, is_quiet=is_quiet, is_json=is_json)
+
+
+def _carry_out(run: Run, job: JobSpec, *, is_quiet: bool, is_json: bool) -> None:
+    from vsr_hpc.interrupts import StopFlag, signals_set
+    from vsr_hpc.launch import ensure_plan, run_here
+    from vsr_hpc.progress import Watching
+
+    if job.on != "local":
+        raise JobError(f"on: {job.on} is not available in this version; use local")
+    stop = StopFlag()
+    with signals_set(stop):
+        ensure_plan(run)
+        with Watching(run, is_quiet=is_quiet) as watching:
+            done = run_here(run, stop, how=job.run, on_beat=watching.on_beat, on_tick=watching.on_tick)
+    if done is None:
+        _stopped(run, stop)
+    _report_done(done, is_json=is_json)
+
+
+def _stopped(run: Run, stop: StopFlag) -> NoReturn:
+    left = len(run.missing())
+    why = stop.reason.value if stop.reason else "stopped"
+    typer.echo(f"{why}: {left} of {run.plan.shard_count} shards are missing; call again to go on", err=True)
+    raise typer.Exit(130)
+
+
+def _report_done(done: Done, *, is_json: bool) -> None:
+    if is_json:
+        _answer(done)
+        return
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(done.output)
+
+
+def _show_plan(job: JobSpec, *, is_json: bool) -> None:
+    from vsr_hpc.launch import plan_only
+
+    made, notes = plan_only(job)
+    if is_json:
+        typer.echo(made.to_json().decode())
+        return
+    picture, clip = made.picture, made.clip.picture
+    typer.echo(
+        f"input    {made.clip.uri}  {clip.width}x{clip.height} {clip.pixel.name}  {made.frames} frames"
+    )
+    encoding = made.encoding.encoder if made.encoding else "images"
+    typer.echo(f"output   {job.output}  {picture.width}x{picture.height} {picture.pixel.name}  {encoding}")
+    typer.echo(f"model    {made.card.name}")
+    typer.echo(f"work     {made.shard_count} shards of {made.chunk_count} chunks")
+    if made.seconds_per_frame:
+        minutes = made.seconds_per_frame * made.frames / 60
+        typer.echo(
+            f"time     about {minutes:.1f} min with one worker here ({1 / made.seconds_per_frame:.2f} fps)"
+        )
+    typer.echo(f"disk     {made.scratch_bytes / 2**30:.2f} GiB for segments and output")
+    for note in notes:
+        typer.echo(f"note     {note}")
+
+
+def _open(uri: str) -> Run:
+    """A run by its own place, or by the output beside which it lies."""
+    from vsr_hpc.run import Run
+
+    beside = f"{uri.rstrip('/')}.vsr"
+    if "://" not in uri and not (Path(uri) / "job.json").exists() and (Path(beside) / "job.json").exists():
+        return Run.open(beside)
+    return Run.open(uri)
+
+
+def _answer(found: Any) -> None:
+    from pydantic import TypeAdapter
+
+    typer.echo(json.dumps(TypeAdapter(Any).dump_python(found, mode="json"), indent=1))
+
+
+def _number_or_word(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as exc:
+        raise JobError(f"--gpus {text!r}: write numbers with commas, for example 0,1") from exc
+
+
+def _pairs(text: str) -> dict[str, str]:
+    pairs = {}
+    for part in filter(None, text.split(":")):
+        key, separator, value = part.partition("=")
+        if not separator:
+            raise JobError(f"--encoder-params: {part!r} is not key=value")
+        pairs[key] = value
+    return pairs
+
+
+__all__ = ["MediaError", "app", "main"]

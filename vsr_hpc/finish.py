@@ -1,0 +1,174 @@
+"""Merge and verify: receipts become the output file, atomically; killed at any moment, it starts again.
+
+Packets are copied, never re-encoded. Each segment's sha256 is checked against its receipt on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+from vsr_hpc.claims import take_single
+from vsr_hpc.errors import BackendError, JobError, SpaceError, VerifyError
+from vsr_hpc.media.images import extract_archives
+from vsr_hpc.media.mux import MergeReport, SegmentPart, merge
+from vsr_hpc.prepare import streams_request
+from vsr_hpc.run import Done, Liveness, Receipt, Run, SegmentFacts
+from vsr_hpc.source import open_source
+
+log = logging.getLogger(__name__)
+
+
+def try_finish(run: Run, worker: str, node: str) -> Done | None:
+    """Finish the run unless another worker does; the end of it, or None where somebody else is at it."""
+    done = run.done()
+    if done is not None:
+        return done
+    lease = take_single(run, "finish", worker, node, Liveness(run=run, task="", worker=worker))
+    if lease is None:
+        return None
+    try:
+        return finish(run)
+    except BaseException as exc:
+        run.give_back(lease, "stopped", node, str(exc))
+        raise
+
+
+def finish(run: Run) -> Done:
+    """Merge a complete run into its output. VerifyError where something is missing or not as recorded."""
+    done = run.done()
+    if done is not None and _is_in_place(done):
+        return done
+    began = time.monotonic()
+    receipts = _complete_receipts(run)
+    output = Path(run.plan.job.output)
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial{output.suffix}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parts = tuple(_part(run, segment) for receipt in receipts for segment in receipt.segments)
+        report = _merge(run, parts, partial, output)
+        _refuse_stranger(run, output, report)
+        _replace(partial, output)
+    except OSError as exc:
+        raise _translated(exc, output) from exc
+    finally:
+        _remove(partial)
+    done = Done(
+        output=str(output),
+        frames=report.frames,
+        size_bytes=report.size_bytes,
+        sha256=report.sha256,
+        offset_s=float(report.offset),
+        notes=report.notes,
+        platforms=len({tuple(sorted(receipt.platform.items())) for receipt in receipts}),
+        finished_s=time.time(),
+        seconds={"merge": round(time.monotonic() - began, 3)},
+    )
+    run.write_done(done)
+    if not run.plan.job.run.keep_segments:
+        _sweep(run)
+    log.info("run finished output=%s frames=%d sha256=%s", output, done.frames, done.sha256)
+    return done
+
+
+def _complete_receipts(run: Run) -> tuple[Receipt, ...]:
+    missing = run.missing()
+    if missing:
+        poisoned = run.poisoned()
+        text = "".join(f"\n  shard {each.shard:05d} was set aside: {each.reason}" for each in poisoned)
+        hint = " (--retry-poisoned tries the set aside ones again)" if poisoned else ""
+        raise VerifyError(
+            f"{run.uri}: {len(missing)} of {run.plan.shard_count} shards are missing; "
+            f"`vsr resume` makes them{hint}{text}"
+        )
+    receipts = run.receipts()
+    frames = sum(segment.frames for receipt in receipts for segment in receipt.segments)
+    if frames != run.plan.frames:
+        raise VerifyError(f"{run.uri}: receipts hold {frames} frames, the plan has {run.plan.frames}")
+    return receipts
+
+
+def _part(run: Run, segment: SegmentFacts) -> SegmentPart:
+    """A segment that is brought to this machine when its turn comes, and let go afterwards."""
+    held = contextlib.ExitStack()
+    return SegmentPart(
+        fetch=lambda: held.enter_context(run.store.local(segment.name)),
+        frames=segment.frames,
+        sha256=segment.sha256,
+        done=lambda path: held.close(),
+    )
+
+
+def _merge(run: Run, parts: tuple[SegmentPart, ...], partial: Path, output: Path) -> MergeReport:
+    plan = run.plan
+    if plan.encoding is None:
+        return extract_archives(parts, partial)
+    return merge(
+        parts,
+        clip=plan.clip,
+        timeline=run.timeline,
+        source=open_source(plan.clip.uri),
+        picture=plan.picture,
+        encoding=plan.encoding,
+        output=partial,
+        request=streams_request(plan.job),
+        frames=(plan.start, plan.stop),
+        name=output,
+    )
+
+
+def _is_in_place(done: Done) -> bool:
+    output = Path(done.output)
+    return output.is_dir() or (output.is_file() and output.stat().st_size == done.size_bytes)
+
+
+def _refuse_stranger(run: Run, output: Path, report: MergeReport) -> None:
+    """A file that came to stand at the output since the job was checked is not ours to replace."""
+    if not output.is_file() or run.plan.job.overwrite:
+        return
+    if _sha256(output) != report.sha256:
+        raise JobError(f"{output}: a file has appeared here since the job began; move it away and call again")
+
+
+def _replace(partial: Path, output: Path) -> None:
+    if partial.is_dir():
+        output.mkdir(exist_ok=True)
+        for path in sorted(partial.iterdir()):
+            path.replace(output / path.name)
+        return
+    partial.replace(output)
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        partial.unlink(missing_ok=True)
+
+
+def _sweep(run: Run) -> None:
+    """The output is whole: segments, orphans and scratch files are not needed any more."""
+    for prefix in ("segments/", "tmp/"):
+        for facts in run.store.list(prefix):
+            run.store.delete(facts.name)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def _translated(exc: OSError, output: Path) -> SpaceError | BackendError:
+    import errno
+
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SpaceError(f"{output}: the disk is full; free some space and call again, nothing is lost")
+    return BackendError(f"{output}: {exc.strerror or exc}")

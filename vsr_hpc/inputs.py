@@ -1,0 +1,61 @@
+"""Several inputs, folders and globs become (input, output) pairs."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from vsr_hpc.errors import JobError
+
+_CLIP_SUFFIXES = frozenset(
+    {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob", ".flv"}
+    | {".wmv", ".h264", ".264", ".hevc", ".265", ".y4m", ".3gp", ".ogv", ".mxf"}
+)
+_KEPT_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv"})
+_IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".exr", ".jpg", ".jpeg", ".webp", ".bmp"})
+
+
+def expand(paths: list[str], model: str) -> tuple[tuple[str, str], ...]:
+    """The last path is the output: a file for one input, a folder for several."""
+    if len(paths) < 2:
+        raise JobError("name an input and an output: vsr upscale IN OUT")
+    *sources, output = paths
+    found = [clip for source in sources for clip in _clips(source)]
+    if len(found) == 1 and not _is_folder_for_clips(output, found[0]):
+        return ((found[0], output),)
+    if len(found) > 1 and Path(output).suffix.lower() in _CLIP_SUFFIXES | _IMAGE_SUFFIXES:
+        raise JobError(f"{len(found)} inputs cannot all become {output}; name a folder as the last argument")
+    pairs = tuple((clip, str(Path(output) / _output_name(clip))) for clip in found)
+    doubled = {target for _, target in pairs if [other for _, other in pairs].count(target) > 1}
+    if doubled:
+        raise JobError(f"several inputs would become {', '.join(sorted(doubled))}; upscale them one by one")
+    return pairs
+
+
+def _clips(source: str) -> list[str]:
+    path = Path(source)
+    if path.is_dir():
+        entries = sorted(entry for entry in path.iterdir() if entry.is_file())
+        clips = [str(entry) for entry in entries if entry.suffix.lower() in _CLIP_SUFFIXES]
+        return clips or [source]
+    if not path.exists() and any(mark in source for mark in "*?["):
+        matches = sorted(glob.glob(source))  # noqa: PTH207 - a pattern may be absolute
+        if not matches:
+            raise JobError(f"{source}: nothing matches this pattern")
+        if all(Path(match).suffix.lower() in _IMAGE_SUFFIXES for match in matches):
+            return [source]
+        return matches
+    return [source]
+
+
+def _is_folder_for_clips(output: str, source: str) -> bool:
+    """A folder takes clips by name, but is itself the output of an image sequence."""
+    is_folder = Path(output).is_dir() or output.endswith("/")
+    is_sequence = Path(source).is_dir() or "%" in source or any(mark in source for mark in "*?[")
+    return is_folder and not is_sequence
+
+
+def _output_name(clip: str) -> str:
+    path = Path(clip)
+    keeps = path.suffix.lower() in _KEPT_SUFFIXES | _IMAGE_SUFFIXES
+    return path.name if keeps else f"{path.stem}.mkv"

@@ -1,0 +1,206 @@
+"""Begin or continue a run, and see it to its end on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vsr_hpc.errors import BackendError, JobError, MediaError
+from vsr_hpc.executors import local
+from vsr_hpc.interrupts import StopFlag
+from vsr_hpc.job import JobSpec, RunSection
+from vsr_hpc.media import clip as clips
+from vsr_hpc.media.writer import encoder_build
+from vsr_hpc.plan import Plan, check_same, fingerprint
+from vsr_hpc.prepare import Prepared, check_space, frame_range, prepare
+from vsr_hpc.run import Done, Heartbeat, Run
+from vsr_hpc.status import read_status
+from vsr_hpc.store import Store, open_store
+
+if TYPE_CHECKING:
+    from vsr_hpc.verify import Verification
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """A run that is ready for workers."""
+
+    run: Run
+    notes: tuple[str, ...]
+    is_continued: bool
+
+
+def submit(job: JobSpec, *, is_new: bool = False) -> Submitted:
+    """Open the job's run, or make one. Refused where the run there was made with other settings."""
+    store = open_store(job.run_uri)
+    if is_new:
+        _discard(store)
+    if store.exists("job.json"):
+        run = Run(store)
+        done = run.done()
+        if done is None or Path(done.output).exists():
+            notes = _check_continues(run, job)
+            return Submitted(run=run, notes=notes, is_continued=True)
+        log.warning("the finished output is gone, starting over output=%s", done.output)
+        _discard(store)
+    prepared = prepare(job)
+    run = Run.create(store, job)
+    _remember(run)
+    return Submitted(run=run, notes=prepared.notes, is_continued=False)
+
+
+def ensure_plan(run: Run) -> None:
+    """Make the plan here and now where there is none yet, and check that the run fits its disk."""
+    if not run.has_plan():
+        from vsr_hpc.worker import plan_run
+
+        plan_run(run)
+    check_space(run.plan, run.uri, run.store.free_bytes())
+
+
+def run_here(
+    run: Run,
+    stop: StopFlag,
+    *,
+    how: RunSection | None = None,
+    on_beat: Callable[[Heartbeat], None] = lambda heartbeat: None,
+    on_tick: Callable[[], None] = lambda: None,
+) -> Done | None:
+    """Do what is missing on this machine and finish; None where the flag was set before the end.
+
+    `how` says with how many workers, GPUs and threads this time; the plan's job where it is left out.
+    """
+    from vsr_hpc import worker
+    from vsr_hpc.finish import try_finish
+
+    how = how or run.plan.job.run
+    gpus = local.visible_gpus() if how.gpus is None else how.gpus
+    missing = run.missing()
+    workers = max(1, min(max(how.workers, len(gpus)), len(missing)))
+    run.start_round("local", workers, len(missing))
+    done: Done | None = None
+    if missing and workers == 1:
+        options = worker.WorkerOptions(threads=how.threads or 0)
+        worker.work(run.uri, options, stop, on_beat)
+    elif missing:
+        threads = max(1, (how.threads or len(os.sched_getaffinity(0))) // workers)
+        local.run_workers(run, workers=workers, gpus=gpus, threads=threads, stop=stop, on_tick=on_tick)
+    if run.missing() and stop.is_set():
+        return None
+    poisoned = run.poisoned()
+    if poisoned:
+        raise MediaError(
+            "\n".join(f"shard {each.shard:05d} cannot be made: {each.reason}" for each in poisoned)
+        )
+    if not run.missing():
+        done = try_finish(run, f"finish-{os.getpid()}", os.uname().nodename)
+    if done is None and not stop.is_set():
+        raise BackendError(f"{run.uri}: work is left but other workers hold it; `vsr status` shows them")
+    return done
+
+
+def retry(run: Run, *, retries_poisoned: bool = False) -> int:
+    """Let shards that were set aside be tried again; how many they are."""
+    return run.retry_poisoned() if retries_poisoned else 0
+
+
+def finish_here(run: Run) -> Done:
+    """Merge and verify a complete run in this process."""
+    from vsr_hpc.finish import try_finish
+
+    done = try_finish(run, f"finish-{os.getpid()}", os.uname().nodename)
+    if done is None:
+        raise BackendError(f"{run.uri}: another process is finishing this run")
+    return done
+
+
+def plan_only(job: JobSpec) -> tuple[Plan, tuple[str, ...]]:
+    """The plan that a job would get, and what the user should know; nothing is written."""
+    from vsr_hpc.prepare import make_plan
+    from vsr_hpc.worker import calibrate
+
+    prepared = prepare(job)
+    plan, _ = make_plan(prepared, calibrate)
+    return plan, prepared.notes
+
+
+def verify_here(
+    source: str,
+    output: str,
+    *,
+    is_deep: bool,
+    audio: str,
+    drop: tuple[str, ...],
+    start: str | None,
+    stop: str | None,
+    frames: int | None,
+) -> Verification:
+    """Compare an output with its source."""
+    from vsr_hpc.verify import verify
+
+    return verify(source, output, deep=is_deep, audio=audio, drop=drop, start=start, stop=stop, frames=frames)
+
+
+def remembered_runs() -> tuple[str, ...]:
+    """URIs of the runs that this user began on this machine and that still exist."""
+    uris = []
+    for path in sorted(_register().glob("*.json"), key=lambda each: each.stat().st_mtime):
+        try:
+            uri = str(json.loads(path.read_text(encoding="utf-8"))["uri"])
+        except (OSError, ValueError, KeyError):
+            continue
+        if "://" in uri or (Path(uri) / "job.json").exists():
+            uris.append(uri)
+        else:
+            path.unlink(missing_ok=True)
+    return tuple(uris)
+
+
+def _remember(run: Run) -> None:
+    folder = _register()
+    folder.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(run.uri.encode()).hexdigest()[:16]
+    (folder / f"{name}.json").write_text(json.dumps({"uri": run.uri}), encoding="utf-8")
+
+
+def _register() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "vsr_hpc" / "runs"
+
+
+def _discard(store: Store) -> None:
+    if not store.exists("job.json"):
+        return
+    alive = read_status(Run(store)).alive
+    if alive:
+        names = ", ".join(worker.heartbeat.worker for worker in alive)
+        raise JobError(f"{store.uri}: workers are still at it ({names}); `vsr cancel {store.uri}` stops them")
+    store.remove_all()
+
+
+def _check_continues(run: Run, job: JobSpec) -> tuple[str, ...]:
+    """Compare what decides bytes; how many workers do it may change from call to call."""
+    prepared = prepare(job.model_copy(update={"overwrite": True}))
+    if run.has_plan():
+        check_same(run.plan.fingerprint, _fingerprint(run, prepared), run.uri)
+    return prepared.notes
+
+
+def _fingerprint(run: Run, prepared: Prepared) -> dict[str, str]:
+    job = prepared.job
+    return fingerprint(
+        job,
+        content_sha256=clips.content_hash(prepared.source),
+        card=prepared.card,
+        picture=prepared.picture,
+        encoding=prepared.encoding,
+        frames=frame_range(job, run.timeline),
+        encoder_build=encoder_build(),
+    )

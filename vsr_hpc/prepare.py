@@ -1,0 +1,289 @@
+"""From a job to a plan: read headers and settings, collect every finding, then measure the clip once.
+
+`prepare` is cheap and runs on a laptop or head node; `make_plan` demuxes the source and freezes the plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+from vsr_hpc.errors import JobError, SpaceError
+from vsr_hpc.job import JobSpec
+from vsr_hpc.media import clip as clips
+from vsr_hpc.media.clip import Clip, Source, Timeline
+from vsr_hpc.media.containers import StreamsRequest, check_container
+from vsr_hpc.media.images import is_image_output
+from vsr_hpc.media.picture import Picture, PixelFormat
+from vsr_hpc.media.writer import Encoding, VideoRequest, encoder_build, pixel_format, resolve_encoding
+from vsr_hpc.models.cards import Card, find_card
+from vsr_hpc.plan import Plan, chunk_borders, fingerprint, shard_borders
+from vsr_hpc.source import open_source
+from vsr_hpc.upscale.geometry import Geometry, output_geometry
+from vsr_hpc.upscale.settings import UpscaleRequest
+
+log = logging.getLogger(__name__)
+
+_BITS_PER_PIXEL = {"h264": 0.35, "h265": 0.3, "av1": 0.25, "ffv1": 6.0, "prores": 3.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A job that fits its clip, model and output, as far as headers tell."""
+
+    job: JobSpec
+    source: Source
+    clip: Clip
+    card: Card
+    picture: Picture
+    encoding: Encoding | None
+    notes: tuple[str, ...]
+
+
+def prepare(job: JobSpec) -> Prepared:
+    """Check everything that can be known without decoding. Raises one error with all findings."""
+    findings = _place_findings(job)
+    card = _card_or_finding(job, findings)
+    source = open_source(job.input)
+    clip = clips.probe(source, frame_rate=Fraction(job.images.rate) if job.images.rate else None)
+    if job.picture.field_order != "auto":
+        clip = replace(clip, interlace=job.picture.field_order)
+    findings += _interlace_findings(job, clip)
+    if card is None:
+        raise JobError.from_findings("job", findings)
+    notes: list[str] = list(clip.findings)
+    picture, encoding = _output(job, clip, card, findings, notes)
+    if encoding is not None:
+        findings += check_container(clip, encoding, Path(job.output), streams_request(job))
+    if findings:
+        raise JobError.from_findings("job", findings)
+    return Prepared(
+        job=job,
+        source=source,
+        clip=clip,
+        card=card,
+        picture=picture,
+        encoding=encoding,
+        notes=tuple(notes),
+    )
+
+
+def make_plan(
+    prepared: Prepared, calibrate: Callable[[Prepared, Timeline], float | None]
+) -> tuple[Plan, bytes]:
+    """Demux and hash the source once, cut it, freeze all of it; the second value is the timeline as bytes."""
+    job, clip, card = prepared.job, prepared.clip, prepared.card
+    timeline = clips.index(clip, prepared.source)
+    content = clips.content_hash(prepared.source)
+    start, stop = frame_range(job, timeline)
+    pixels = clip.picture.width * clip.picture.height
+    chunks = chunk_borders(
+        start,
+        stop,
+        frame_rate=_mean_rate(timeline, start, stop),
+        operations_per_frame=float(card.operations_per_pixel) * pixels,
+        chunk_s=job.run.chunk_s,
+    )
+    speed = calibrate(prepared, timeline) if len(chunks) > 2 else None
+    packed = timeline.to_bytes()
+    plan = Plan(
+        job=job,
+        clip=clip,
+        card=card,
+        picture=prepared.picture,
+        encoding=prepared.encoding,
+        chunk_borders=chunks,
+        shard_borders=shard_borders(
+            chunks, seconds_per_frame=speed, shard_s=job.run.shard_s, workers=job.run.workers
+        ),
+        timeline_sha256=hashlib.sha256(packed).hexdigest(),
+        fingerprint=fingerprint(
+            job,
+            content_sha256=content,
+            card=card,
+            picture=prepared.picture,
+            encoding=prepared.encoding,
+            frames=(start, stop),
+            encoder_build=encoder_build(),
+        ),
+        seconds_per_frame=speed,
+        scratch_bytes=_scratch_bytes(prepared, stop - start),
+    )
+    return plan, packed
+
+
+def frame_range(job: JobSpec, timeline: Timeline) -> tuple[int, int]:
+    """The frames [start, stop) that a job asks for."""
+    wanted = job.range
+    begin, end = (
+        None if each is None else clips.parse_position(each) for each in (wanted.start, wanted.stop)
+    )
+    start, stop = clips.select_range(timeline, begin, end)
+    return start, stop if wanted.frames is None else min(stop, start + wanted.frames)
+
+
+def upscale_request(job: JobSpec, pixel: PixelFormat) -> UpscaleRequest:
+    """The engine's view of a job."""
+    wanted = job.picture
+    return UpscaleRequest(
+        scale=None if wanted.scale is None else Fraction(str(wanted.scale)).limit_denominator(10_000),
+        size=wanted.size,
+        pixel=pixel,
+        tile=None if wanted.tile == "auto" else 0 if wanted.tile == "none" else wanted.tile,
+        batch=None if wanted.batch == "auto" else wanted.batch,
+        precision=None if wanted.precision == "auto" else wanted.precision,
+        blend=wanted.blend,
+        grain=wanted.grain,
+        seed=wanted.seed,
+    )
+
+
+def streams_request(job: JobSpec) -> StreamsRequest:
+    return StreamsRequest(audio=job.streams.audio, drop=job.streams.drop)
+
+
+def check_space(prepared_plan: Plan, run_uri: str, free_bytes: int | None) -> None:
+    """Refuse a run that cannot fit where its segments and its output go."""
+    if free_bytes is not None and free_bytes < prepared_plan.scratch_bytes:
+        raise SpaceError(
+            f"{run_uri}: the run needs about {_gib(prepared_plan.scratch_bytes)} for segments and output, "
+            f"{_gib(free_bytes)} are free; free some space or put the run elsewhere with --run"
+        )
+
+
+def _place_findings(job: JobSpec) -> list[str]:
+    if "://" in job.output:
+        return []
+    output = Path(job.output)
+    findings = []
+    if "://" not in job.input and _same_file(Path(job.input), output):
+        return [f"output: {job.output} is the input itself; name another file"]
+    if output.is_dir() and not is_image_output(job.output):
+        return [f"output: {job.output} is a folder; name a file in it, for example {output / 'out.mkv'}"]
+    if output.exists() and output.is_file() and not job.overwrite:
+        findings.append(f"output: {job.output} exists; --overwrite replaces it")
+    folder = output.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        findings.append(f"output: {folder} is not a folder")
+    elif not _is_writable(folder):
+        findings.append(
+            f"output: {folder} cannot be written to; choose another place or change its permissions"
+        )
+    return findings
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.resolve() == other.resolve() or (other.exists() and one.samefile(other))
+    except OSError:
+        return False
+
+
+def _is_writable(folder: Path) -> bool:
+    """Proved by writing: access bits lie on network file systems and read-only mounts."""
+    probe = folder / f".vsr-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def _card_or_finding(job: JobSpec, findings: list[str]) -> Card | None:
+    try:
+        return find_card(job.model)
+    except JobError as exc:
+        findings.append(f"model: {exc}")
+        return None
+
+
+def _interlace_findings(job: JobSpec, clip: Clip) -> list[str]:
+    if clip.interlace in ("tff", "bff") and not job.picture.deinterlace:
+        return [
+            f"input: {clip.uri} is interlaced ({clip.interlace}); --deinterlace makes whole frames of its fields, "
+            "--field-order progressive overrides the diagnosis"
+        ]
+    return []
+
+
+def _output(
+    job: JobSpec, clip: Clip, card: Card, findings: list[str], notes: list[str]
+) -> tuple[Picture, Encoding | None]:
+    """The output's picture and encoding; faults are added to the findings and a stand-in is returned."""
+    try:
+        geometry = _geometry(job, clip, card, _wanted_pixel(job, clip.picture))
+    except JobError as exc:
+        findings.append(str(exc))
+        return clip.picture, None
+    if is_image_output(job.output):
+        return geometry.picture, None
+    try:
+        encoding = resolve_encoding(_video_request(job, Path(job.output)), geometry.picture)
+    except JobError as exc:
+        findings.append(str(exc))
+        return geometry.picture, None
+    if encoding.pixel != geometry.picture.pixel:
+        geometry = _geometry(job, clip, card, encoding.pixel)
+    notes += geometry.notes
+    return replace(geometry.picture, pixel=encoding.pixel), encoding
+
+
+def _geometry(job: JobSpec, clip: Clip, card: Card, pixel: PixelFormat) -> Geometry:
+    wanted = job.picture
+    scale = None if wanted.scale is None else Fraction(str(wanted.scale)).limit_denominator(10_000)
+    return output_geometry(clip.picture, pixel, scale=scale, size=wanted.size, default_scale=card.scale)
+
+
+def _wanted_pixel(job: JobSpec, picture: Picture) -> PixelFormat:
+    if job.video.pix_fmt is None:
+        return picture.pixel
+    try:
+        return pixel_format(job.video.pix_fmt)
+    except ValueError as exc:
+        raise JobError(f"video.pix_fmt: {exc}") from exc
+
+
+def _video_request(job: JobSpec, output: Path) -> VideoRequest:
+    video = job.video
+    is_webm = output.suffix.lower() == ".webm"
+    return VideoRequest(
+        codec=video.codec or ("av1" if is_webm else None),
+        encoder=video.encoder,
+        crf=video.crf,
+        qp=video.qp,
+        lossless=video.lossless,
+        preset=video.preset,
+        pix_fmt=video.pix_fmt,
+        encoder_params=tuple(video.params.items()),
+        threads=video.threads,
+    )
+
+
+def _mean_rate(timeline: Timeline, start: int, stop: int) -> Fraction:
+    """Frames per second of the range, by its own timestamps; 24 where a single frame tells nothing."""
+    if stop - start < 2:
+        return Fraction(24)
+    ticks = int(timeline.pts[stop - 1]) - int(timeline.pts[start])
+    if ticks <= 0:
+        return Fraction(24)
+    return Fraction(stop - start - 1) / (ticks * timeline.time_base)
+
+
+def _scratch_bytes(prepared: Prepared, frames: int) -> int:
+    """Segments and output side by side, generously."""
+    pixels = prepared.picture.width * prepared.picture.height * frames
+    codec = prepared.encoding.codec if prepared.encoding else "ffv1"
+    return int(2 * pixels * _BITS_PER_PIXEL[codec] / 8) + prepared.clip.size_bytes + (16 << 20)
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB"

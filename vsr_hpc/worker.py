@@ -1,0 +1,362 @@
+"""A worker: lease a missing shard, make its segments, write its receipt, take the next.
+
+Identical workers need to know nothing of each other. Whoever finds nothing missing finishes the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vsr_hpc import finish
+from vsr_hpc.claims import Claims
+from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError, SpaceError, VsrError
+from vsr_hpc.interrupts import Reason, StopFlag
+from vsr_hpc.media.clip import Timeline
+from vsr_hpc.media.images import ArchiveWriter
+from vsr_hpc.media.reader import read_frames
+from vsr_hpc.media.writer import SegmentWriter, encoder_build
+from vsr_hpc.models import weights
+from vsr_hpc.pipeline import ChunkWriter, Stopped, Upscaling, Workbench, make_segments
+from vsr_hpc.plan import Plan, Shard
+from vsr_hpc.prepare import Prepared, make_plan, prepare, upscale_request
+from vsr_hpc.run import Cause, Control, Heartbeat, Lease, Process, Receipt, Run, new_worker_id
+from vsr_hpc.runlog import RunLog
+from vsr_hpc.source import open_source
+
+if TYPE_CHECKING:
+    from vsr_hpc.upscale.engine import Upscaler
+
+log = logging.getLogger(__name__)
+
+_BACKEND_ERRORS_IN_A_ROW = 2
+_BACK_OFF_S = (1.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """What differs between workers of one run."""
+
+    node: str = field(default_factory=lambda: os.environ.get("SLURMD_NODENAME") or os.uname().nodename)
+    task: str = ""
+    """The scheduler's name of this worker's place; a restarted task has the same one."""
+    restart: int = 0
+    threads: int = 0
+    """CPU threads for decoding and the network; 0 takes all that this process may use."""
+    parent: int = 0
+    """The process that started this one, where its death should end this worker; 0 for none."""
+    does_finish: bool = True
+    waits: bool = True
+    """Whether to stay for a lease window when all that is missing is held by others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a worker's life ended."""
+
+    reason: Reason | None
+    """None: it ran out of work."""
+    shards: int
+    frames: int
+    is_complete: bool
+
+
+Watcher = Callable[[Heartbeat], None]
+
+
+def work(
+    uri: str, options: WorkerOptions, stop: StopFlag, on_beat: Watcher = lambda heartbeat: None
+) -> Outcome:
+    """Work on a run until nothing is missing, nothing is free, or the flag is set."""
+    run = Run.open(uri)
+    worker = Worker(run, options, stop, on_beat)
+    with worker.beating():
+        return worker.live()
+
+
+class Worker:
+    """The state that a worker's threads share: its heartbeat and its view of the run."""
+
+    def __init__(self, run: Run, options: WorkerOptions, stop: StopFlag, on_beat: Watcher) -> None:
+        process = Process.current()
+        self._run, self._options, self._stop, self._on_beat = run, options, stop, on_beat
+        self._lock = threading.Lock()
+        self._control = run.control()
+        self._beat = Heartbeat(
+            worker=new_worker_id(options.node),
+            host=process.host,
+            node=options.node,
+            pid=process.pid,
+            process_start=process.process_start,
+            boot=process.boot,
+            task=options.task,
+            round=run.round_number(),
+            restart=options.restart,
+            started_s=time.time(),
+        )
+        self._shard_began = time.monotonic()
+        self._seconds_per_frame: float | None = None
+        self._platform: dict[str, str] = {}
+        self._log = RunLog()
+
+    # The heartbeat
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """Say 'alive' at regular times, and hear whether the run was cancelled, until the block ends."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(self._run.store.poll_s * 2 / 3):
+                if self._options.parent and os.getppid() != self._options.parent:
+                    self._stop.set(Reason.TERMINATED)
+                try:
+                    self._control = self._run.control()
+                    if self._control.is_stopped or self._control.is_cancelled(self._beat.round):
+                        self._stop.set(Reason.CANCELLED)
+                    self._say()
+                except VsrError as exc:
+                    log.warning("heartbeat failed error=%s", exc)
+
+        package = logging.getLogger("vsr_hpc")
+        level_before = package.level
+        package.setLevel(logging.INFO)
+        package.addHandler(self._log)
+        log.info(
+            "worker began worker=%s node=%s restart=%d",
+            self._beat.worker,
+            self._beat.node,
+            self._beat.restart,
+        )
+        self._say()
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+            log.info("worker leaves shards=%d frames=%d", self._beat.shards, self._beat.frames)
+        except Exception as exc:
+            log.info("worker leaves error=%s", exc)
+            raise
+        finally:
+            ended.set()
+            thread.join()
+            with contextlib.suppress(VsrError):
+                self._say(state="left", shard=None)
+            package.removeHandler(self._log)
+            package.setLevel(level_before)
+
+    def _say(self, **changes: object) -> None:
+        with self._lock:
+            fresh = {"counter": self._beat.counter + 1, "updated_s": time.time(), **changes}
+            self._beat = self._beat.model_copy(update=fresh)
+            beat = self._beat
+        self._run.beat(beat)
+        self._log.flush_to(self._run.store, f"{beat.worker}.{beat.restart}")
+        self._on_beat(beat)
+
+    def _note_frames(self, count: int) -> None:
+        with self._lock:
+            update = {"shard_frames": self._beat.shard_frames + count, "frames": self._beat.frames + count}
+            self._beat = self._beat.model_copy(update=update)
+            beat = self._beat
+        self._on_beat(beat)
+
+    # Life
+
+    def live(self) -> Outcome:
+        run = self._run
+        self._ensure_plan()
+        bench: Workbench | None = None
+        claims = Claims(run=run, worker=self._beat.worker, node=self._beat.node, task=self._options.task)
+        backend_errors, idle_since = 0, time.monotonic()
+        while not self._stop.is_set():
+            lease = claims.next(self._control)
+            if lease is None:
+                if claims.is_complete(self._control):
+                    break
+                if not self._options.waits or time.monotonic() - idle_since > run.store.lease_window_s:
+                    break
+                self._beat = self._beat.model_copy(update={"state": "waiting"})
+                self._stop.wait(min(run.store.poll_s, 1.0))
+                continue
+            shard = run.plan.shard(int(lease.name))
+            try:
+                bench = bench or self._set_up()
+                self._do(bench, shard, lease)
+                claims.forget(shard.index)
+                backend_errors = 0
+            except Stopped:
+                self._give_back(lease, "stopped", f"{self._stop.reason}")
+                break
+            except MediaError as exc:
+                self._give_back(lease, "media", str(exc))
+                claims.released(shard.index)
+                log.warning("shard failed shard=%05d error=%s", shard.index, exc)
+            except (SpaceError, ModelError):
+                self._give_back(lease, "stopped", "the worker left with an error")
+                raise
+            except BackendError as exc:
+                self._give_back(lease, "backend", str(exc))
+                claims.released(shard.index)
+                backend_errors += 1
+                log.warning("backend error shard=%05d in_a_row=%d error=%s", shard.index, backend_errors, exc)
+                if backend_errors >= _BACKEND_ERRORS_IN_A_ROW:
+                    self._leave_node(exc)
+                    raise
+                self._stop.wait(_BACK_OFF_S[min(backend_errors, len(_BACK_OFF_S)) - 1])
+            except BaseException:
+                self._give_back(lease, "stopped", "the worker left with an error")
+                raise
+            idle_since = time.monotonic()
+        is_complete = self._finish_if_complete(claims)
+        return Outcome(
+            reason=self._stop.reason,
+            shards=self._beat.shards,
+            frames=self._beat.frames,
+            is_complete=is_complete,
+        )
+
+    def _ensure_plan(self) -> None:
+        if not self._run.has_plan():
+            plan_run(self._run, self._options.threads)
+
+    def _set_up(self) -> Workbench:
+        plan = self._run.plan
+        check_encoder(plan)
+        upscaler, self._platform = build_upscaler(plan, self._threads())
+        self._check_platform(self._platform)
+        upscaler.canary()
+        self._beat = self._beat.model_copy(update={"device": self._platform["device"]})
+        return Workbench(
+            plan=plan,
+            timeline=self._run.timeline,
+            source=open_source(plan.clip.uri),
+            upscaler=upscaler,
+            scratch=self._run.store.scratch,
+            decoder_threads=min(2, self._threads()),
+            new_writer=lambda path: _new_writer(plan, path),
+            publish=self._run.store.put_file,
+        )
+
+    def _check_platform(self, platform: dict[str, str]) -> None:
+        """`reproducible: strict` keeps a run on the platform of its first worker."""
+        if self._run.plan.job.run.reproducible == "strict":
+            first = self._run.settle_platform(platform)
+            if first != platform:
+                differing = ", ".join(f"{key} {first.get(key)} / {platform.get(key)}" for key in first)
+                raise BackendError(
+                    f"this worker's platform is not the run's (reproducible: strict): {differing}"
+                )
+
+    def _threads(self) -> int:
+        return self._options.threads or len(os.sched_getaffinity(0))
+
+    def _do(self, bench: Workbench, shard: Shard, lease: Lease) -> None:
+        began, began_s = time.monotonic(), time.time()
+        self._shard_began = began
+        self._say(state="working", shard=shard.index, shard_frames=0)
+        work_done = make_segments(
+            bench,
+            shard,
+            on_frames=self._note_frames,
+            should_drop=lambda left: not self._stop.allows(left * (self._seconds_per_frame or 0.0)),
+        )
+        receipt = Receipt(
+            shard=shard.index,
+            worker=self._beat.worker,
+            generation=lease.generation,
+            segments=work_done.segments,
+            platform={**self._platform, "batch": str(bench.upscaler.batch)},
+            seconds=work_done.seconds,
+            clipped=work_done.clipped,
+            started_s=round(began_s, 3),
+            finished_s=round(time.time(), 3),
+        )
+        if not self._run.record(receipt):
+            log.info("shard was done by another worker shard=%05d", shard.index)
+        took = time.monotonic() - began
+        self._seconds_per_frame = took / shard.frames
+        total = dict(self._beat.seconds)
+        for stage, seconds in work_done.seconds.items():
+            total[stage] = round(total.get(stage, 0.0) + seconds, 3)
+        self._beat = self._beat.model_copy(update={"shards": self._beat.shards + 1, "seconds": total})
+        log.info("shard done shard=%05d frames=%d seconds=%.2f", shard.index, shard.frames, took)
+
+    def _give_back(self, lease: Lease, cause: Cause, text: str) -> None:
+        try:
+            self._run.give_back(lease, cause, self._beat.node, text)
+        except VsrError as exc:
+            log.warning("lease not given back lease=%s error=%s", lease.name, exc)
+
+    def _leave_node(self, error: BackendError) -> None:
+        """Let the executors keep this node out of the next round; one's own machine is never shunned."""
+        if self._run.plan.job.on != "local":
+            self._run.avoid_node(self._beat.node, str(error))
+
+    def _finish_if_complete(self, claims: Claims) -> bool:
+        control: Control = self._control
+        if not claims.is_complete(control):
+            return False
+        if self._stop.is_set() or not self._options.does_finish or control.poisoned:
+            return False
+        self._say(state="finishing", shard=None)
+        return finish.try_finish(self._run, self._beat.worker, self._beat.node) is not None
+
+
+def _new_writer(plan: Plan, path: Path) -> ChunkWriter:
+    if plan.encoding is None:
+        return ArchiveWriter(path, plan.picture, plan.clip, plan.job.output)
+    rate = plan.clip.frame_rate or Fraction(25)
+    return SegmentWriter(path, plan.encoding, plan.picture, time_base=1 / rate)
+
+
+def build_upscaler(plan: Plan | Prepared, threads: int) -> tuple[Upscaler, dict[str, str]]:
+    """The engine for a plan on this machine's device, with its weights checked; and its platform."""
+    from vsr_hpc.upscale.engine import Upscaler, platform_record, resolve_settings, tune_allocator
+
+    tune_allocator()
+    request = upscale_request(plan.job, plan.picture.pixel)
+    settings = resolve_settings(request, plan.card, plan.clip.picture)
+    path = weights.ensure(plan.card) if plan.card.weights else None
+    upscaler = Upscaler(plan.card, path, plan.clip.picture, plan.picture, settings, threads=threads)
+    return upscaler, platform_record(settings.device, settings.precision)
+
+
+def check_encoder(plan: Plan) -> None:
+    """Segments of different encoder builds may not join, so a node with another build does not begin."""
+    planned, here = json.loads(plan.fingerprint["encoder build"]), encoder_build()
+    if planned != here:
+        raise JobError(
+            f"this machine encodes with {here}, the run was planned with {planned}; install the same"
+        )
+
+
+def plan_run(run: Run, threads: int = 0) -> None:
+    """Make the plan of a run that has only its job yet."""
+    prepared = prepare(run.job())
+    plan, timeline = make_plan(prepared, lambda ready, index: calibrate(ready, index, threads))
+    run.write_plan(plan, timeline)
+
+
+def calibrate(prepared: Prepared, timeline: Timeline, threads: int = 0) -> float:
+    """Seconds per frame on this machine, from a few frames; decides shard lengths and nothing else."""
+    upscaler, _ = build_upscaler(prepared, threads or len(os.sched_getaffinity(0)))
+    stop = min(len(timeline), 3)
+    frames = list(read_frames(prepared.clip, timeline, prepared.source, 0, stop))
+    upscaler(frames[:1])
+    began = time.perf_counter()
+    for frame in frames:
+        upscaler([frame])
+    return (time.perf_counter() - began) / len(frames)
+
+
+__all__ = ["Outcome", "Upscaling", "WorkerOptions", "build_upscaler", "calibrate", "plan_run", "work"]
