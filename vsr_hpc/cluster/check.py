@@ -8,7 +8,7 @@ from pathlib import Path as File
 from typing import Any
 
 from vsr_hpc.cluster import account, costs, pcluster, rules, safety, slurm_settings
-from vsr_hpc.cluster.document import LEVELS, Document, Finding, Level, parse
+from vsr_hpc.cluster.document import LEVELS, Document, Finding, Level, parse, place_in_words
 from vsr_hpc.cluster.render import Rendered, find_template, render
 from vsr_hpc.cluster.values import Values
 from vsr_hpc.errors import JobError, VsrError
@@ -69,7 +69,10 @@ def check(
     version, ran = "", 0
     if ask_pcluster:
         version, ran, theirs = _theirs(rendered.text, name)
-        findings += _new(theirs, findings)
+        findings += [
+            each if each.path else replace(each, path=place_in_words(document, each.message))
+            for each in _new(theirs, findings)
+        ]
     if has_budget is False:
         text = (
             "no budget: set budget_usd_per_month and budget_email, so that a forgotten cluster writes to you"
@@ -91,18 +94,24 @@ def check(
 
 
 def check_named(
-    template: str, values: Values | None, *, model: str = "", ask_account: bool | None = None
+    template: str,
+    values: Values | None,
+    *,
+    model: str = "",
+    ask_account: bool | None = None,
+    ask_pcluster: bool = True,
 ) -> CheckReport:
     """`check` on a template with values, or on a file that is rendered already."""
     rendered = load(template, values)
     if values is None:
-        return check(rendered, model=model, ask_account=ask_account)
+        return check(rendered, model=model, ask_account=ask_account, ask_pcluster=ask_pcluster)
     return check(
         rendered,
         name=values.name,
         model=model or values.model or "",
         ask_account=ask_account,
         has_budget=values.budget_email is not None,
+        ask_pcluster=ask_pcluster,
     )
 
 

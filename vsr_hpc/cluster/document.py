@@ -91,6 +91,17 @@ def _walk(node: yaml.Node, path: Path) -> Iterator[tuple[Path, int, bool]]:
             yield from _walk(child, (*path, index))
 
 
+def place_in_words(document: Document, message: str) -> Path:
+    """The longest value of the document that a message quotes: where a finding without a place belongs."""
+    best: Path = ()
+    longest = 3
+    for path in document.lines:
+        value = at(document.value, *path)
+        if isinstance(value, str) and len(value) > longest and value in message.split():
+            best, longest = path, len(value)
+    return best
+
+
 def at(value: Any, *path: str | int) -> Any:
     """Walk down `path`; None where anything on the way is missing or of another kind."""
     for part in path:
