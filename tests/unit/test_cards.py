@@ -111,3 +111,9 @@ def test_a_broken_user_card_names_its_file() -> None:
     (folder / "broken.yaml").write_text(yaml.safe_dump({"name": "broken"}))
     with pytest.raises(JobError, match=r"broken\.yaml"):
         find_card("broken")
+
+
+def test_settings_and_geometry_import_no_torch() -> None:
+    code = "import sys, vsr_hpc.upscale.settings, vsr_hpc.upscale.geometry; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -11,8 +11,9 @@ import torch
 
 from vsr_hpc.errors import MediaError
 from vsr_hpc.media.picture import Colour, Picture, PixelFormat
-from vsr_hpc.upscale.colour import Coding, check_rgb_path, quantise, shape, unshape
+from vsr_hpc.upscale.colour import Coding, quantise, shape, unshape
 from vsr_hpc.upscale.filters import plane_axes, resample
+from vsr_hpc.upscale.geometry import check_rgb_path
 
 SUBSAMPLING = {"420": (1, 1), "422": (1, 0), "444": (0, 0)}
 WIDTH, HEIGHT = 160, 64

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError
 from vsr_hpc.media.picture import Colour, Frame, Picture, PixelFormat
 from vsr_hpc.models.cards import Card, Precision, card_of_file, find_card
-from vsr_hpc.models.networks import build
+from vsr_hpc.models.networks import Rrdb, build
 from vsr_hpc.upscale import engine
 from vsr_hpc.upscale.engine import (
     DeviceFacts,
@@ -261,6 +261,54 @@ def test_an_error_that_is_not_memory_is_not_swallowed(
     monkeypatch.setattr(made, "_pass", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         made([noise_frame(picture())])
+
+
+def test_a_device_fault_is_a_backend_error(
+    compact: tuple[Card, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = upscaler(*with_shown(compact, picture()))
+
+    def broken(frames: list[Frame]) -> list[Frame]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(made, "_pass", broken)
+    with pytest.raises(BackendError, match="frame 0: CUDA error"):
+        made([noise_frame(picture())])
+
+
+def test_a_frame_of_another_size_is_a_media_error() -> None:
+    made = upscaler(find_card("bicubic"), picture())
+    with pytest.raises(MediaError, match="frame 7"):
+        made([noise_frame(picture(34, 24), 7)])
+
+
+def test_feathered_rrdb_tiles_stay_near_the_whole(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    path = tmp_path / "rrdb.safetensors"
+    save_file(Rrdb(num_feat=8, num_block=1, num_grow_ch=4, scale=2).state_dict(), path)
+    card = card_of_file(path).model_copy(update={"overlap": 8})
+    assert not card.is_tiled_exactly
+    shown = picture(67, 45, form=pixel("444"))
+    frame = noise_frame(shown)
+    whole = upscaler(card, shown, path, tile=0)([frame])[0]
+    tiled = upscaler(card, shown, path, tile=16)([frame])[0]
+    for a, b in zip(whole.planes, tiled.planes, strict=True):
+        assert a.shape == b.shape == (90, 134)
+        assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["bicubic", "network"])
+def test_kinds_change_through_rgb_without_a_colour_shift(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gbr = PixelFormat(name="gbrp", kind="rgb", depth=8)
+    shown = picture(form=gbr, matrix=0, is_range_tagged=False)
+    planes = tuple(np.full((24, 32), code, np.uint8) for code in (0, 0, 255))  # G, B, R: pure red
+    wanted = {"pixel": pixel(), "scale": Fraction(1)}
+    if name == "network":
+        made = identity_upscaler(monkeypatch, shown, **wanted)
+    else:
+        made = upscaler(find_card(name), shown, **wanted)
+    (out,) = made([Frame(index=0, planes=planes)])
+    assert [int(plane[8, 8]) for plane in out.planes] == [81, 90, 240]  # BT.601, since it is below 720 lines
 
 
 def test_canary_passes_and_catches_nan(compact: tuple[Card, Path]) -> None:

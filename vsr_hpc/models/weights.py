@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import http.client
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from vsr_hpc.errors import BackendError, ModelError
+from vsr_hpc.errors import BackendError, ModelError, SpaceError
 from vsr_hpc.models.cards import Card, Weights, card_of_file, write_card
 from vsr_hpc.models.recognise import file_sha256, pick_state, plain_names
 
@@ -60,7 +61,7 @@ def ensure(card: Card, progress: Progress | None = None) -> Path:
             "import the file again with `vsr models import FILE`"
         )
     if weights.url.startswith("file://"):
-        return _checked(Path(unquote(urlsplit(weights.url).path)), sha256, card)
+        return check_file(card, Path(unquote(urlsplit(weights.url).path)), sha256)
     return _download(card, weights, sha256, progress)
 
 
@@ -153,7 +154,9 @@ def _difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, 
     return "; ".join(parts) + ". `vsr models import` recognises a file's own network"
 
 
-def _checked(path: Path, sha256: str | None, card: Card) -> Path:
+def check_file(card: Card, path: Path, sha256: str | None = None) -> Path:
+    """The path, if its content is what the card (or `sha256`) says; ModelError otherwise."""
+    sha256 = sha256 or (card.weights.sha256 if card.weights else None)
     if not path.is_file():
         raise ModelError(f"model {card.name}: {path} is gone; put it back or import it again")
     if sha256 is not None and (found := file_sha256(path)) != sha256:
@@ -173,7 +176,7 @@ def _download(card: Card, weights: Weights, sha256: str | None, progress: Progre
     part = folder / f"{hashlib.sha256(weights.url.encode()).hexdigest()[:16]}-{weights.file}.part"
     with _locked(part.with_suffix(".lock")):
         if sha256 is not None and (done := cache_folder() / sha256 / weights.file).is_file():
-            return _checked(done, sha256, card)  # another process fetched it meanwhile
+            return check_file(card, done)  # another process fetched it meanwhile
         log.info("download started model=%s url=%s", card.name, weights.url)
         _fetch(card, weights, part, progress)
         found = file_sha256(part)
@@ -206,6 +209,10 @@ def _fetch(card: Card, weights: Weights, part: Path, progress: Progress | None) 
                 raise ModelError(f"model {card.name}: {weights.url} answers {exc.code} {exc.reason}") from exc
             cause: object = exc
         except (OSError, http.client.HTTPException) as exc:
+            if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
+                raise SpaceError(
+                    f"{part.parent}: no space left for {weights.file}; free some and call again"
+                ) from exc
             cause = exc
         else:
             cause = "the connection ended early"

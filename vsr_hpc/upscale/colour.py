@@ -16,44 +16,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vsr_hpc.errors import MediaError
-from vsr_hpc.media.picture import MATRIX_NAMES, Picture
+from vsr_hpc.media.picture import Picture
 from vsr_hpc.upscale.filters import plane_axes, resample
-from vsr_hpc.upscale.geometry import is_full_range
+from vsr_hpc.upscale.geometry import LUMA_WEIGHTS, is_full_range
 
 Planes = Sequence[torch.Tensor]
 """Per plane a (frames, rows, columns) float32 tensor of code values."""
 
-_LUMA_WEIGHTS = {  # (red, blue) of H.273 table 4
-    1: (0.2126, 0.0722),
-    4: (0.30, 0.11),
-    5: (0.299, 0.114),
-    6: (0.299, 0.114),
-    7: (0.212, 0.087),
-    9: (0.2627, 0.0593),
-}
 _YCGCO = ((0.25, 0.5, 0.25), (-0.25, 0.5, -0.25), (0.5, 0.0, -0.5))
 
 # The shaper around a network for scene-linear floats: odd, reversible, steep near black as display codes
 # are; SHAPER_WHITE (linear) becomes 1, and what lies above travels on beyond 1.
 SHAPER_STEEPNESS = 64.0
 SHAPER_WHITE = 100.0
-
-
-def check_rgb_path(picture: Picture) -> None:
-    """MediaError where a clip's coding cannot be taken to RGB; the message names it and the way out."""
-    if picture.pixel.kind != "yuv":
-        return
-    matrix = picture.colour.decoding_matrix(picture.height)
-    if matrix in _LUMA_WEIGHTS or matrix == 8:
-        return
-    if matrix == 0 and not picture.pixel.log2_chroma_w and not picture.pixel.log2_chroma_h:
-        return
-    name = {10: "BT.2020 constant luminance", 14: "ICtCp"}.get(matrix, MATRIX_NAMES.get(matrix, "unknown"))
-    raise MediaError(
-        f"the clip's colour matrix is {name} ({matrix}), which is not converted to RGB for a network; "
-        "use --model bicubic or lanczos, which need no RGB, or convert the clip to bt2020nc or bt709 first"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +116,7 @@ def _rgb_to_ycc(picture: Picture) -> NDArray[np.float64]:
         return np.array(_YCGCO)
     if matrix == 0:  # G, B, R in the planes of Y, U, V
         return np.array(((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)))
-    red, blue = _LUMA_WEIGHTS[matrix]
+    red, blue = LUMA_WEIGHTS[matrix]
     luma = np.array((red, 1 - red - blue, blue), dtype=np.float64)
     cb = (np.array((0.0, 0.0, 1.0)) - luma) / (2 * (1 - blue))
     cr = (np.array((1.0, 0.0, 0.0)) - luma) / (2 * (1 - red))

@@ -15,15 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vsr_hpc.errors import BackendError, JobError, ModelError
+from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError
 from vsr_hpc.media.picture import Frame, Picture, Plane
 from vsr_hpc.models import weights as weight_files
 from vsr_hpc.models.cards import Card, Precision
 from vsr_hpc.models.networks import build
-from vsr_hpc.upscale.colour import Coding, check_rgb_path, quantise
+from vsr_hpc.upscale.colour import Coding, quantise
 from vsr_hpc.upscale.filters import Filter, code_map, plane_axes, resample, scaling_axis
-from vsr_hpc.upscale.geometry import MAX_SIDE, is_full_range, output_geometry, output_picture
+from vsr_hpc.upscale.geometry import (
+    MAX_SIDE,
+    check_rgb_path,
+    is_planewise,
+    output_geometry,
+    output_picture,
+)
 from vsr_hpc.upscale.settings import (
+    PIXEL_PATH_VERSION,
     DeviceFacts,
     DeviceKind,
     UpscaleRequest,
@@ -37,6 +44,7 @@ from vsr_hpc.upscale.tiles import feather, grid, padded
 
 __all__ = [
     "MAX_SIDE",
+    "PIXEL_PATH_VERSION",
     "DeviceFacts",
     "DeviceKind",
     "UpscaleRequest",
@@ -81,7 +89,7 @@ class Upscaler:
             raise JobError(f"model {card.name} is a video network, which this version cannot run yet")
         self._card, self._in, self._out, self._settings = card, picture_in, picture_out, settings
         self._device = torch.device(settings.device)
-        self._goes_through_rgb = not card.is_filter or not _is_planewise(picture_in, picture_out)
+        self._goes_through_rgb = not card.is_filter or not is_planewise(picture_in, picture_out)
         if self._goes_through_rgb:
             check_rgb_path(picture_in)
             check_rgb_path(picture_out)
@@ -98,9 +106,14 @@ class Upscaler:
             try:
                 done += self._pass(part)
             except (MemoryError, RuntimeError) as exc:
-                if not _is_out_of_memory(exc):
+                if _is_out_of_memory(exc):
+                    self._shrink_batch(exc)
+                elif _is_device_fault(exc):
+                    raise BackendError(
+                        f"device {self._settings.device} failed at frame {part[0].index}: {_first_line(exc)}"
+                    ) from exc
+                else:
                     raise
-                self._shrink_batch(exc)
         return done
 
     def canary(self) -> str:
@@ -129,6 +142,8 @@ class Upscaler:
 
     @torch.inference_mode()
     def _pass(self, frames: Sequence[Frame]) -> list[Frame]:
+        for frame in frames:
+            _check_shapes(frame, self._in)
         planes = [self._upload([frame.planes[i] for frame in frames]) for i in range(len(frames[0].planes))]
         results = (
             self._network_planes(planes) if self._network is not None else self._filtered(planes, self._kind)
@@ -154,7 +169,7 @@ class Upscaler:
 
     def _filtered(self, planes: list[Tensor], kind: Filter) -> list[Tensor]:
         """The filter's picture as code values; through RGB only where the output's kind is another."""
-        if _is_planewise(self._in, self._out):
+        if is_planewise(self._in, self._out):
             return [self._filtered_plane(planes, i, kind) for i in range(len(planes))]
         rgb = Coding(self._in).to_rgb(planes)
         return self._coded(self._resized(rgb, kind), planes)
@@ -271,7 +286,7 @@ class Upscaler:
             tile = self._settings.tile or max(self._in.width, self._in.height)
             raise BackendError(
                 f"{self._card.name} does not fit into this {self._settings.device}'s memory with one frame "
-                f"of {self._in.width}x{self._in.height} in tiles of {tile}: {str(exc).splitlines()[0]}; "
+                f"of {self._in.width}x{self._in.height} in tiles of {tile}: {_first_line(exc)}; "
                 f"start the job anew with --tile {max(64, tile // 2 // 32 * 32)}, or use a larger machine"
             ) from exc
         self.batch = max(1, self.batch // 2)
@@ -319,17 +334,6 @@ def tune_allocator() -> bool:
     return bool(mallopt(threshold, 1 << 30) and mallopt(trim, (1 << 31) - 1) and mallopt(top, 0))
 
 
-def _is_planewise(source: Picture, target: Picture) -> bool:
-    same_kind = source.pixel.kind == target.pixel.kind and source.pixel.has_alpha == target.pixel.has_alpha
-    floats = (source.pixel.depth == 32) == (target.pixel.depth == 32)
-    return (
-        same_kind
-        and floats
-        and source.colour.decoding_matrix(source.height) == target.colour.decoding_matrix(target.height)
-        and is_full_range(source) == is_full_range(target)
-    )
-
-
 def _make_repeatable(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
@@ -342,7 +346,24 @@ def _is_out_of_memory(exc: Exception) -> bool:
     if isinstance(exc, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     text = str(exc).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "cannot allocate memory" in text
+    return any(sign in text for sign in ("out of memory", "allocate memory", "alloc_failed"))
+
+
+def _is_device_fault(exc: Exception) -> bool:
+    return any(sign in str(exc) for sign in ("CUDA error", "cuDNN error", "CUBLAS_STATUS", "NVML"))
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).splitlines() or [type(exc).__name__])[0]
+
+
+def _check_shapes(frame: Frame, shown: Picture) -> None:
+    found = tuple(plane.shape for plane in frame.planes)
+    if found != shown.plane_shapes():
+        raise MediaError(
+            f"frame {frame.index} has planes of {found}, the clip is {shown.width}x{shown.height} "
+            f"{shown.pixel.name}; a clip whose size changes on the way cannot be upscaled in one piece"
+        )
 
 
 def _feathered(

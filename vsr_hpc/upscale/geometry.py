@@ -5,12 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from vsr_hpc.errors import JobError
+from vsr_hpc.errors import JobError, MediaError
 from vsr_hpc.media.picture import MATRIX_NAMES, Colour, Picture, PixelFormat
 
 MAX_SIDE = 16384
 MAX_ASPECT_TERM = 65535
 """H.264, H.265 and AV1 store a sample aspect as two 16-bit numbers."""
+
+LUMA_WEIGHTS = {  # (red, blue) of H.273 table 4
+    1: (0.2126, 0.0722),
+    4: (0.30, 0.11),
+    5: (0.299, 0.114),
+    6: (0.299, 0.114),
+    7: (0.212, 0.087),
+    9: (0.2627, 0.0593),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +108,34 @@ def is_full_range(picture: Picture) -> bool:
     if picture.pixel.kind == "rgb":
         return picture.colour.is_full_range or not picture.colour.is_range_tagged
     return picture.colour.is_full_range
+
+
+def is_planewise(source: Picture, target: Picture) -> bool:
+    """Whether a filter can go from plane to plane, never visiting RGB."""
+    same_kind = source.pixel.kind == target.pixel.kind and source.pixel.has_alpha == target.pixel.has_alpha
+    floats = (source.pixel.depth == 32) == (target.pixel.depth == 32)
+    return (
+        same_kind
+        and floats
+        and source.colour.decoding_matrix(source.height) == target.colour.decoding_matrix(target.height)
+        and is_full_range(source) == is_full_range(target)
+    )
+
+
+def check_rgb_path(picture: Picture) -> None:
+    """MediaError where a clip's coding cannot be taken to RGB; the message names it and the way out."""
+    if picture.pixel.kind != "yuv":
+        return
+    matrix = picture.colour.decoding_matrix(picture.height)
+    if matrix in LUMA_WEIGHTS or matrix == 8:
+        return
+    if matrix == 0 and not picture.pixel.log2_chroma_w and not picture.pixel.log2_chroma_h:
+        return
+    name = {10: "BT.2020 constant luminance", 14: "ICtCp"}.get(matrix, MATRIX_NAMES.get(matrix, "unknown"))
+    raise MediaError(
+        f"the clip's colour matrix is {name} ({matrix}), which is not converted to RGB for a network; "
+        "use --model bicubic or lanczos, which need no RGB, or convert the clip to bt2020nc or bt709 first"
+    )
 
 
 def _converted_colour(colour: Colour, height: int, pixel: PixelFormat) -> Colour:

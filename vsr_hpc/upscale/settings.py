@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,11 +13,16 @@ from vsr_hpc.errors import BackendError, JobError
 from vsr_hpc.media.picture import Picture, PixelFormat
 from vsr_hpc.models.cards import Card, Precision
 from vsr_hpc.models.recognise import activation_bytes_per_pixel
-from vsr_hpc.upscale.geometry import output_geometry
+from vsr_hpc.upscale.geometry import check_rgb_path, is_planewise, output_geometry
 from vsr_hpc.upscale.tiles import smallest_tile
+
+log = logging.getLogger(__name__)
 
 DeviceKind = Literal["cpu", "cuda"]
 ClipPolicy = Literal["carry", "clip"]
+
+PIXEL_PATH_VERSION = 1
+"""Counts up whenever the same settings begin to make other pixels; part of a plan's fingerprint."""
 
 SAMPLE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 MEMORY_CLASSES_GIB = (4, 6, 8, 12, 16, 24, 32, 40, 48, 80, 96, 141)
@@ -76,7 +82,10 @@ class UpscaleSettings:
 def resolve_settings(
     request: UpscaleRequest, card: Card, picture: Picture, device: DeviceFacts | None = None
 ) -> UpscaleSettings:
-    """Resolve every `auto`, purely, once the device's facts are given. JobError lists every finding."""
+    """Resolve every `auto`, purely, once the device's facts are given.
+
+    JobError lists every finding; MediaError says that the clip's colour coding has no way to RGB.
+    """
     device = device or device_facts()
     findings = _findings(request, card)
     pixel = request.pixel or picture.pixel
@@ -88,6 +97,9 @@ def resolve_settings(
         findings.insert(0, str(exc))
     if findings:
         raise JobError.from_findings("upscale", findings)
+    if not card.is_filter or not is_planewise(picture, out):
+        check_rgb_path(picture)
+        check_rgb_path(out)
     precision = request.precision or choose_precision(card, device)
     tile = _choose_tile(request, card, picture, precision, device)
     return UpscaleSettings(
@@ -125,11 +137,12 @@ def device_facts(kind: DeviceKind | None = None) -> DeviceFacts:
             raise BackendError(
                 "device cuda: torch sees no CUDA device here; check the driver, or use device cpu"
             )
+        log.warning("an NVIDIA driver is here, but torch sees no CUDA device; the CPU is used")
     flags = cpu_flags()
     return DeviceFacts(
         kind="cpu",
         name=cpu_name(),
-        memory_gib=4,
+        memory_gib=2,  # a tile of this size keeps its activations nearer to the caches than a whole frame
         has_fast_bf16=bool(flags & {"amx_bf16", "avx512_bf16"}),
         has_fast_fp16=False,  # measured: fp16 on a CPU is slower than fp32, also with avx512_fp16
     )
