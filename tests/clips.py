@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import av
 import numpy as np
+from av.filter import Graph
 from numpy.typing import NDArray
 
 from vsr_hpc.media.picture import Colour, Frame, Picture, PixelFormat
@@ -214,12 +215,15 @@ def numbered_clip(
         if sound is not None:
             last = stamps[-1] * tick + 1 / rate if stamps else Fraction(0)
             _write_sound(out, sound, int(last * SAMPLE_RATE))
+        fields = _set_field(shape, tick, interlaced) if interlaced else None
         for i, stamp in enumerate(stamps):
-            frame = video_frame(first_number + i, shape, field_shift=2 if interlaced else 0)
+            frame = video_frame(
+                first_number + i, shape, field_shift={None: 0, "tff": 2, "bff": -2}[interlaced]
+            )
             frame.pts, frame.time_base = stamp, tick
             if colour:
                 _tag(frame, colour)
-            out.mux(stream.encode(frame))
+            out.mux(stream.encode(frame if fields is None else _through(fields, frame)))
         out.mux(stream.encode(None))
     return path
 
@@ -256,6 +260,20 @@ def _encoder_options(
     elif codec in ("mpeg2video", "mpeg4", "mpeg1video"):
         options |= {"qmin": "2", "qmax": "3", "b": "2M"}
     return options | (given or {})
+
+
+def _set_field(shape: Picture, tick: Fraction, order: str) -> Graph:
+    """PyAV cannot flag a frame as interlaced; FFmpeg's setfield filter can."""
+    graph = Graph()
+    layout = av.VideoFormat(shape.pixel.name, shape.width, shape.height)
+    source = graph.add_buffer(width=shape.width, height=shape.height, format=layout, time_base=tick)
+    graph.link_nodes(source, graph.add("setfield", order), graph.add("buffersink")).configure()
+    return graph
+
+
+def _through(graph: Graph, frame: av.VideoFrame) -> Any:
+    graph.push(frame)
+    return graph.pull()
 
 
 def _tag(target: Any, colour: Colour) -> None:
