@@ -414,3 +414,12 @@ def test_the_settings_and_the_output_must_agree() -> None:
 
 def test_allocator_tuning_can_be_called_twice() -> None:
     assert engine.tune_allocator() == engine.tune_allocator()
+
+
+def test_naming_the_guessed_matrix_changes_no_sample() -> None:
+    """An untagged 360-line clip becomes a 720-line one that names BT.601: still plane by plane."""
+    shown = picture(640, 360, matrix=2)
+    frame = noise_frame(shown)
+    made = upscaler(find_card("nearest"), shown)
+    assert not made._goes_through_rgb
+    assert np.array_equal(made([frame])[0].planes[1][::2, ::2], frame.planes[1])

@@ -30,7 +30,6 @@ from vsr_hpc.upscale.geometry import (
     output_picture,
 )
 from vsr_hpc.upscale.settings import (
-    PIXEL_PATH_VERSION,
     DeviceFacts,
     DeviceKind,
     UpscaleRequest,
@@ -44,7 +43,6 @@ from vsr_hpc.upscale.tiles import feather, grid, padded
 
 __all__ = [
     "MAX_SIDE",
-    "PIXEL_PATH_VERSION",
     "DeviceFacts",
     "DeviceKind",
     "UpscaleRequest",

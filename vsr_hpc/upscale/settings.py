@@ -21,9 +21,6 @@ log = logging.getLogger(__name__)
 DeviceKind = Literal["cpu", "cuda"]
 ClipPolicy = Literal["carry", "clip"]
 
-PIXEL_PATH_VERSION = 1
-"""Counts up whenever the same settings begin to make other pixels; part of a plan's fingerprint."""
-
 SAMPLE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 MEMORY_CLASSES_GIB = (4, 6, 8, 12, 16, 24, 32, 40, 48, 80, 96, 141)
 MAX_BATCH = 16
