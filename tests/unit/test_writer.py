@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError
 from vsr_hpc.media.picture import Colour, Frame, Mastering, Picture
+from vsr_hpc.media.pixels import pixel_format
 from vsr_hpc.media.writer import (
     Encoding,
     SegmentFacts,
@@ -22,7 +23,6 @@ from vsr_hpc.media.writer import (
     encoder_build,
     encoder_options,
     nominal_rate,
-    pixel_format,
     resolve_encoding,
 )
 

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import av
 import av.logging
 
-from vsr_hpc.errors import BackendError, JobError, VsrError
+from vsr_hpc.errors import BackendError, JobError, MediaError, VsrError
 from vsr_hpc.media.picture import Mastering, Picture, PixelFormat
+from vsr_hpc.media.pixels import pixel_format
 
 VideoCodec = Literal["h264", "h265", "av1", "ffv1", "prores"]
 RateKind = Literal["crf", "qp", "lossless", "profile"]
@@ -141,33 +142,15 @@ class Encoding:
     suffix: str
 
 
-def pixel_format(name: str) -> PixelFormat:
-    """Describe a planar FFmpeg pixel format by its name; ValueError for others."""
+def planar_format(name: str) -> PixelFormat:
+    """The format of planes that has this very name; ValueError for a packed one."""
     try:
-        format_ = av.VideoFormat(name)
-    except ValueError as exc:
-        raise ValueError(f"FFmpeg knows no pixel format {name!r}") from exc
-    components = format_.components
-    depth = components[0].bits
-    is_planar = len({each.plane for each in components}) == len(components)
-    if format_.is_bit_stream or format_.has_palette or not is_planar:
-        raise ValueError(f"pixel format {name} is packed; name a planar one such as yuv420p, gbrp or gray")
-    has_alpha = len(components) in (2, 4)
-    kind: Literal["yuv", "rgb", "grey"] = (
-        "grey" if len(components) <= 2 else "rgb" if format_.is_rgb else "yuv"
-    )
-    shift_w = shift_h = 0
-    if kind == "yuv":
-        shift_w = (64 // format_.chroma_width(64)).bit_length() - 1
-        shift_h = (64 // format_.chroma_height(64)).bit_length() - 1
-    return PixelFormat(
-        name=name,
-        kind=kind,
-        depth=depth,
-        log2_chroma_w=shift_w,
-        log2_chroma_h=shift_h,
-        has_alpha=has_alpha,
-    )
+        form = pixel_format(name)
+    except (ValueError, MediaError) as exc:
+        raise ValueError(f"{name!r} is no pixel format of planes that FFmpeg knows") from exc
+    if form.name != name:
+        raise ValueError(f"{name} is packed or an alias; name the planes' own format, here {form.name}")
+    return form
 
 
 # --- resolving what was asked
@@ -212,7 +195,7 @@ def _resolve_pixel(request: VideoRequest, picture: Picture, findings: list[str])
     if request.pix_fmt is None:
         return picture.pixel
     try:
-        wanted = pixel_format(request.pix_fmt)
+        wanted = planar_format(request.pix_fmt)
     except ValueError as exc:
         findings.append(f"--pix-fmt: {exc}")
         return picture.pixel
@@ -288,7 +271,7 @@ def _check_pixel(
 
 def _is_offered(encoder: str, name: str) -> bool:
     try:
-        return _takes(encoder, pixel_format(name)) and not name.startswith("yuvj")
+        return _takes(encoder, planar_format(name))
     except ValueError:
         return False
 
@@ -301,7 +284,7 @@ def _prores_pixel(pixel: PixelFormat, findings: list[str]) -> PixelFormat:
             f"prores holds 10-bit 4:2:2 or 4:4:4 YUV, the source is {pixel.name}; use --codec ffv1, "
             f"or accept the conversion with --pix-fmt {name}"
         )
-    return pixel_format(name)
+    return planar_format(name)
 
 
 def _resolve_rate(

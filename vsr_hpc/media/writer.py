@@ -28,7 +28,6 @@ from vsr_hpc.media.encoding import (
     encoder_options,
     nominal_rate,
     picture_name,
-    pixel_format,
     reason,
     resolve_encoding,
     set_up_encoder,
@@ -44,7 +43,6 @@ __all__ = [
     "encoder_build",
     "encoder_options",
     "nominal_rate",
-    "pixel_format",
     "resolve_encoding",
 ]
 

@@ -1,0 +1,619 @@
+"""What the merge promises: the source's timestamps, every other stream, true tags, the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+import pytest
+
+from tests.clips import Caption, Chapter, frame_number, numbered_clip, numbered_frame
+from vsr_hpc.errors import JobError, SpaceError, VerifyError
+from vsr_hpc.media.clip import Clip, index, local_source, probe
+from vsr_hpc.media.mux import (
+    MergeReport,
+    SegmentPart,
+    StreamsRequest,
+    check_container,
+    default_output_path,
+    merge,
+)
+from vsr_hpc.media.picture import Colour, Frame, Mastering, Picture
+from vsr_hpc.media.pixels import pixel_format, to_planes
+from vsr_hpc.media.reader import read_segment
+from vsr_hpc.media.sidedata import read_side_data
+from vsr_hpc.media.timeline import Timeline
+from vsr_hpc.media.writer import Encoding, SegmentWriter, VideoRequest, resolve_encoding
+
+Codec = Literal["h264", "h265", "av1", "ffv1", "prores"]
+HDR = Mastering(
+    red=(34000, 16000),
+    green=(13250, 34500),
+    blue=(7500, 3000),
+    white=(15635, 16450),
+    max_luminance=10_000_000,
+    min_luminance=50,
+)
+PQ = Colour(matrix=9, primaries=9, transfer=16, is_range_tagged=True, siting="topleft")
+QUARTER_TURN = (0, 65536, 0, -65536, 0, 0, 48 << 16, 0, 1 << 30)
+B_FRAMES = (("bframes", "3"), ("b-adapt", "0"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A source and its segments, ready to be merged."""
+
+    clip: Clip
+    timeline: Timeline
+    picture: Picture
+    encoding: Encoding
+    parts: tuple[SegmentPart, ...]
+
+    def merge(self, output: Path, request: StreamsRequest | None = None, **more: Any) -> MergeReport:
+        return merge(
+            self.parts,
+            self.clip,
+            self.timeline,
+            local_source(self.clip.uri),
+            self.picture,
+            self.encoding,
+            output,
+            request or StreamsRequest(),
+            **more,
+        )
+
+
+def case(
+    source: Path,
+    codec: Codec = "h264",
+    *,
+    cuts: tuple[int, ...] = (5,),
+    frames: tuple[int, int] | None = None,
+    params: tuple[tuple[str, str], ...] = (),
+    lossless: bool = False,
+    **changes: Any,
+) -> Case:
+    clip = probe(local_source(source))
+    timeline = index(clip, local_source(source))
+    start, stop = frames or (0, len(timeline))
+    shape = replace(clip.picture, **changes)
+    request = VideoRequest(codec=codec, encoder_params=params, threads=1, lossless=lossless)
+    encoding = resolve_encoding(request, shape)
+    shape = replace(shape, pixel=encoding.pixel)
+    parts = []
+    for number, (first, last) in enumerate(pairwise([start, *cuts, stop])):
+        path = source.parent / f"{source.stem}-{codec}-{number}{encoding.suffix}"
+        with SegmentWriter(path, encoding, shape, time_base=Fraction(1, 24)) as writer:
+            for each in range(first, last):
+                writer.write(numbered_frame(each, shape))
+            facts = writer.close()
+        parts.append(SegmentPart(fetch=lambda path=path: path, frames=last - first, sha256=facts.sha256))
+    return Case(clip, timeline, shape, encoding, tuple(parts))
+
+
+def shown(path: Path, stream: int = 0) -> Iterator[tuple[Fraction, int]]:
+    """(time, number in the pixels) of every frame."""
+    with av.open(str(path)) as container:
+        video = container.streams[stream]
+        for frame in container.decode(video):
+            assert frame.pts is not None and video.time_base is not None
+            yield frame.pts * video.time_base, frame_number(Frame(index=0, planes=to_planes(frame)))
+
+
+def sound(path: Path, stream: int = 0) -> tuple[float, np.ndarray]:
+    """(time of the first sample, all samples) of one audio stream."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(audio=stream))
+    return float(frames[0].time), np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+
+
+def packets(path: Path, stream: int) -> list[tuple[Fraction | None, bytes]]:
+    with av.open(str(path)) as container:
+        found = [each for each in container.demux(container.streams[stream]) if each.size]
+        return [(None if p.pts is None else p.pts * p.time_base, bytes(p)) for p in found]
+
+
+CONTAINERS = [
+    ("h264", "yuv420p", ".mp4"),
+    ("h264", "yuv420p", ".mov"),
+    ("h264", "yuv420p", ".mkv"),
+    ("h265", "yuv420p10le", ".mp4"),
+    ("h265", "yuv420p10le", ".mov"),
+    ("h265", "yuv420p10le", ".mkv"),
+    ("av1", "yuv420p", ".mp4"),
+    ("av1", "yuv420p", ".mkv"),
+    ("av1", "yuv420p", ".webm"),
+    ("ffv1", "yuv420p", ".mkv"),
+    ("prores", "yuv422p10le", ".mov"),
+    ("prores", "yuv422p10le", ".mkv"),
+]
+
+
+@pytest.mark.parametrize(("codec", "name", "suffix"), CONTAINERS)
+def test_ten_merges_give_one_hash_and_the_frames_of_the_segments(
+    codec: Codec, name: str, suffix: str, tmp_path: Path
+) -> None:
+    source = numbered_clip(
+        tmp_path / "in.mkv",
+        frames=12,
+        codec="ffv1",
+        pix_fmt=name,
+        audio="ac3" if suffix == ".mov" else "libopus",
+    )
+    ready = case(source, codec, sample_aspect=Fraction(4, 3))
+    reports = [ready.merge(tmp_path / f"out{n}{suffix}") for n in range(10)]
+    assert len({report.sha256 for report in reports}) == 1
+    joined = list(read_segment(tmp_path / f"out0{suffix}"))
+    single = [frame for part in ready.parts for frame in read_segment(part.fetch())]
+    assert len(joined) == len(single) == 12
+    for left, right in zip(joined, single, strict=True):
+        for plane, wanted in zip(left.planes, right.planes, strict=True):
+            np.testing.assert_array_equal(plane, wanted)
+    assert [number for _, number in shown(tmp_path / f"out0{suffix}")] == list(range(12))
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265", "av1", "ffv1"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_ten_millisecond_frames_then_one_second_frames_join_with_b_frames(
+    codec: Codec, suffix: str, tmp_path: Path
+) -> None:
+    if (codec, suffix) == ("ffv1", ".mp4"):
+        pytest.skip("FFV1 is kept out of MP4")
+    pts = [n * 10 for n in range(8)] + [80 + n * 1000 for n in range(8)]
+    source = numbered_clip(
+        tmp_path / "in.mkv", frames=16, codec="ffv1", pts=pts, time_base=Fraction(1, 1000), audio=True
+    )
+    params = B_FRAMES if codec in ("h264", "h265") else ()
+    report = case(source, codec, cuts=(3, 11), params=params).merge(tmp_path / f"out{suffix}")
+    assert (report.reorder_depth > 0) == (codec in ("h264", "h265"))
+    found = list(shown(tmp_path / f"out{suffix}"))
+    assert found == [(Fraction(each, 1000), number) for number, each in enumerate(pts)]
+
+
+def test_matroska_timestamps_are_the_sources_to_half_a_tick(tmp_path: Path) -> None:
+    source = numbered_clip(tmp_path / "in.mp4", frames=24, rate=Fraction(24000, 1001))
+    report = case(source, params=B_FRAMES).merge(tmp_path / "out.mkv")
+    times = [time for time, _ in shown(tmp_path / "out.mkv")]
+    assert report.tick == Fraction(1, 1000)
+    wanted = [Fraction(1001 * n, 24000) + report.offset for n in range(24)]
+    assert max(abs(a - b) for a, b in zip(times, wanted, strict=True)) <= report.tick / 2
+
+
+def test_packets_carry_durations_to_the_end_of_the_last_frame(tmp_path: Path) -> None:
+    source = numbered_clip(tmp_path / "in.mp4", frames=12, rate=25)
+    case(source, params=B_FRAMES).merge(tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.duration is not None and stream.time_base is not None
+        assert stream.duration * stream.time_base == Fraction(12, 25)
+        found = [each for each in container.demux(stream) if each.size]
+        assert {each.duration * each.time_base for each in found} == {Fraction(1, 25)}
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        (".mp4", ".mp4"),
+        (".mp4", ".mov"),
+        (".mp4", ".mkv"),
+        (".mov", ".mp4"),
+        (".mkv", ".mkv"),
+        (".mkv", ".mp4"),
+        (".ts", ".mkv"),
+        (".ts", ".mp4"),
+    ],
+)
+def test_aac_decodes_to_the_same_samples_in_step_with_the_picture(
+    source: str, output: str, tmp_path: Path
+) -> None:
+    made = numbered_clip(tmp_path / f"in{source}", frames=24, audio=True)
+    ready = case(made)
+    report = ready.merge(tmp_path / f"out{output}")
+    before, samples = sound(made)
+    after, copied = sound(tmp_path / f"out{output}")
+    if (source, output) == (".mkv", ".mp4"):
+        # Matroska's millisecond stamps round the priming of 1024 samples to 1008.
+        assert abs(samples.shape[1] - copied.shape[1]) <= 48
+    else:
+        np.testing.assert_array_equal(copied, samples)
+    first = int(ready.timeline.pts[0]) * ready.timeline.time_base
+    picture = next(shown(tmp_path / f"out{output}"))[0]
+    assert abs((picture - first) - (after - before)) <= 0.001
+    assert abs(picture - first - report.offset) <= report.tick / 2
+
+
+@pytest.mark.parametrize(
+    ("codec", "source", "output"),
+    [
+        ("libopus", ".mkv", ".mkv"),
+        ("libopus", ".mkv", ".mp4"),
+        ("libopus", ".webm", ".mkv"),
+        ("libmp3lame", ".mp4", ".mp4"),
+        ("libmp3lame", ".mkv", ".mkv"),
+        ("flac", ".mkv", ".mkv"),
+        ("ac3", ".mp4", ".mkv"),
+        ("pcm_s16le", ".mkv", ".mov"),
+    ],
+)
+def test_copied_sound_decodes_to_the_same_samples(
+    codec: str, source: str, output: str, tmp_path: Path
+) -> None:
+    video = "libvpx-vp9" if source == ".webm" else "libx264"
+    made = numbered_clip(tmp_path / f"in{source}", frames=24, audio=codec, codec=video)
+    case(made).merge(tmp_path / f"out{output}")
+    _, samples = sound(made)
+    _, copied = sound(tmp_path / f"out{output}")
+    shorter = min(samples.shape[1], copied.shape[1])
+    # FFmpeg reads MP4's edit list at the front to the sample, at the end to the packet.
+    assert abs(samples.shape[1] - copied.shape[1]) <= (960 if (codec, output) == ("libopus", ".mp4") else 0)
+    np.testing.assert_array_equal(copied[:, :shorter], samples[:, :shorter])
+
+
+def test_packets_of_copied_streams_are_byte_equal_with_their_times(tmp_path: Path) -> None:
+    source = numbered_clip(tmp_path / "in.mp4", frames=12, audio=True)
+    report = case(source).merge(tmp_path / "out.mp4")
+    before, after = packets(source, 1), packets(tmp_path / "out.mp4", 1)
+    assert [data for _, data in after] == [data for _, data in before]
+    assert [time for time, _ in after] == [time + report.offset for time, _ in before if time is not None]
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"), [(c, s) for c, _, s in CONTAINERS if (c, s) != ("av1", ".webm")]
+)
+def test_container_carries_tags_aspect_rotation_and_hdr10(codec: Codec, suffix: str, tmp_path: Path) -> None:
+    source = numbered_clip(tmp_path / "in.mkv", frames=6, codec="ffv1", pix_fmt="yuv422p10le")
+    shape: dict[str, Any] = {"colour": PQ, "mastering": HDR, "light_level": (1000, 400)}
+    shape |= {"sample_aspect": Fraction(4, 3), "display_matrix": QUARTER_TURN}
+    if codec in ("h265", "av1", "h264"):
+        shape["pixel"] = pixel_format("yuv420p10le")
+    case(source, codec, cuts=(3,), **shape).merge(tmp_path / f"out{suffix}")
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        stream = container.streams.video[0]
+        frame = next(container.decode(stream))
+    assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (9, 9, 16, 1)
+    assert stream.sample_aspect_ratio == Fraction(4, 3)
+    side = read_side_data(frame)
+    assert abs(frame.rotation) == 90
+    assert (side.mastering, side.light_level) == (HDR, (1000, 400))
+    if suffix in (".mp4", ".mov"):
+        data = (tmp_path / f"out{suffix}").read_bytes()
+        assert all(box in data for box in (b"mdcv", b"clli", b"colr", b"pasp"))
+        assert side.display_matrix == QUARTER_TURN
+
+
+def test_track_name_is_given_back_after_the_header_was_edited(tmp_path: Path) -> None:
+    source = numbered_clip(tmp_path / "in.mkv", frames=6)
+    case(source, sample_aspect=Fraction(16, 11)).merge(tmp_path / "out.mkv")
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        assert "title" not in container.streams.video[0].metadata
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+
+
+def rich_source(path: Path, folder: Path) -> Path:
+    """Two pictures, two sounds, captions, a font, chapters, tags, languages and dispositions."""
+    main = numbered_clip(
+        folder / "main.mkv",
+        frames=24,
+        audio=True,
+        captions=[Caption(start_s=0.1, stop_s=0.6, text="<i>hello</i>\nthere")],
+    )
+    with av.open(str(main)) as one, av.open(str(path), "w") as out:
+        out.metadata.update({"title": "A film", "MY_TAG": "kept"})
+        made = [out.add_stream_from_template(each, opaque=True) for each in one.streams]
+        second = out.add_stream_from_template(one.streams.audio[0], opaque=True)
+        made[1].metadata.update(language="deu", title="Ton")
+        second.metadata.update(language="jpn")
+        second.disposition = int(av.stream.Disposition.comment)
+        made[2].metadata.update(language="fra")
+        made[2].disposition = int(av.stream.Disposition.forced)
+        if path.suffix == ".mkv":
+            out.add_attachment("font.ttf", "font/ttf", b"not really a font" * 9)
+        out.set_chapters(
+            [
+                {
+                    "id": 1,
+                    "start": 0,
+                    "end": 500,
+                    "time_base": Fraction(1, 1000),
+                    "metadata": {"title": "One"},
+                },
+                {
+                    "id": 2,
+                    "start": 500,
+                    "end": 1000,
+                    "time_base": Fraction(1, 1000),
+                    "metadata": {"title": "Two"},
+                },
+            ]
+        )
+        for packet in one.demux():
+            if not packet.size:
+                continue
+            number = packet.stream_index
+            data, times = bytes(packet), (packet.pts, packet.dts, packet.duration, packet.time_base)
+            packet.stream = made[number]
+            out.mux_one(packet)
+            if number == 1:
+                twin = av.Packet(data)
+                twin.pts, twin.dts, twin.duration, twin.time_base = times
+                twin.stream = second
+                out.mux_one(twin)
+    return path
+
+
+def test_everything_beside_the_picture_is_kept_in_matroska(tmp_path: Path) -> None:
+    source = rich_source(tmp_path / "in.mkv", tmp_path)
+    case(source).merge(tmp_path / "out.mkv")
+    with av.open(str(source)) as before, av.open(str(tmp_path / "out.mkv")) as after:
+        kinds = [(each.type, each.language, each.disposition) for each in before.streams]
+        assert [(each.type, each.language, each.disposition) for each in after.streams] == kinds
+        assert after.streams.audio[0].metadata["title"] == "Ton"
+        assert after.metadata["title"] == "A film"
+        assert after.metadata["MY_TAG"] == "kept"
+        assert after.chapters() == before.chapters()
+        font: Any = after.streams[4]
+        assert (font.name, font.mimetype, font.data) == ("font.ttf", "font/ttf", b"not really a font" * 9)
+    for stream in (1, 2, 3):
+        assert packets(tmp_path / "out.mkv", stream) == packets(source, stream)
+
+
+def test_matroska_to_mp4_needs_leave_to_drop_the_font_and_turns_captions_to_text(tmp_path: Path) -> None:
+    source = rich_source(tmp_path / "in.mkv", tmp_path)
+    ready = case(source)
+    findings = check_container(ready.clip, ready.encoding, "out.mp4", StreamsRequest())
+    assert len(findings) == 1
+    assert "--drop attachment" in findings[0]
+    report = ready.merge(tmp_path / "out.mp4", StreamsRequest(drop=("attachment",)))
+    assert any("mov_text" in note for note in report.notes)
+    with av.open(str(tmp_path / "out.mp4")) as after:
+        assert after.metadata["title"] == "A film"
+        assert after.metadata["MY_TAG"] == "kept"
+        assert [each.language for each in after.streams][1:4] == ["deu", "fra", "jpn"]
+        assert [each["metadata"]["title"] for each in after.chapters()] == ["One", "Two"]
+        assert after.streams.subtitles[0].name == "mov_text"
+    texts = [(time, data[2:]) for time, data in packets(tmp_path / "out.mp4", 2) if len(data) > 2]
+    assert texts == [(Fraction(1, 10), b"hello\nthere")]
+
+
+def test_mp4_captions_become_srt_in_matroska_and_chapters_stay(tmp_path: Path) -> None:
+    source = rich_source(tmp_path / "in.mkv", tmp_path)
+    case(source).merge(tmp_path / "middle.mp4", StreamsRequest(drop=("attachment",)))
+    case(tmp_path / "middle.mp4").merge(tmp_path / "out.mkv")
+    assert packets(tmp_path / "out.mkv", 2) == [(Fraction(1, 10), b"hello\nthere")]
+    with av.open(str(tmp_path / "out.mkv")) as after:
+        assert after.streams.subtitles[0].codec_context.name in ("srt", "subrip")
+        assert [each["metadata"]["title"] for each in after.chapters()] == ["One", "Two"]
+        assert {each.type for each in after.streams} == {"video", "audio", "subtitle"}
+
+
+def test_captions_of_the_output_last_as_long_as_the_sources(tmp_path: Path) -> None:
+    source = rich_source(tmp_path / "in.mkv", tmp_path)
+    case(source).merge(tmp_path / "out.mkv")
+    with av.open(str(tmp_path / "out.mkv")) as after:
+        caption = next(each for each in after.demux(after.streams.subtitles[0]) if each.size)
+        assert caption.duration * caption.time_base == Fraction(1, 2)
+
+
+@pytest.mark.parametrize("mode", ["aac", "opus"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_recoded_sound_stays_in_step_and_repeats(mode: Any, suffix: str, tmp_path: Path) -> None:
+    source = numbered_clip(tmp_path / "in.mkv", frames=24, audio="flac")
+    ready = case(source)
+    hashes = {ready.merge(tmp_path / f"out{suffix}", StreamsRequest(audio=mode)).sha256 for _ in range(3)}
+    assert len(hashes) == 1
+    start, samples = sound(tmp_path / f"out{suffix}")
+    _, original = sound(source)
+    assert abs(start) < 0.001
+    wave, wanted = samples[0], original[0].astype(np.float32) / 32768
+    length = min(len(wave), len(wanted)) - 2000
+    shift = [float(np.corrcoef(wave[1000 + n : length + n], wanted[1000:length])[0, 1]) for n in (-20, 0, 20)]
+    assert shift[1] > 0.99
+    assert shift[1] == max(shift)
+
+
+def test_sound_can_be_left_out(tmp_path: Path) -> None:
+    source = numbered_clip(tmp_path / "in.mp4", frames=6, audio=True)
+    case(source).merge(tmp_path / "out.mp4", StreamsRequest(audio="none"))
+    with av.open(str(tmp_path / "out.mp4")) as after:
+        assert [each.type for each in after.streams] == ["video"]
+
+
+def test_damaged_sound_packets_are_copied_as_they_are(tmp_path: Path) -> None:
+    made = numbered_clip(tmp_path / "good.mp4", frames=24, audio=True)
+    broken = tmp_path / "in.mp4"
+    with av.open(str(made)) as one, av.open(str(broken), "w") as out:
+        streams = [out.add_stream_from_template(each, opaque=True) for each in one.streams]
+        for packet in one.demux():
+            if packet.size:
+                number = packet.stream_index
+                if number == 1 and packet.pts > 5000:
+                    packet.update(bytes(reversed(bytes(packet))))
+                packet.stream = streams[number]
+                out.mux_one(packet)
+    case(broken).merge(tmp_path / "out.mp4")
+    assert packets(tmp_path / "out.mp4", 1) == packets(broken, 1)
+
+
+def test_range_cuts_sound_captions_and_chapters_to_its_time(tmp_path: Path) -> None:
+    source = rich_source(tmp_path / "in.mkv", tmp_path)
+    ready = case(source, frames=(6, 18), cuts=(12,))
+    report = ready.merge(tmp_path / "out.mkv", frames=(6, 18))
+    begin = int(ready.timeline.pts[6]) * ready.timeline.time_base
+    assert report.offset == -begin
+    found = list(shown(tmp_path / "out.mkv"))
+    assert [number for _, number in found] == list(range(6, 18))
+    assert found[0][0] == 0
+    times = [time for time, _ in packets(tmp_path / "out.mkv", 1) if time is not None]
+    assert 0 <= times[0] < Fraction(1, 40)
+    assert times[-1] < Fraction(1, 2)
+    with av.open(str(tmp_path / "out.mkv")) as after:
+        caption = next(each for each in after.demux(after.streams.subtitles[0]) if each.size)
+        assert (caption.pts, caption.duration) == (0, 350)
+        assert [(each["start"], each["end"]) for each in after.chapters()] == [
+            (0, 250_000_000),
+            (250_000_000, 500_000_000),
+        ]
+
+
+def test_far_start_is_moved_to_zero_and_said(tmp_path: Path) -> None:
+    source = numbered_clip(tmp_path / "in.mkv", frames=12, pts=range(72, 84))
+    ready = case(source)
+    report = ready.merge(tmp_path / "out.mkv")
+    assert report.offset == -3
+    assert any("shifted by" in note for note in report.notes)
+    assert next(shown(tmp_path / "out.mkv")) == (0, 0)
+
+
+def test_cover_art_is_kept(tmp_path: Path) -> None:
+    made = numbered_clip(tmp_path / "main.mp4", frames=6, audio=True)
+    numbered_clip(
+        tmp_path / "cover.mkv", frames=1, codec="mjpeg", pix_fmt="yuvj420p", options={"strict": "-1"}
+    )
+    with (
+        av.open(str(made)) as one,
+        av.open(str(tmp_path / "cover.mkv")) as two,
+        av.open(str(tmp_path / "in.mp4"), "w") as out,
+    ):
+        streams = [out.add_stream_from_template(each, opaque=True) for each in one.streams]
+        cover = out.add_stream_from_template(two.streams.video[0], opaque=True)
+        cover.disposition = int(av.stream.Disposition.attached_pic)
+        for packet in two.demux(video=0):
+            if packet.size:
+                picture = bytes(packet)
+                packet.stream = cover
+                out.mux_one(packet)
+        for packet in one.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream_index]
+                out.mux_one(packet)
+    ready = case(tmp_path / "in.mp4", cuts=(3,))
+    for suffix in (".mp4", ".mkv"):
+        ready.merge(tmp_path / f"out{suffix}")
+        with av.open(str(tmp_path / f"out{suffix}")) as after:
+            kept = [each for each in after.streams if each.disposition & av.stream.Disposition.attached_pic]
+            assert len(kept) == 1
+            packet = next(each for each in after.demux(kept[0]) if each.size)
+            assert bytes(packet) == picture
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "said"),
+    [
+        ("ffv1", ".mp4", "name the output .mkv"),
+        ("prores", ".mp4", "name the output .mov or .mkv"),
+        ("h264", ".webm", "--codec av1"),
+        ("h264", ".avi", "name it with one of .mp4"),
+        ("h264", "", "without a suffix"),
+    ],
+)
+def test_container_that_cannot_hold_the_picture_is_refused(
+    codec: Codec, suffix: str, said: str, tmp_path: Path
+) -> None:
+    ready = case(numbered_clip(tmp_path / "in.mp4", frames=6), codec, cuts=(3,))
+    findings = check_container(ready.clip, ready.encoding, f"out{suffix}", StreamsRequest())
+    assert any(said in each for each in findings)
+    with pytest.raises(JobError):
+        ready.merge(tmp_path / f"out{suffix}")
+
+
+def test_sound_that_the_container_cannot_hold_names_the_ways_out(tmp_path: Path) -> None:
+    ready = case(numbered_clip(tmp_path / "in.mkv", frames=6, audio="wavpack"), cuts=(3,))
+    (finding,) = check_container(ready.clip, ready.encoding, "out.mp4", StreamsRequest())
+    for said in ("wavpack", ".mkv", "--audio aac", "--drop audio"):
+        assert said in finding
+    assert not check_container(ready.clip, ready.encoding, "out.mp4", StreamsRequest(audio="aac"))
+
+
+def test_unknown_kind_to_drop_is_refused(tmp_path: Path) -> None:
+    ready = case(numbered_clip(tmp_path / "in.mkv", frames=6), cuts=(3,))
+    (finding,) = check_container(ready.clip, ready.encoding, "out.mkv", StreamsRequest(drop=("fonts",)))
+    assert "attachment" in finding
+
+
+def test_segments_with_other_codec_headers_stop_the_merge(tmp_path: Path) -> None:
+    source = numbered_clip(tmp_path / "in.mp4", frames=12)
+    ready = case(source)
+    other = replace(ready.encoding, params=(("ref", "1"), ("bframes", "0")))
+    path = tmp_path / "other.mp4"
+    with SegmentWriter(path, other, ready.picture, time_base=Fraction(1, 24)) as writer:
+        for number in range(5, 12):
+            writer.write(numbered_frame(number, ready.picture))
+        writer.close()
+    mixed = replace(ready, parts=(ready.parts[0], SegmentPart(fetch=lambda: path, frames=7)))
+    with pytest.raises(VerifyError, match="codec headers differ"):
+        mixed.merge(tmp_path / "out.mp4")
+    assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"frames": 6}, "were planned"), ({"sha256": "0" * 64}, "its receipt says")],
+)
+def test_segment_that_is_not_its_receipt_stops_the_merge(
+    change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    ready = case(numbered_clip(tmp_path / "in.mp4", frames=12))
+    wrong = replace(ready, parts=(replace(ready.parts[0], **change), ready.parts[1]))
+    with pytest.raises(VerifyError, match=said):
+        wrong.merge(tmp_path / "out.mp4")
+
+
+def test_segment_with_a_frame_too_few_stops_the_merge(tmp_path: Path) -> None:
+    ready = case(numbered_clip(tmp_path / "in.mp4", frames=12))
+    first, second = ready.parts
+    wrong = replace(
+        ready, parts=(replace(first, frames=6, sha256=None), replace(second, frames=6, sha256=None))
+    )
+    with pytest.raises(VerifyError, match="holds 5 frames, its receipt says 6"):
+        wrong.merge(tmp_path / "out.mp4")
+
+
+def test_full_disk_is_a_space_error_and_leaves_no_file(tmp_path: Path) -> None:
+    ready = case(numbered_clip(tmp_path / "in.mkv", frames=12, audio=True), "ffv1")
+    (tmp_path / "out.mkv").symlink_to("/dev/full")
+    with pytest.raises(SpaceError, match="disk is full"):
+        ready.merge(tmp_path / "out.mkv")
+    assert not (tmp_path / "out.mkv").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("source", "codec", "output"),
+    [
+        ("film.mp4", "h264", "film_x2.mp4"),
+        ("film.mp4", "ffv1", "film_x2.mkv"),
+        ("film.mov", "prores", "film_x2.mov"),
+        ("film.webm", "h264", "film_x2.mkv"),
+        ("film.webm", "av1", "film_x2.webm"),
+        ("film.ts", "h265", "film_x2.mkv"),
+        ("film.avi", "h264", "film_x2.mkv"),
+    ],
+)
+def test_default_output_is_of_the_sources_family(
+    source: str, codec: Codec, output: str, tmp_path: Path
+) -> None:
+    clip = probe(local_source(numbered_clip(tmp_path / "any.mkv", frames=2)))
+    clip = replace(clip, uri=str(tmp_path / source))
+    assert default_output_path(clip, "x2", codec) == tmp_path / output
+
+
+def test_segments_are_let_go_once_copied(tmp_path: Path) -> None:
+    ready = case(numbered_clip(tmp_path / "in.mp4", frames=12))
+    gone: list[Path] = []
+    parts = tuple(replace(part, done=gone.append) for part in ready.parts)
+    replace(ready, parts=parts).merge(tmp_path / "out.mp4")
+    assert gone == [part.fetch() for part in parts]
+
+
+def test_chapter_fixture_is_what_players_read(tmp_path: Path) -> None:
+    source = numbered_clip(
+        tmp_path / "in.mp4", frames=24, chapters=[Chapter(start_s=0.0, stop_s=0.5, title="Eins")]
+    )
+    case(source).merge(tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as after:
+        assert [each["metadata"]["title"] for each in after.chapters()] == ["Eins"]

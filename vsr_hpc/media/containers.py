@@ -1,0 +1,276 @@
+"""What an output container holds: each stream of a clip is copied, changed or refused before any work."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import av
+
+from vsr_hpc.media.clip import Clip, Stream
+from vsr_hpc.media.encoding import Encoding, VideoCodec
+
+AudioMode = Literal["copy", "aac", "opus", "none"]
+Action = Literal["video", "copy", "text", "transcode", "cover", "attach", "drop", "regenerate"]
+
+MUXERS = {
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "webm",
+}
+_VIDEO: dict[str, tuple[VideoCodec, ...]] = {
+    "mp4": ("h264", "h265", "av1"),
+    "mov": ("h264", "h265", "prores"),
+    "matroska": ("h264", "h265", "av1", "ffv1", "prores"),
+    "webm": ("av1",),
+}
+_TEXT = ("subrip", "srt", "mov_text", "text", "webvtt")
+_TEXT_OF = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip"}
+DROP_KINDS = {
+    "audio": "all sound",
+    "video": "video streams beside the upscaled one",
+    "subtitle": "all subtitles",
+    "data": "data streams (GPS, telemetry, SCTE-35)",
+    "attachment": "attached files such as fonts",
+    "cover": "cover art",
+    "chapters": "chapters",
+    "metadata": "titles and other tags",
+    "timecode": "timecode tracks",
+    "alpha": "transparency",
+    "hdr10plus": "HDR10+ dynamic metadata",
+    "dolby-vision": "Dolby Vision's second layer and dynamic metadata",
+    "film-grain": "film grain parameters",
+}
+# Formats that a muxer lists but refuses when it writes its header.
+_LISTED_BUT_REFUSED = {
+    "mov": ("av1", "vp9", "vp8", "vvc", "opus", "flac", "truehd"),
+    "mp4": ("truehd",),
+}
+# FFmpeg's decoder names stand for the format that they decode.
+_FORMAT_OF = {
+    "libdav1d": "av1",
+    "libvpx": "vp8",
+    "libvpx-vp9": "vp9",
+    "mp3float": "mp3",
+    "mp2float": "mp2",
+    "mp1float": "mp1",
+    "libopus": "opus",
+    "srt": "subrip",
+    "ssa": "ass",
+    "dvbsub": "dvb_subtitle",
+    "dvdsub": "dvd_subtitle",
+    "pgssub": "hdmv_pgs_subtitle",
+    "dca": "dts",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamsRequest:
+    """What a person wants of the streams beside the upscaled one."""
+
+    audio: AudioMode = "copy"
+    drop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamPlan:
+    """What becomes of one stream of the source."""
+
+    index: int
+    kind: str
+    action: Action
+    codec: str
+    is_cover: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerPlan:
+    """Every stream's fate; with `findings` the output cannot be made, `notes` are said and done."""
+
+    muxer: str
+    streams: tuple[StreamPlan, ...]
+    findings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def check_container(clip: Clip, encoding: Encoding, output: Path | str, request: StreamsRequest) -> list[str]:
+    """What stands in the way of this output, each with its way out; empty where nothing does."""
+    return list(plan_container(clip, encoding, output, request).findings)
+
+
+def default_output_path(clip: Clip, scale: str, codec: VideoCodec = "h264") -> Path:
+    """Beside the source, `_x2` and the like before the suffix, in the container family of the source."""
+    source = Path(clip.uri)
+    suffix = source.suffix.lower()
+    if suffix not in MUXERS or codec not in _VIDEO[MUXERS[suffix]]:
+        suffix = ".mkv"
+    return source.with_name(f"{source.stem}_{scale}{suffix}")
+
+
+def plan_container(
+    clip: Clip, encoding: Encoding, output: Path | str, request: StreamsRequest
+) -> ContainerPlan:
+    """Decide for every stream whether it is copied, changed, dropped as asked, or in the way."""
+    suffix = Path(output).suffix.lower()
+    muxer = MUXERS.get(suffix)
+    if muxer is None:
+        known = " ".join(MUXERS)
+        return ContainerPlan(
+            muxer="",
+            streams=(),
+            notes=(),
+            findings=(f"output {suffix or 'without a suffix'}: name it with one of {known}",),
+        )
+    findings = [
+        f"--drop {kind} is unknown; kinds: {', '.join(DROP_KINDS)}"
+        for kind in request.drop
+        if kind not in DROP_KINDS
+    ]
+    notes: list[str] = []
+    if encoding.codec not in _VIDEO[muxer]:
+        others = [name for name, other in MUXERS.items() if encoding.codec in _VIDEO[other]]
+        findings.append(
+            f"{suffix} does not hold {encoding.codec}; name the output {' or '.join(others)}, or choose "
+            f"--codec {' or '.join(_VIDEO[muxer])}"
+        )
+    findings += _dynamic_findings(clip, request)
+    streams = tuple(
+        _plan_stream(clip, stream, muxer, suffix, request, findings, notes) for stream in clip.streams
+    )
+    return ContainerPlan(muxer=muxer, streams=streams, findings=tuple(findings), notes=tuple(notes))
+
+
+def _dynamic_findings(clip: Clip, request: StreamsRequest) -> list[str]:
+    found = []
+    if clip.has_hdr10plus and "hdr10plus" not in request.drop:
+        found.append(
+            "the source has HDR10+ dynamic metadata, which no encoder takes from here; static HDR10 is kept; "
+            "accept its loss with --drop hdr10plus"
+        )
+    profile = clip.dolby_vision_profile
+    if profile == 5:
+        found.append(
+            "the source is Dolby Vision profile 5, whose base layer shows false colours; it is refused"
+        )
+    elif profile is not None and "dolby-vision" not in request.drop:
+        found.append(
+            f"the source is Dolby Vision profile {profile}; its base layer can be upscaled alone with "
+            "--drop dolby-vision"
+        )
+    return found
+
+
+def _plan_stream(
+    clip: Clip,
+    stream: Stream,
+    muxer: str,
+    suffix: str,
+    request: StreamsRequest,
+    findings: list[str],
+    notes: list[str],
+) -> StreamPlan:
+    action, codec = _fate(clip, stream, muxer, request)
+    name = f"stream {stream.index} ({stream.kind} {format_name(stream.codec)})"
+    if action is None:
+        kind = "cover" if _is_cover(stream) else stream.kind
+        homes = [s for s in (".mkv", ".mp4", ".mov") if _holds(MUXERS[s], stream) and MUXERS[s] != muxer]
+        way_out = f"name the output {' or '.join(homes)}" if homes else ""
+        if stream.kind == "audio":
+            way_out += (
+                f"{', ' if way_out else ''}recode it with --audio {'opus' if muxer == 'webm' else 'aac'}"
+            )
+        findings.append(
+            f"{name}: {suffix} cannot hold it; {way_out}{', or' if way_out else ''} use --drop {kind}"
+        )
+        action, codec = "drop", stream.codec
+    elif action == "copy" and stream.kind == "audio" and not stream.has_plain_edits:
+        findings.append(
+            f"{name}: its MP4 edit list does more than a delay and one cut, which a copy would lose; recode "
+            "it with --audio aac or opus, or use --drop audio"
+        )
+    elif action == "text":
+        notes.append(f"{name}: text kept as {codec}, styles are lost")
+    elif action == "drop":
+        notes.append(f"{name}: dropped as asked")
+    elif action == "transcode":
+        notes.append(f"{name}: recoded to {codec} as asked")
+    return StreamPlan(
+        index=stream.index, kind=stream.kind, action=action, codec=codec, is_cover=_is_cover(stream)
+    )
+
+
+def _fate(clip: Clip, stream: Stream, muxer: str, request: StreamsRequest) -> tuple[Action | None, str]:
+    """What happens to a stream; None where the container cannot hold it."""
+    drop, codec = request.drop, format_name(stream.codec)
+    if stream.index == clip.video:
+        return "video", codec
+    if _is_timecode(stream):
+        # FFmpeg writes the track anew from the video's timecode tag.
+        return (
+            ("drop", codec)
+            if "timecode" in drop
+            else ("regenerate", codec)
+            if muxer in ("mov", "mp4")
+            else (("drop", codec) if "data" in drop else (None, codec))
+        )
+    if stream.kind == "data" and clip.chapters and not _is_telemetry(stream):
+        return "regenerate", codec  # QuickTime's chapter track
+    if _is_cover(stream):
+        if "cover" in drop:
+            return "drop", codec
+        return ("cover" if muxer == "matroska" else "copy" if muxer in ("mp4", "mov") else None), codec
+    if stream.kind in drop or (stream.kind == "audio" and request.audio == "none"):
+        return "drop", codec
+    if stream.kind == "audio" and request.audio in ("aac", "opus"):
+        return "transcode", request.audio
+    if stream.kind == "attachment":
+        return ("attach" if muxer == "matroska" else None), codec
+    if stream.kind == "subtitle" and codec in _TEXT and not _holds(muxer, stream) and muxer in _TEXT_OF:
+        return "text", _TEXT_OF[muxer]
+    return ("copy" if _holds(muxer, stream) else None), codec
+
+
+def _is_cover(stream: Stream) -> bool:
+    return stream.is_attached_picture
+
+
+def _is_timecode(stream: Stream) -> bool:
+    return stream.kind == "data" and (stream.codec_tag == "tmcd" or "timecode" in dict(stream.metadata))
+
+
+def _is_telemetry(stream: Stream) -> bool:
+    """GoPro's measurements, the one data track that the MP4 muxer takes. PyAV names no format of data."""
+    return stream.codec_tag == "gpmd" or "gopro met" in dict(stream.metadata).get("handler_name", "").lower()
+
+
+def _holds(muxer: str, stream: Stream) -> bool:
+    codec = format_name(stream.codec)
+    if stream.kind == "attachment":
+        return muxer == "matroska"
+    if stream.kind == "data":
+        return muxer in ("mp4", "mov") and _is_telemetry(stream)
+    if codec in _LISTED_BUT_REFUSED.get(muxer, ()):
+        return False
+    return codec in _held(muxer)
+
+
+@lru_cache(maxsize=8)
+def _held(muxer: str) -> frozenset[str]:
+    """The formats that this FFmpeg's muxer accepts, asked of itself."""
+    with av.open(io.BytesIO(), "w", format=muxer) as container:
+        return frozenset(format_name(each) for each in container.supported_codecs)
+
+
+def is_images(clip: Clip) -> bool:
+    """Whether the clip is a folder or pattern of stills, which has no other streams."""
+    return getattr(clip, "images", None) is not None
+
+
+def format_name(codec: str) -> str:
+    """The format behind the name of one of FFmpeg's decoders."""
+    return _FORMAT_OF.get(codec, codec)
