@@ -1,0 +1,186 @@
+"""The bucket and its policies: least privilege in the files, and `storage init` against moto."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from vsr_hpc.cluster.render import config_folder
+from vsr_hpc.cluster.storage import Place, init, plan_storage, policy
+from vsr_hpc.errors import JobError
+
+POLICIES = sorted(path.stem for path in (config_folder() / "iam").glob("*.json"))
+PLACE = Place(bucket="vsr-hpc-data", prefix="vsr", region="eu-west-1", account="123456789012")
+# Actions to which IAM gives no narrower resource than "*" (service authorization reference).
+UNNARROWABLE = {
+    "ecr:GetAuthorizationToken",
+    "ec2:DescribeSubnets",
+    "ec2:DescribeVpcEndpoints",
+    "ec2:DescribeRouteTables",
+    "ec2:DescribeKeyPairs",
+    "ec2:DescribeInstanceTypeOfferings",
+}
+
+
+def listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        yield
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_no_allowed_action_or_resource_is_wider_than_it_can_be_made(name: str) -> None:
+    for statement in policy(name, PLACE)["Statement"]:
+        if statement["Effect"] == "Deny":
+            continue
+        actions, resources = listed(statement["Action"]), listed(statement["Resource"])
+        assert not [each for each in actions if "*" in each], statement["Sid"]
+        assert "NotAction" not in statement and "NotResource" not in statement
+        if "*" in resources:
+            assert set(actions) <= UNNARROWABLE, statement["Sid"]
+        for resource in resources:
+            assert resource == "*" or re.match(
+                r"arn:aws:[a-z0-9]+:[a-z0-9-]*:(123456789012)?:[\w-]", resource
+            )
+            assert resource.count("*") <= 1 and (resource == "*" or not re.search(r"\*.", resource)), resource
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_policy_holds_no_account_and_names_every_statement(name: str) -> None:
+    text = (config_folder() / "iam" / f"{name}.json").read_text("utf-8")
+    assert not re.search(r"\d{12}", text)
+    names = [each["Sid"] for each in json.loads(text)["Statement"]]
+    assert len(set(names)) == len(names)
+
+
+def test_node_policy_reaches_one_bucket_below_one_prefix_only() -> None:
+    for statement in policy("node", PLACE)["Statement"]:
+        for resource in listed(statement["Resource"]):
+            assert resource == "arn:aws:s3:::vsr-hpc-data" or resource.startswith(
+                "arn:aws:s3:::vsr-hpc-data/vsr/"
+            )
+    listing = policy("node", PLACE)["Statement"][0]
+    assert listing["Action"] == "s3:ListBucket"
+    assert listing["Condition"]["StringLike"]["s3:prefix"] == ["vsr", "vsr/*"]
+
+
+def test_no_job_can_change_what_root_runs_on_the_next_node() -> None:
+    deny = next(each for each in policy("node", PLACE)["Statement"] if each["Effect"] == "Deny")
+    assert {each.rsplit("/", 2)[1] for each in deny["Resource"]} == {"bootstrap", "environments", "weights"}
+    assert set(deny["Action"]) == {"s3:PutObject", "s3:DeleteObject"}
+
+
+@pytest.mark.parametrize(("region", "partition"), [("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov")])
+def test_other_partitions_get_their_own_arns(region: str, partition: str) -> None:
+    place = Place(bucket="b-ucket", prefix="vsr", region=region, account="123456789012")
+    assert policy("node", place)["Statement"][0]["Resource"] == f"arn:{partition}:s3:::b-ucket"
+
+
+def test_init_says_every_step_and_makes_a_closed_encrypted_bucket(aws: None) -> None:
+    said: list[str] = []
+    changed = init(PLACE, said.append)
+    s3 = boto3.client("s3", region_name="eu-west-1")
+    assert changed == len(said) == len(plan_storage(PLACE))
+    assert all(s3.get_public_access_block(Bucket=PLACE.bucket)["PublicAccessBlockConfiguration"].values())
+    rules = s3.get_bucket_encryption(Bucket=PLACE.bucket)["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rules[0]["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
+    statements = json.loads(s3.get_bucket_policy(Bucket=PLACE.bucket)["Policy"])["Statement"]
+    assert {"VsrTlsOnly", "VsrTls12"} == {each["Sid"] for each in statements}
+    assert all(each["Effect"] == "Deny" for each in statements)
+
+
+def test_lifecycle_drops_unfinished_uploads_and_runs_and_tiers_results(aws: None) -> None:
+    init(PLACE, lambda _: None)
+    s3 = boto3.client("s3", region_name="eu-west-1")
+    rules = {each["ID"]: each for each in s3.get_bucket_lifecycle_configuration(Bucket=PLACE.bucket)["Rules"]}
+    assert rules["vsr-unfinished-uploads"]["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"] == 2
+    assert rules["vsr-runs-expire"]["Filter"]["Prefix"] == "vsr/runs/"
+    assert rules["vsr-results-tiering"]["Transitions"][0]["StorageClass"] == "INTELLIGENT_TIERING"
+
+
+def test_second_init_changes_nothing(aws: None) -> None:
+    init(PLACE, lambda _: None)
+    said: list[str] = []
+    assert init(PLACE, said.append) == 0, said
+
+
+def test_init_leaves_what_is_not_ours_alone(aws: None) -> None:
+    s3 = boto3.client("s3", region_name="eu-west-1")
+    init(PLACE, lambda _: None)
+    s3.put_bucket_lifecycle_configuration(
+        Bucket=PLACE.bucket,
+        LifecycleConfiguration={
+            "Rules": [
+                {"ID": "theirs", "Status": "Enabled", "Filter": {"Prefix": "x/"}, "Expiration": {"Days": 1}}
+            ]
+        },
+    )
+    theirs = {
+        "Sid": "Theirs",
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:PutObject",
+        "Resource": "arn:aws:s3:::vsr-hpc-data/x",
+    }
+    s3.put_bucket_policy(
+        Bucket=PLACE.bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [theirs]})
+    )
+    assert init(PLACE, lambda _: None) == 2
+    assert len(s3.get_bucket_lifecycle_configuration(Bucket=PLACE.bucket)["Rules"]) == 4
+    assert theirs in json.loads(s3.get_bucket_policy(Bucket=PLACE.bucket)["Policy"])["Statement"]
+
+
+def test_changed_node_policy_becomes_a_new_default_version(aws: None) -> None:
+    iam = boto3.client("iam", region_name="eu-west-1")
+    init(PLACE, lambda _: None)
+    for _ in range(6):  # IAM keeps five: the oldest has to go
+        iam_version(iam)
+        assert init(PLACE, lambda _: None) == 1
+    current = iam.get_policy(PolicyArn=PLACE.policy_arn)["Policy"]["DefaultVersionId"]
+    document = iam.get_policy_version(PolicyArn=PLACE.policy_arn, VersionId=current)["PolicyVersion"][
+        "Document"
+    ]
+    assert document == policy("node", PLACE)
+
+
+def iam_version(iam: Any) -> None:
+    versions = iam.list_policy_versions(PolicyArn=PLACE.policy_arn)["Versions"]
+    if len(versions) == 5:
+        oldest = min(
+            (each for each in versions if not each["IsDefaultVersion"]), key=lambda each: each["CreateDate"]
+        )
+        iam.delete_policy_version(PolicyArn=PLACE.policy_arn, VersionId=oldest["VersionId"])
+    other = json.dumps(policy("submitter", PLACE))
+    iam.create_policy_version(PolicyArn=PLACE.policy_arn, PolicyDocument=other, SetAsDefault=True)
+
+
+def test_bucket_in_another_region_is_refused(aws: None) -> None:
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=PLACE.bucket)
+    with pytest.raises(JobError, match="lies in us-east-1"):
+        init(PLACE, lambda _: None)
+
+
+def test_bucket_in_us_east_1_is_made_without_a_location(aws: None) -> None:
+    init(Place(bucket="other-bucket", prefix="v", region="us-east-1", account="123456789012"), lambda _: None)
+    found = boto3.client("s3", region_name="us-east-1").get_bucket_location(Bucket="other-bucket")
+    assert found["LocationConstraint"] is None
+
+
+def test_container_nodes_may_pull_one_repository(aws: None) -> None:
+    init(PLACE, lambda _: None, with_container=True)
+    iam = boto3.client("iam", region_name="eu-west-1")
+    version = iam.get_policy_version(PolicyArn=PLACE.policy_arn, VersionId="v1")["PolicyVersion"]["Document"]
+    assert "PullOneImage" in {each["Sid"] for each in version["Statement"]}
