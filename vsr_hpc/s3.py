@@ -7,6 +7,7 @@ credential or a signed address.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -20,6 +21,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO, Literal, get_args
 
 import boto3
+import botocore.loaders
 import botocore.session
 import urllib3.exceptions
 from botocore import exceptions as aws
@@ -231,6 +233,7 @@ def explained(address: S3Address) -> Iterator[None]:
 
 def _client(options: S3Options) -> Any:
     session = botocore.session.Session()
+    session.register_component("data_loader", _service_models())
     # Instance credentials: many workers of one node ask IMDS at once, and one lost answer must not end them.
     session.set_config_variable("metadata_service_num_attempts", 3)
     config = Config(
@@ -245,6 +248,12 @@ def _client(options: S3Options) -> Any:
         return boto3.Session(botocore_session=session).client("s3", config=config)
     except (aws.BotoCoreError, ValueError) as exc:
         raise JobError(f"s3: {exc}; mend the AWS settings of this shell") from exc
+
+
+@functools.cache
+def _service_models() -> Any:
+    """S3's description, 1 MB of JSON, read once for all clients of this process."""
+    return botocore.loaders.create_loader()
 
 
 def pause(tried: int) -> None:
