@@ -99,12 +99,15 @@ class Claims:
                 continue
             if self._is_set_aside(shard, generation, control):
                 continue
+            if self._is_done(shard):  # by a worker that took over before us and has left since
+                self.forget(shard)
+                return self._take_over(control)
             self._held[shard] = generation + 1
             self._ended.discard(shard)
             lease = self.run.take(f"{shard:05d}", generation + 1, self.worker, self.node)
             if lease is None:
                 continue
-            if self.run.store.exists(f"receipts/{shard:05d}.json"):
+            if self._is_done(shard):  # its owner was alive after all and wrote the receipt at the last moment
                 self.forget(shard)
                 return self._take_over(control)
             log.info("shard taken over shard=%05d generation=%d", shard, lease.generation)
@@ -117,6 +120,9 @@ class Claims:
         if (shard, generation) not in self._holders:
             self._holders[shard, generation] = self.run.holder(f"{shard:05d}", generation).worker
         return self._liveness.is_stale(self._holders[shard, generation])
+
+    def _is_done(self, shard: int) -> bool:
+        return self.run.store.exists(f"receipts/{shard:05d}.json")
 
     def _is_set_aside(self, shard: int, generation: int, control: Control) -> bool:
         """Poison a shard that failed too often since it was last retried."""

@@ -122,7 +122,9 @@ def _root(
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; twice for all.")] = 0,
 ) -> None:
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(level)  # the run's own log takes more than what is said here
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", handlers=[handler])
     if version:
         typer.echo(f"vsr {__version__}")
         raise typer.Exit
@@ -373,7 +375,8 @@ def worker_command(
     from vsr_hpc.interrupts import StopFlag, signals_set, spot_watched
 
     if not is_quiet:
-        logging.getLogger("vsr_hpc").setLevel(logging.INFO)
+        for handler in logging.getLogger().handlers:
+            handler.setLevel(logging.INFO)
     options = worker.WorkerOptions(threads=threads, task=task, restart=restart, parent=with_parent)
     stop = StopFlag()
     with signals_set(stop), spot_watched(stop):
@@ -407,22 +410,20 @@ def verify(
     frames: Frames = None,
     is_json: IsJson = False,
 ) -> None:
-    """Prove an output: frames, timestamps, streams, tags, and that each picture is its input's. Exit code 5 if not.
+    """Prove an output: frames, timestamps, streams, tags, each picture its input's. Exit code 5 if not.
 
     \b
     vsr verify in.mkv out.mkv
     """
+    from vsr_hpc.job import RangeSection, StreamsSection
     from vsr_hpc.launch import verify_here
 
     result = verify_here(
         source,
         output,
         is_deep=deep,
-        audio=audio.value,
-        drop=tuple(drop),
-        start=start,
-        stop=stop,
-        frames=frames,
+        streams=StreamsSection(audio=audio.value, drop=tuple(drop)),
+        wanted=RangeSection.model_validate({"from": start, "to": stop, "frames": frames}),
     )
     if is_json:
         _answer(result)
@@ -461,8 +462,10 @@ def models_pull(name: Annotated[str, typer.Argument(help="A model's name.")]) ->
     """Fetch a model's weights into the cache and check them."""
     from vsr_hpc.models import weights
     from vsr_hpc.models.cards import find_card
+    from vsr_hpc.progress import downloading
 
-    typer.echo(str(weights.ensure(find_card(name))))
+    with downloading(name) as progress:
+        typer.echo(str(weights.ensure(find_card(name), progress)))
 
 
 @models_app.command("import", no_args_is_help=True)

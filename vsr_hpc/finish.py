@@ -15,7 +15,6 @@ from pathlib import Path
 
 from vsr_hpc.claims import take_single
 from vsr_hpc.errors import BackendError, JobError, SpaceError, VerifyError
-from vsr_hpc.media.images import extract_archives
 from vsr_hpc.media.mux import MergeReport, SegmentPart, merge
 from vsr_hpc.prepare import streams_request
 from vsr_hpc.run import Done, Liveness, Receipt, Run, SegmentFacts
@@ -107,6 +106,8 @@ def _part(run: Run, segment: SegmentFacts) -> SegmentPart:
 def _merge(run: Run, parts: tuple[SegmentPart, ...], partial: Path, output: Path) -> MergeReport:
     plan = run.plan
     if plan.encoding is None:
+        from vsr_hpc.media.images import extract_archives
+
         return extract_archives(parts, partial)
     return merge(
         parts,
@@ -153,9 +154,10 @@ def _remove(partial: Path) -> None:
 
 def _sweep(run: Run) -> None:
     """The output is whole: segments, orphans and scratch files are not needed any more."""
-    for prefix in ("segments/", "tmp/"):
-        for facts in run.store.list(prefix):
-            run.store.delete(facts.name)
+    for facts in run.store.list("segments/"):
+        run.store.delete(facts.name)
+    for path in run.store.scratch.iterdir():
+        path.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

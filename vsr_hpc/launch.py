@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.executors import local
 from vsr_hpc.interrupts import StopFlag
-from vsr_hpc.job import JobSpec, RunSection
+from vsr_hpc.job import JobSpec, RangeSection, RunSection, StreamsSection
 from vsr_hpc.media import clip as clips
 from vsr_hpc.media.writer import encoder_build
 from vsr_hpc.plan import Plan, check_same, fingerprint
 from vsr_hpc.prepare import Prepared, check_space, frame_range, prepare
 from vsr_hpc.run import Done, Heartbeat, Run
+from vsr_hpc.source import open_source
 from vsr_hpc.status import read_status
 from vsr_hpc.store import Store, open_store
 
@@ -133,20 +134,30 @@ def plan_only(job: JobSpec) -> tuple[Plan, tuple[str, ...]]:
 
 
 def verify_here(
-    source: str,
-    output: str,
-    *,
-    is_deep: bool,
-    audio: str,
-    drop: tuple[str, ...],
-    start: str | None,
-    stop: str | None,
-    frames: int | None,
+    source: str, output: str, *, is_deep: bool, streams: StreamsSection, wanted: RangeSection
 ) -> Verification:
-    """Compare an output with its source."""
+    """Compare an output with its source; a run beside the output tells what was asked for."""
     from vsr_hpc.verify import verify
 
-    return verify(source, output, deep=is_deep, audio=audio, drop=drop, start=start, stop=stop, frames=frames)
+    beside = open_store(f"{output.rstrip('/')}.vsr")
+    plan = Run(beside).plan if beside.exists("plan.json") else None
+    if plan is not None and Path(plan.clip.uri).resolve() == Path(source).resolve():
+        streams, wanted = plan.job.streams, plan.job.range
+    else:
+        plan = None
+    return verify(
+        open_source(source),
+        output,
+        deep=is_deep,
+        audio=streams.audio,
+        drop=streams.drop,
+        start=wanted.start,
+        stop=wanted.stop,
+        frames=wanted.frames,
+        deinterlace=plan is not None and plan.job.picture.deinterlace,
+        expected=plan.picture if plan else None,
+        psnr_floor=plan.card.psnr_floor if plan else None,
+    )
 
 
 def remembered_runs() -> tuple[str, ...]:
@@ -201,6 +212,6 @@ def _fingerprint(run: Run, prepared: Prepared) -> dict[str, str]:
         card=prepared.card,
         picture=prepared.picture,
         encoding=prepared.encoding,
-        frames=frame_range(job, run.timeline),
+        frames=frame_range(job.range, run.timeline),
         encoder_build=encoder_build(),
     )

@@ -21,9 +21,8 @@ from vsr_hpc import fidelity
 from vsr_hpc.errors import MediaError
 from vsr_hpc.fidelity import Thumbnail, thumbnail_shape
 from vsr_hpc.media.clip import Source, Timeline
-from vsr_hpc.media.images import read_archive
 from vsr_hpc.media.picture import Frame, Picture
-from vsr_hpc.media.reader import read_frames, read_segment
+from vsr_hpc.media.reader import read_frames
 from vsr_hpc.media.writer import SegmentFacts as WrittenFacts
 from vsr_hpc.plan import Plan, Shard
 from vsr_hpc.run import SegmentFacts
@@ -134,6 +133,7 @@ class Workbench:
     scratch: Path
     decoder_threads: int
     new_writer: Callable[[Path], ChunkWriter]
+    read_back: Callable[[Path], Iterator[Frame]]
     publish: Callable[[str, Path], None]
     """Moves a checked segment into the store under its name."""
 
@@ -242,7 +242,7 @@ def _checked(
 ) -> SegmentFacts:
     """Decode the segment back, count its frames and hold them against its input."""
     picture = bench.plan.picture
-    frames = read_segment(path, picture) if bench.plan.encoding else read_archive(path)
+    frames = bench.read_back(path)
     outputs = [_thumbnail(frame, picture, like=inputs[0]) for frame in frames]
     start, stop = bench.plan.chunk(chunk)
     if not len(inputs) == len(outputs) == stop - start:

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vsr_hpc.errors import JobError, VsrError
 from vsr_hpc.job import JobSpec
 from vsr_hpc.media.clip import Clip
+from vsr_hpc.media.encoding import Encoding
 from vsr_hpc.media.picture import Picture
-from vsr_hpc.media.writer import Encoding
 from vsr_hpc.models.cards import Card
 
 PLAN_VERSION = 1

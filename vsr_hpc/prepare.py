@@ -14,18 +14,18 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from vsr_hpc.errors import JobError, SpaceError
-from vsr_hpc.job import JobSpec
+from vsr_hpc.errors import JobError, MediaError, SpaceError
+from vsr_hpc.job import JobSpec, RangeSection
 from vsr_hpc.media import clip as clips
 from vsr_hpc.media.clip import Clip, Source, Timeline
 from vsr_hpc.media.containers import StreamsRequest, check_container
-from vsr_hpc.media.images import is_image_output
+from vsr_hpc.media.encoding import Encoding, VideoRequest, planar_format, resolve_encoding
 from vsr_hpc.media.picture import Picture, PixelFormat
-from vsr_hpc.media.writer import Encoding, VideoRequest, encoder_build, pixel_format, resolve_encoding
+from vsr_hpc.media.writer import encoder_build
 from vsr_hpc.models.cards import Card, find_card
 from vsr_hpc.plan import Plan, chunk_borders, fingerprint, shard_borders
 from vsr_hpc.source import open_source
-from vsr_hpc.upscale.geometry import Geometry, output_geometry
+from vsr_hpc.upscale.geometry import Geometry, check_rgb_path, is_planewise, output_geometry
 from vsr_hpc.upscale.settings import UpscaleRequest
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def make_plan(
     job, clip, card = prepared.job, prepared.clip, prepared.card
     timeline = clips.index(clip, prepared.source)
     content = clips.content_hash(prepared.source)
-    start, stop = frame_range(job, timeline)
+    start, stop = frame_range(job.range, timeline)
     pixels = clip.picture.width * clip.picture.height
     chunks = chunk_borders(
         start,
@@ -118,9 +118,8 @@ def make_plan(
     return plan, packed
 
 
-def frame_range(job: JobSpec, timeline: Timeline) -> tuple[int, int]:
-    """The frames [start, stop) that a job asks for."""
-    wanted = job.range
+def frame_range(wanted: RangeSection, timeline: Timeline) -> tuple[int, int]:
+    """The frames [start, stop) that were asked for."""
     begin, end = (
         None if each is None else clips.parse_position(each) for each in (wanted.start, wanted.stop)
     )
@@ -142,6 +141,14 @@ def upscale_request(job: JobSpec, pixel: PixelFormat) -> UpscaleRequest:
         grain=wanted.grain,
         seed=wanted.seed,
     )
+
+
+_IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".exr", ".jpg", ".jpeg", ".webp"})
+
+
+def is_image_output(output: str) -> bool:
+    """Whether a job's output is a still, a pattern of images, or a folder for them."""
+    return output.endswith("/") or Path(output).suffix.lower() in _IMAGE_SUFFIXES
 
 
 def streams_request(job: JobSpec) -> StreamsRequest:
@@ -209,8 +216,8 @@ def _card_or_finding(job: JobSpec, findings: list[str]) -> Card | None:
 def _interlace_findings(job: JobSpec, clip: Clip) -> list[str]:
     if clip.interlace in ("tff", "bff") and not job.picture.deinterlace:
         return [
-            f"input: {clip.uri} is interlaced ({clip.interlace}); --deinterlace makes whole frames of its fields, "
-            "--field-order progressive overrides the diagnosis"
+            f"input: {clip.uri} is interlaced ({clip.interlace}); --deinterlace makes whole frames of its "
+            "fields, --field-order progressive overrides the diagnosis"
         ]
     return []
 
@@ -233,8 +240,21 @@ def _output(
         return geometry.picture, None
     if encoding.pixel != geometry.picture.pixel:
         geometry = _geometry(job, clip, card, encoding.pixel)
+    findings += _colour_findings(card, clip.picture, geometry.picture)
     notes += geometry.notes
     return replace(geometry.picture, pixel=encoding.pixel), encoding
+
+
+def _colour_findings(card: Card, source: Picture, output: Picture) -> list[str]:
+    """Networks, and filters that change the layout, go through RGB, which not every matrix reaches."""
+    if card.is_filter and is_planewise(source, output):
+        return []
+    try:
+        check_rgb_path(source)
+        check_rgb_path(output)
+    except MediaError as exc:
+        return [f"input: {exc}"]
+    return []
 
 
 def _geometry(job: JobSpec, clip: Clip, card: Card, pixel: PixelFormat) -> Geometry:
@@ -247,7 +267,7 @@ def _wanted_pixel(job: JobSpec, picture: Picture) -> PixelFormat:
     if job.video.pix_fmt is None:
         return picture.pixel
     try:
-        return pixel_format(job.video.pix_fmt)
+        return planar_format(job.video.pix_fmt)
     except ValueError as exc:
         raise JobError(f"video.pix_fmt: {exc}") from exc
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -113,6 +114,16 @@ class Watching:
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - this module is what people read
+
+
+@contextlib.contextmanager
+def downloading(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar for a download, where stderr is a terminal; the value takes bytes so far and bytes in all."""
+    with Progress(
+        TextColumn(name), BarColumn(), DownloadColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda so_far, total: bar.update(task, completed=so_far, total=total)
 
 
 def workers_table(status: RunStatus, *, is_all: bool = False) -> Table:

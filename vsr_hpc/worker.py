@@ -22,8 +22,8 @@ from vsr_hpc.claims import Claims
 from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError, SpaceError, VsrError
 from vsr_hpc.interrupts import Reason, StopFlag
 from vsr_hpc.media.clip import Timeline
-from vsr_hpc.media.images import ArchiveWriter
-from vsr_hpc.media.reader import read_frames
+from vsr_hpc.media.picture import Frame
+from vsr_hpc.media.reader import read_frames, read_segment
 from vsr_hpc.media.writer import SegmentWriter, encoder_build
 from vsr_hpc.models import weights
 from vsr_hpc.pipeline import ChunkWriter, Stopped, Upscaling, Workbench, make_segments
@@ -244,6 +244,7 @@ class Worker:
             scratch=self._run.store.scratch,
             decoder_threads=min(2, self._threads()),
             new_writer=lambda path: _new_writer(plan, path),
+            read_back=lambda path: _read_back(plan, path),
             publish=self._run.store.put_file,
         )
 
@@ -314,9 +315,19 @@ class Worker:
 
 def _new_writer(plan: Plan, path: Path) -> ChunkWriter:
     if plan.encoding is None:
+        from vsr_hpc.media.images import ArchiveWriter
+
         return ArchiveWriter(path, plan.picture, plan.clip, plan.job.output)
     rate = plan.clip.frame_rate or Fraction(25)
     return SegmentWriter(path, plan.encoding, plan.picture, time_base=1 / rate)
+
+
+def _read_back(plan: Plan, path: Path) -> Iterator[Frame]:
+    if plan.encoding is None:
+        from vsr_hpc.media.images import read_archive
+
+        return read_archive(path)
+    return read_segment(path, plan.picture)
 
 
 def build_upscaler(plan: Plan | Prepared, threads: int) -> tuple[Upscaler, dict[str, str]]:
@@ -328,7 +339,8 @@ def build_upscaler(plan: Plan | Prepared, threads: int) -> tuple[Upscaler, dict[
     settings = resolve_settings(request, plan.card, plan.clip.picture)
     path = weights.ensure(plan.card) if plan.card.weights else None
     upscaler = Upscaler(plan.card, path, plan.clip.picture, plan.picture, settings, threads=threads)
-    return upscaler, platform_record(settings.device, settings.precision)
+    tile = "none" if settings.tile is None else str(settings.tile)
+    return upscaler, {**platform_record(settings.device, settings.precision), "tile": tile}
 
 
 def check_encoder(plan: Plan) -> None:
