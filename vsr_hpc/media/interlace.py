@@ -14,6 +14,7 @@ from av.filter import Graph
 from vsr_hpc.media.decoder import Decoder, open_decoder
 from vsr_hpc.media.picture import Plane
 from vsr_hpc.media.pixels import to_planes
+from vsr_hpc.media.sidedata import frame_tags
 from vsr_hpc.media.source import Source
 
 Interlace = Literal["progressive", "tff", "bff", "unknown"]
@@ -118,7 +119,7 @@ def _idet(opened: Decoder, zigzags: list[tuple[float, float]]) -> dict[str, int]
         last = _pull_last(graph) or last
     if last is None:
         return {}
-    tags = dict(last.metadata)
+    tags = frame_tags(last)
     multiple = {each: _count(tags, f"lavfi.idet.multiple.{each}") for each in ("tff", "bff", "progressive")}
     repeated = sum(_count(tags, f"lavfi.idet.repeated.{each}") for each in ("top", "bottom"))
     return {**multiple, "repeated": repeated}

@@ -124,7 +124,20 @@ class Shown:
 
 
 def show(frame: av.VideoFrame) -> Shown:
-    """Ask `showinfo` about a frame. Its answer is a log line, caught in this thread alone."""
+    """Ask `showinfo` about a frame."""
+    return _parse_show(_said(frame, "showinfo"))
+
+
+def frame_tags(frame: av.VideoFrame) -> dict[str, str]:
+    """The tags that filters such as `idet` hang on a frame."""
+    tags = getattr(frame, "metadata", None)
+    if tags is not None:
+        return dict(tags)
+    return dict(re.findall(r"^(lavfi\.[\w.]+)=(\S*)", _said(frame, "metadata"), re.MULTILINE))  # PyAV 17
+
+
+def _said(frame: av.VideoFrame, name: str) -> str:
+    """What a filter says of a frame. Its answer is a log line, caught in this thread alone."""
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
@@ -137,14 +150,15 @@ def show(frame: av.VideoFrame) -> Shown:
                 format=frame.format,
                 time_base=frame.time_base or Fraction(1, 1000),
             )
-            graph.link_nodes(source, graph.add("showinfo"), graph.add("buffersink")).configure()
+            speaker = graph.add(name, "mode=print" if name == "metadata" else None)
+            graph.link_nodes(source, speaker, graph.add("buffersink")).configure()
             graph.push(frame)
             graph.pull()
     except (av.error.FFmpegError, ValueError):
-        return Shown()
+        return ""
     finally:
         av.logging.set_level(level)
-    return _parse_show("".join(text for _, name, text in lines if "showinfo" in name))
+    return "".join(text for _, speaker_name, text in lines if name in speaker_name)
 
 
 def _parse_show(text: str) -> Shown:
