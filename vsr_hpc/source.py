@@ -136,7 +136,7 @@ class RangedSource:
         """The cache may drop its copy at any time; this process holds a second link to it."""
         with self._opening:
             if self._whole is None or not self._whole.exists():
-                link = process_folder() / f"{temporary_name()}{Path(self._address.key).suffix}"
+                link = process_folder("sources") / f"{temporary_name()}{Path(self._address.key).suffix}"
                 self._blocks().link("whole", 0, self.facts.size_bytes, link)
                 self._whole = link
             return self._whole

@@ -7,7 +7,7 @@ import io
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -63,7 +63,7 @@ class S3Store:
     @property
     def scratch(self) -> Path:
         """On the node's own disk; `put_file` uploads from there."""
-        return process_folder()
+        return process_folder("scratch")
 
     def put(self, name: str, content: bytes) -> None:
         address = self._address(name)
@@ -122,6 +122,11 @@ class S3Store:
         with explained(address):
             self._client.delete_object(Bucket=address.bucket, Key=address.key)
 
+    def delete_many(self, names: Iterable[str]) -> None:
+        left = iter(names)
+        while batch := list(islice(left, _DELETED_AT_ONCE)):
+            self._delete_batch(batch)
+
     def put_file(self, name: str, path: Path) -> None:
         address = self._address(name)
         with explained(address), _reading(path):
@@ -149,12 +154,10 @@ class S3Store:
 
     def remove_all(self) -> None:
         """Also ends the uploads that dead workers left half done, which S3 bills until someone does."""
-        names = (facts.name for facts in self._listed(""))
-        while batch := list(islice(names, _DELETED_AT_ONCE)):
-            self._remove(batch)
+        self.delete_many(facts.name for facts in self._listed(""))
         self._end_uploads()
 
-    def _remove(self, names: Sequence[str]) -> None:
+    def _delete_batch(self, names: Sequence[str]) -> None:
         keys = [{"Key": self._address(name).key} for name in names]
         with explained(self._root):
             answer = self._client.delete_objects(

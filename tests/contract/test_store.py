@@ -57,6 +57,14 @@ def test_delete_of_missing_object_is_no_error(store: Store) -> None:
     store.delete("never/was")
 
 
+def test_delete_many_deletes_those_and_no_others(store: Store) -> None:
+    for name in ("segments/a", "segments/b c", "segments/d", "plan.json"):
+        store.put(name, b"")
+    store.delete_many(name for name in ("segments/a", "segments/b c", "segments/never"))
+    store.delete_many(())
+    assert [facts.name for facts in store.list("")] == ["plan.json", "segments/d"]
+
+
 def test_list_gives_sizes_sorted_by_name_and_only_the_prefix(store: Store) -> None:
     for name, content in (("leases/2", b"22"), ("leases/1", b"1"), ("leases2/x", b""), ("plan.json", b"{}")):
         store.put(name, content)

@@ -177,8 +177,8 @@ def test_node_folder_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pyte
 _DIES = """
 import os
 from vsr_hpc.store import process_folder
-(process_folder() / "half").write_bytes(b"half")
-print(process_folder(), flush=True)
+(process_folder('scratch') / "half").write_bytes(b"half")
+print(process_folder('scratch'), flush=True)
 os.kill(os.getpid(), 9)
 """
 
@@ -187,10 +187,10 @@ def test_folder_of_a_killed_process_is_swept_and_of_a_living_one_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VSR_NODE_CACHE", str(tmp_path))
-    mine = process_folder()
+    mine = process_folder("scratch")
     dead = subprocess.run([sys.executable, "-c", _DIES], stdout=subprocess.PIPE, text=True).stdout.strip()
     assert (Path(dead) / "half").exists()
-    script = "from vsr_hpc.store import process_folder; print(process_folder())"
+    script = "from vsr_hpc.store import process_folder; print(process_folder('scratch'))"
     other = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True).stdout.strip()
     assert not Path(dead).exists()
     assert not Path(other).exists(), "a process that ends well takes its folder with it"
