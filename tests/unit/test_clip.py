@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from tests.clips import Caption, Chapter, numbered_clip, picture, video_frame
 from vsr_hpc.errors import JobError, MediaError
-from vsr_hpc.media.boxes import Edit, Track, matroska_crops
+from vsr_hpc.media.boxes import Edit, Track, _has_crop, matroska_crops
 from vsr_hpc.media.clip import (
     Clip,
     Timeline,
@@ -28,6 +28,7 @@ from vsr_hpc.media.clip import (
 )
 from vsr_hpc.media.interlace import Scan, judge_scan
 from vsr_hpc.media.picture import Colour, Mastering
+from vsr_hpc.media.sidedata import _dolby_vision_profile
 
 
 def clip_and_timeline(path: Path) -> tuple[Clip, Timeline]:
@@ -347,6 +348,44 @@ def test_pixel_crop_of_matroska_is_seen(tmp_path: Path) -> None:
     path.write_bytes(ebml(b"\x1a\x45\xdf\xa3", b"") + ebml(b"\x18\x53\x80\x67", tracks))
     with path.open("rb") as file:
         assert matroska_crops(file) == frozenset({1})
+
+
+def test_crop_that_players_would_apply_is_refused(tmp_path: Path) -> None:
+    def aperture(width: int) -> bytes:
+        return struct.pack(">I4sIIIIiIiI", 40, b"clap", width, 1, 48, 1, 0, 1, 0, 1)
+
+    entry = struct.pack(">I4s", 0, b"avc1") + bytes(24) + struct.pack(">HH", 64, 48) + bytes(50)
+    assert not _has_crop(bytes(8) + entry + aperture(64))
+    assert _has_crop(bytes(8) + entry + aperture(60))
+    assert not _has_crop(bytes(8) + entry)
+
+
+def test_dolby_vision_profile_is_told_from_its_rpu() -> None:
+    def rpu(profile: int, full_range: int, vdr_depth: int, el_spatial: int, no_residual: int) -> bytes:
+        header = struct.pack(
+            "@BxH13B",
+            2,
+            18,
+            profile,
+            0,
+            0,
+            0,
+            23,
+            0,
+            full_range,
+            10,
+            10,
+            vdr_depth,
+            0,
+            el_spatial,
+            no_residual,
+        )
+        return struct.pack("@N", 24) + bytes(16) + header + bytes(8)
+
+    assert _dolby_vision_profile(rpu(0, 1, 12, 0, 1)) == 5
+    assert _dolby_vision_profile(rpu(1, 0, 12, 1, 0)) == 7
+    assert _dolby_vision_profile(rpu(1, 0, 12, 0, 1)) == 8
+    assert _dolby_vision_profile(b"\xff" * 8) == 0
 
 
 def ebml(name: bytes, content: bytes) -> bytes:

@@ -122,8 +122,19 @@ def _track(file: BinaryIO, start: int, stop: int) -> Track:
         elif kind == b"stsz":
             samples = int.from_bytes(file.read(12)[8:12], "big")
         elif kind == b"stsd":
-            has_crop = b"clap" in file.read(min(length - 8, 1 << 16))
+            has_crop = _has_crop(file.read(min(length - 8, 1 << 16)))
     return Track(id=number, edits=edits, samples=samples, has_crop=has_crop)
+
+
+def _has_crop(description: bytes) -> bool:
+    """A clean aperture (clap) that is not the whole picture; QuickTime writes whole ones too."""
+    at = description.find(b"clap")
+    if at < 0 or len(description) < max(at + 36, 44):
+        return False
+    width, height = struct.unpack_from(">HH", description, 40)
+    fields = struct.unpack_from(">IIIIiIiI", description, at + 4)
+    shown = (fields[0], fields[2]) == (width * fields[1], height * fields[3])
+    return not shown or any((fields[4], fields[6]))
 
 
 def _edits(body: bytes) -> tuple[Edit, ...]:

@@ -52,6 +52,15 @@ Pairs = tuple[tuple[str, str], ...]
 _LIMITED_GREY_CODECS = frozenset({"h264", "hevc", "vvc", "av1", "vp9", "mpeg2video", "prores"})
 _RAW_CONTAINERS = frozenset({"h264", "hevc", "vvc", "m4v", "mpegvideo", "cavsvideo", "dirac", "vc1", "obu"})
 _PROBED_FRAMES = 3
+_LOST_SIDE_DATA = {
+    "A53_CC": "closed captions inside the picture's stream",
+    "S12M_TIMECODE": "a time code on each frame",
+    "SPHERICAL": "a spherical (360 degree) projection",
+    "STEREO3D": "a stereoscopic layout",
+    "AMBIENT_VIEWING_ENVIRONMENT": "an ambient viewing environment",
+    "DYNAMIC_HDR_VIVID": "HDR Vivid metadata",
+    "ICC_PROFILE": "an ICC profile",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +126,6 @@ class Clip:
     dolby_vision_profile: int | None = None
     """None: no Dolby Vision; 0: there is some, of a profile that could not be told."""
     has_film_grain: bool = False
-    has_cropping: bool = False
     side_data: tuple[str, ...] = ()
     """Kinds of side data on the first frames, by FFmpeg's names."""
     findings: tuple[str, ...] = ()
@@ -159,6 +167,11 @@ def probe(source: Source, *, video_stream: int | None = None, frame_rate: Fracti
     interlace, has_telecine, scan_findings = judge_scan(scan)
     has_cropping = chosen.index in cropped or any(each.has_crop for each in tracks if each.id == chosen.id)
     _check_edits(source.uri, chosen)
+    if has_cropping:
+        raise MediaError(
+            f"{source.uri}: asks players to crop the picture, which would be lost; crop it for good first: "
+            "ffmpeg -i IN -c:v ffv1 -c:a copy OUT.mkv"
+        )
     return Clip(
         uri=source.uri,
         size_bytes=size_bytes(source),
@@ -175,7 +188,6 @@ def probe(source: Source, *, video_stream: int | None = None, frame_rate: Fracti
         has_hdr10plus=first.side.has_hdr10plus,
         dolby_vision_profile=_dolby_vision(first.side, chosen),
         has_film_grain=first.has_film_grain,
-        has_cropping=has_cropping,
         side_data=first.side.names,
         findings=(*findings, *scan_findings, *_stream_findings(streams, chosen), *first.findings),
         **headers,
@@ -220,8 +232,8 @@ def _tracks(source: Source) -> tuple[tuple[Track, ...], frozenset[int]]:
 def _choose_video(uri: str, container: Any, wanted: int | None) -> Any:
     videos = [each for each in container.streams.video if not _is_attached(each)]
     if not videos:
-        kinds = ", ".join(sorted({each.type for each in container.streams})) or "nothing"
-        raise MediaError(f"{uri}: has no video stream, only {kinds}")
+        kinds = {"a cover picture" if each.type == "video" else each.type for each in container.streams}
+        raise MediaError(f"{uri}: has no video stream, only {', '.join(sorted(kinds)) or 'an empty shell'}")
     if wanted is None:
         best = container.streams.best("video")
         return best if any(best is each or best.index == each.index for each in videos) else videos[0]
@@ -361,14 +373,21 @@ def _first_frames(source: Source, stream: Stream, decoder: str | None) -> _First
             (each.dolby_vision_profile for each in sides if each.dolby_vision_profile is not None), None
         ),
     )
-    findings = []
+    has_film_grain = _has_film_grain(source, stream, decoder)
+    findings = [
+        f"carries {_LOST_SIDE_DATA[name]}, which a new encode leaves out"
+        for name in joined.names
+        if name in _LOST_SIDE_DATA
+    ]
     if errors:
         findings.append(f"{len(errors)} packets at the start can't be decoded ({errors[0]})")
+    if has_film_grain:
+        findings.append("film grain is rendered by the decoder, so it is upscaled with the picture")
     return _First(
         frame=frames[0],
         shown=show(frames[0]),
         side=joined,
-        has_film_grain=_has_film_grain(source, stream, decoder),
+        has_film_grain=has_film_grain,
         findings=tuple(findings),
     )
 
