@@ -91,6 +91,7 @@ REACH = 8
 _TELLABLE = 4.0  # rms codes where two inputs differ most: below, a coder may rightly keep the older picture
 _NEARER = 0.45  # residual against another input, relative to the residual against its own: a far better match
 _CERTAIN = 0.15  # the same, where no look at the neighbouring frames is needed
+_CLEAR = 2.7  # how far apart two inputs must be, in residuals that are usual there
 _AROUND = 12  # frames either side that say what residual is usual here (a GAN's and a coder's is everywhere)
 _FLAT = 4.0  # standard deviation in codes of an input that a flat output can't stand for
 _DETAIL = 8.0  # the same, of an input that any output must correlate with
@@ -309,9 +310,10 @@ def _verdicts(rows: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.
     tellable = known & (apart >= _TELLABLE)
     usual, neighbours = _usual(np.where(known, own, np.nan))
     far_nearer = tellable & (other < _NEARER * own)
-    alone = np.where(neighbours >= 3, own > 1.3 * usual, other < 0.3 * own)
+    # where the inputs differ by little more than the residual that is usual there, a coder lags behind
+    alone = np.where(neighbours >= 3, (own > 1.3 * usual) & (apart > _CLEAR * usual), other < 0.3 * own)
     outlier = tellable & (along > 0.7) & (share >= 0.004) & (neighbours >= 3)
-    outlier &= (own > 1.8 * usual) & (other < 1.2 * usual)
+    outlier &= (own > 1.8 * usual) & (other < 1.2 * usual) & (apart > _CLEAR * usual)
     wrong = (far_nearer & alone) | (tellable & (other < _CERTAIN * own)) | outlier
     wrong |= _shifted(own, other, apart, share, known)
     score = np.where(wrong, other / np.maximum(own, 1e-6), np.inf)

@@ -1,0 +1,366 @@
+"""`verify` accepts what holds its promise and names each thing that does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests import clips
+from vsr_hpc.errors import MediaError
+from vsr_hpc.media.picture import Colour
+from vsr_hpc.verify import Verification, verify
+
+Sheets = list[NDArray[np.uint8]]
+BT709 = Colour(matrix=1, primaries=1, transfer=1, is_range_tagged=True)
+FRAMES = 24
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tagged clip with sound, captions and chapters."""
+    return clips.numbered_clip(
+        tmp_path_factory.mktemp("source") / "in.mkv",
+        frames=FRAMES,
+        colour=BT709,
+        audio=True,
+        audio_language="deu",
+        captions=(
+            clips.Caption(start_s=0.1, stop_s=0.4, text="one"),
+            clips.Caption(start_s=0.5, stop_s=0.9, text="two <i>words</i>"),
+        ),
+        chapters=(
+            clips.Chapter(start_s=0, stop_s=0.5, title="a"),
+            clips.Chapter(start_s=0.5, stop_s=1, title="b"),
+        ),
+        metadata={"title": "a clip", "comment": "kept"},
+    )
+
+
+def enlarge(
+    source: Path,
+    output: Path,
+    *,
+    edit: Callable[[Sheets], Sheets] = lambda sheets: sheets,
+    retime: Callable[[list[int]], list[int]] = lambda pts: pts,
+    colour: Colour | None = BT709,
+    sound_delay_s: Fraction = Fraction(0),
+    has_sound: bool = True,
+    language: str = "deu",
+    chapters: Sequence[clips.Chapter] | None = None,
+    metadata: dict[str, str] | None = None,
+    spoil: Callable[[int, bytes], bytes] = lambda number, data: data,
+    crf: int = 18,
+    aspect: Fraction | None = None,
+    pix_fmt: str = "yuv420p",
+    size: tuple[int, int] | None = None,
+) -> Path:
+    """An output made by other code than the product's: each frame twice as large, everything else copied."""
+    with av.open(str(source)) as read, av.open(str(output), "w") as out:
+        writer: Any = out
+        video = read.streams.video[0]
+        context: Any = video.codec_context
+        stream: Any = writer.add_stream("libx264", rate=24, options={"crf": str(crf), "preset": "veryfast"})
+        width, height = size or (2 * context.width, 2 * context.height)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream.time_base = stream.codec_context.time_base = video.time_base
+        stream.codec_context.thread_count = 1
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        if colour:
+            clips._tag(stream.codec_context, colour)
+        others = {
+            each.index: writer.add_stream_from_template(each, opaque=True)
+            for each in read.streams
+            if each.type != "video" and (has_sound or each.type != "audio")
+        }
+        for each in read.streams.audio:
+            if each.index in others:
+                others[each.index].metadata["language"] = language
+        writer.metadata.update(metadata if metadata is not None else dict(read.metadata))
+        given = (
+            read.chapters() if chapters is None else [clips._chapter(i, c) for i, c in enumerate(chapters)]
+        )
+        writer.set_chapters(given)
+        sheets, pts, packets = [], [], []
+        for packet in read.demux():
+            if packet.stream is video:
+                for frame in packet.decode():
+                    sheets.append(frame.to_ndarray(format="yuv420p"))
+                    pts.append(frame.pts)
+            elif packet.size and packet.stream_index in others:
+                packets.append(packet)
+        for number, packet in enumerate(packets):
+            made: Any = av.Packet(spoil(number, bytes(packet)))
+            delay = round(sound_delay_s / packet.time_base) if packet.stream.type == "audio" else 0
+            made.pts, made.dts = packet.pts + delay, packet.dts + delay
+            made.duration, made.time_base = packet.duration, packet.time_base
+            made.is_keyframe, made.stream = packet.is_keyframe, others[packet.stream_index]
+            writer.mux(made)
+        for sheet, stamp in zip(edit(sheets), retime(pts), strict=False):
+            small = av.VideoFrame.from_ndarray(sheet, format="yuv420p")
+            frame = small.reformat(width=width, height=height, format=pix_fmt, interpolation="POINT")
+            frame.pts, frame.time_base = stamp, video.time_base
+            if colour:
+                clips._tag(frame, colour)
+            writer.mux(stream.encode(frame))
+        writer.mux(stream.encode(None))
+    return output
+
+
+def faults(result: Verification) -> list[tuple[str, str]]:
+    return [(each.check, each.text) for each in result.findings]
+
+
+def only(result: Verification) -> tuple[str, str]:
+    assert len(result.findings) == 1, faults(result)
+    return faults(result)[0]
+
+
+def black(sheets: Sheets, number: int) -> Sheets:
+    dark = sheets[number].copy()
+    dark[:48], dark[48:] = 16, 128
+    return [dark if i == number else each for i, each in enumerate(sheets)]
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+@pytest.mark.parametrize("crf", [10, 35])
+def test_a_true_output_is_accepted(source: Path, tmp_path: Path, suffix: str, crf: int) -> None:
+    if suffix == "mp4":  # which holds no SRT as it is
+        source = clips.numbered_clip(
+            tmp_path / "in.mp4", frames=FRAMES, colour=BT709, audio=True, audio_language="deu"
+        )
+    result = verify(source, enlarge(source, tmp_path / f"out.{suffix}", crf=crf))
+    assert result.ok, faults(result)
+    assert result.frames == FRAMES
+    assert result.packets > 40
+    assert result.undecided == 0
+    assert result.worst_psnr is not None
+    assert result.worst_psnr > 20
+    assert not any("note" in line for line in result.lines())
+    assert json.loads(json.dumps(asdict(result)))["frames"] == FRAMES
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [
+        (lambda s: [*s[:9], s[8], *s[10:]], "frame 9 shows input frame 8"),
+        (lambda s: black(s, 9), "frame 9 shows nothing like its input: black, flat or garbage"),
+        (lambda s: [*s[:9], s[17], *s[10:]], "frame 9 shows input frame 17"),
+        (lambda s: [*s[1:], s[-1]], "frames 0 to 22 show the input 1 frame later"),
+    ],
+    ids=["repeated", "black", "alien", "shifted"],
+)
+def test_a_wrong_picture_is_named(
+    source: Path, tmp_path: Path, edit: Callable[[Sheets], Sheets], text: str
+) -> None:
+    output = enlarge(source, tmp_path / "out.mkv", edit=edit, crf=28)
+    assert only(verify(source, output)) == ("picture", text)
+    assert verify(source, output, deep=False).ok
+
+
+def test_swapped_frames_are_both_named(source: Path, tmp_path: Path) -> None:
+    output = enlarge(source, tmp_path / "out.mkv", edit=lambda s: [*s[:9], s[10], s[9], *s[11:]])
+    assert faults(verify(source, output)) == [
+        ("picture", "frame 9 shows input frame 10"),
+        ("picture", "frame 10 shows input frame 9"),
+    ]
+
+
+def test_a_dropped_frame_is_missed_by_number(source: Path, tmp_path: Path) -> None:
+    output = enlarge(
+        source,
+        tmp_path / "out.mkv",
+        edit=lambda s: s[:9] + s[10:],
+        retime=lambda pts: pts[:9] + pts[10:],
+    )
+    check, text = faults(verify(source, output, deep=False))[0]
+    assert (check, text) == ("frames", "23 frames, the source has 24; nothing is shown at frame 9")
+    assert ("picture", "frames 9 to 22 show the input 1 frame later") in faults(verify(source, output))
+
+
+def test_a_frame_at_another_time_is_found(source: Path, tmp_path: Path) -> None:
+    output = enlarge(
+        source, tmp_path / "out.mkv", retime=lambda pts: [each + 5 * (i == 7) for i, each in enumerate(pts)]
+    )
+    check, text = only(verify(source, output))
+    assert check == "time"
+    assert "5.000 ms" in text
+    assert text.endswith("first at frame 7")
+
+
+def test_a_common_offset_is_reported_and_sound_must_share_it(source: Path, tmp_path: Path) -> None:
+    later = enlarge(
+        source,
+        tmp_path / "out.mkv",
+        retime=lambda pts: [each + 100 for each in pts],
+        has_sound=True,
+        sound_delay_s=Fraction(1, 10),
+    )
+    result = verify(source, later)
+    assert result.offset_s == pytest.approx(0.1)
+    assert {check for check, _ in faults(result)} == {"time", "tags"}  # captions and chapters stayed behind
+
+
+@pytest.mark.parametrize("delay_ms", [100, -20, 3])
+def test_sound_out_of_step_is_found(source: Path, tmp_path: Path, delay_ms: int) -> None:
+    output = enlarge(source, tmp_path / "out.mkv", sound_delay_s=Fraction(delay_ms, 1000))
+    result = faults(verify(source, output, deep=False))
+    ((check, text),) = [each for each in result if each[0] != "tags"]  # a muxer may shift all but chapters
+    assert check == "sound"
+    assert f"{abs(delay_ms)}.000 ms {'late' if delay_ms > 0 else 'early'}" in text
+
+
+def test_lost_and_changed_packets_are_found(source: Path, tmp_path: Path) -> None:
+    silent = enlarge(source, tmp_path / "silent.mkv", has_sound=False)
+    assert only(verify(source, silent, deep=False)) == (
+        "streams",
+        "stream 1 (audio aac) is not in the output",
+    )
+    assert verify(source, silent, deep=False, audio="none").ok
+
+    def spoil(number: int, data: bytes) -> bytes:
+        return data[:-1] + bytes([data[-1] ^ 1]) if number == 20 else data
+
+    check, text = only(verify(source, enlarge(source, tmp_path / "out.mkv", spoil=spoil), deep=False))
+    assert check == "streams"
+    assert "1 packets differ" in text
+
+
+def test_changed_tags_are_found(source: Path, tmp_path: Path) -> None:
+    output = enlarge(
+        source,
+        tmp_path / "out.mkv",
+        language="eng",
+        chapters=(clips.Chapter(start_s=0, stop_s=0.5, title="a"),),
+        metadata={"title": "another"},
+    )
+    assert faults(verify(source, output, deep=False)) == [
+        ("tags", "1 chapters, the source has 2"),
+        ("tags", "stream 1 (audio aac): language was deu, is eng"),
+        ("tags", "tag title was 'a clip', is 'another'"),
+        ("tags", "tag COMMENT was 'kept', is missing"),
+    ]
+    moved = (
+        clips.Chapter(start_s=0, stop_s=0.4, title="a"),
+        clips.Chapter(start_s=0.4, stop_s=1, title="c"),
+    )
+    assert faults(verify(source, enlarge(source, tmp_path / "b.mkv", chapters=moved), deep=False)) == [
+        ("tags", "chapter 1 was 'b', is 'c'"),
+        ("tags", "chapter 1 begins at 0.400 s, in the source at 0.500 s"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("colour", "text"),
+    [
+        (Colour(matrix=6, primaries=1, transfer=1, is_range_tagged=True), "matrix was bt709, is smpte170m"),
+        (Colour(matrix=1, primaries=9, transfer=1, is_range_tagged=True), "primaries was 1, is 9 (H.273)"),
+        (
+            Colour(matrix=1, primaries=1, transfer=1, is_range_tagged=True, is_full_range=True),
+            "range was limited, is full",
+        ),
+        (None, "matrix was bt709, is unspecified"),
+    ],
+)
+def test_changed_colour_tags_are_found(
+    source: Path, tmp_path: Path, colour: Colour | None, text: str
+) -> None:
+    output = enlarge(source, tmp_path / "out.mkv", colour=colour)
+    assert ("colour", text) in faults(verify(source, output, deep=False))
+
+
+def test_a_missing_matrix_may_be_named_as_players_guess_it(tmp_path: Path) -> None:
+    source = clips.numbered_clip(tmp_path / "in.mkv", frames=4)
+    assert verify(source, enlarge(source, tmp_path / "a.mkv", colour=Colour(matrix=6)), deep=False).ok
+    output = enlarge(source, tmp_path / "b.mkv", colour=Colour(matrix=1))
+    assert only(verify(source, output, deep=False)) == ("colour", "matrix was unspecified, is bt709")
+
+
+def test_lower_depth_and_another_aspect_are_found(tmp_path: Path) -> None:
+    source = clips.numbered_clip(tmp_path / "in.mkv", frames=4, pix_fmt="yuv420p10le")
+    output = enlarge(source, tmp_path / "out.mkv", colour=None, aspect=Fraction(4, 3))
+    assert faults(verify(source, output, deep=False)) == [
+        ("colour", "8 bit (yuv420p), 10 bit is due (yuv420p10le)"),
+        ("geometry", "display aspect was 1.3333, is 1.7778"),
+    ]
+
+
+def test_any_output_size_is_accepted_that_keeps_the_display_aspect(tmp_path: Path) -> None:
+    source = clips.numbered_clip(tmp_path / "in.mkv", frames=12)
+    output = enlarge(source, tmp_path / "a.mkv", colour=None, size=(200, 100), aspect=Fraction(2, 3))
+    assert verify(source, output).ok
+    assert (
+        only(verify(source, enlarge(source, tmp_path / "b.mkv", colour=None, size=(200, 100))))[0]
+        == "geometry"
+    )
+
+
+def test_a_range_of_frames_is_compared_with_that_range(source: Path, tmp_path: Path) -> None:
+    inside = clips.numbered_clip(tmp_path / "in.mkv", frames=FRAMES)
+    output = enlarge(
+        inside,
+        tmp_path / "out.mkv",
+        colour=None,
+        edit=lambda s: s[6:18],
+        retime=lambda pts: [each - pts[6] for each in pts[6:18]],
+    )
+    assert verify(inside, output, start="6f", stop="18f").ok
+    assert verify(inside, output, start="0.25", frames=12).ok
+    check, text = only(verify(inside, output, start="7f", stop="19f"))
+    assert (check, text) == ("picture", "frames 7 to 18 show the input 1 frame earlier")
+    assert faults(verify(inside, output, deep=False))[0][0] == "frames"
+
+
+def test_a_truncated_output_is_found(source: Path, tmp_path: Path) -> None:
+    whole = enlarge(source, tmp_path / "out.mkv").read_bytes()
+    short = tmp_path / "short.mkv"
+    short.write_bytes(whole[: len(whole) * 2 // 3])
+    result = verify(source, short)
+    assert not result.ok
+    assert {check for check, _ in faults(result)} & {"frames", "decode"}
+
+
+def test_a_damaged_picture_is_found(source: Path, tmp_path: Path) -> None:
+    output = enlarge(source, tmp_path / "out.mkv")
+    data = bytearray(output.read_bytes())
+    middle = len(data) * 3 // 4
+    data[middle : middle + 400] = bytes(400)
+    output.write_bytes(bytes(data))
+    assert not verify(source, output).ok
+
+
+def test_an_output_that_is_no_clip_is_a_finding_and_a_source_that_is_none_an_error(
+    source: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "out.mkv"
+    text.write_text("no clip")
+    assert only(verify(source, text))[0] == "decode"
+    assert only(verify(source, tmp_path / "absent.mkv"))[0] == "decode"
+    with pytest.raises(MediaError, match="no such file"):
+        verify(tmp_path / "absent.mkv", source)
+
+
+def test_the_answer_names_every_finding_in_words(source: Path, tmp_path: Path) -> None:
+    output = enlarge(source, tmp_path / "out.mkv", language="eng", edit=lambda s: black(s, 3))
+    assert list(verify(source, output).lines()) == [
+        f"{output}: 2 things are not as in {source}",
+        "  tags: stream 1 (audio aac): language was deu, is eng",
+        "  picture: frame 3 shows nothing like its input: black, flat or garbage",
+    ]
+
+
+def test_progress_counts_to_the_end(source: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    verify(
+        source, enlarge(source, tmp_path / "out.mkv"), progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(i + 1, FRAMES) for i in range(FRAMES)]

@@ -1,0 +1,259 @@
+"""Packets of two files held against each other: the same bytes, at the same time beside the picture."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+
+from vsr_hpc.errors import MediaError
+from vsr_hpc.media.clip import Source, Stream
+from vsr_hpc.media.containers import format_name
+from vsr_hpc.media.source import open_input
+
+_SHOWN = 5
+_TRANSCODE_SLACK_S = Fraction(2, 1000)
+_LENGTH_SLACK_S = Fraction(1, 20)
+_MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|\{\\[^}]*\}")
+_TEXT_FORM = frozenset({"subrip", "mov_text", "text", "webvtt"})
+
+
+@dataclass(slots=True)
+class Track:
+    """What a pass over a stream's packets leaves: a time and a digest each, and one digest of all bytes."""
+
+    time_base: Fraction
+    pts: array[int] = field(default_factory=lambda: array("q"))
+    stops: array[int] = field(default_factory=lambda: array("q"))
+    digests: array[int] = field(default_factory=lambda: array("Q"))
+    size_bytes: int = 0
+    whole: Any = field(default_factory=hashlib.sha256)
+    texts: list[str] | None = None
+    skip: int = 0
+    """Samples to leave out at the start."""
+    trim: int = 0
+    """Samples to leave out at the end."""
+    rate: int = 0
+
+    def add(self, data: bytes, pts: int, duration: int) -> None:
+        self.pts.append(pts)
+        self.stops.append(pts + duration)
+        self.digests.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big"))
+        self.size_bytes += len(data)
+        self.whole.update(data)
+
+    @property
+    def start_s(self) -> Fraction:
+        return self.pts[0] * self.time_base
+
+    @property
+    def stop_s(self) -> Fraction:
+        return max(self.stops) * self.time_base
+
+
+def read_tracks(
+    source: Source, streams: Sequence[Stream], window: tuple[Fraction, Fraction] | None
+) -> dict[int, Track]:
+    """Read every packet of the named streams in one pass; with a window, those that begin inside it."""
+    tracks: dict[int, Track] = {}
+    with open_input(source) as container:
+        for stream in streams:
+            each: Any = container.streams[stream.index]
+            track = tracks[stream.index] = Track(time_base=Fraction(each.time_base or Fraction(1, 1000)))
+            track.rate = stream.sample_rate or 0
+            if stream.kind == "attachment":
+                track.add(bytes(each.data), 0, 0)
+            elif stream.kind == "subtitle" and format_name(stream.codec) in _TEXT_FORM:
+                track.texts = []
+        by_index = {each.index: each for each in streams if each.kind != "attachment"}
+        if by_index:
+            _read_packets(source.uri, container, by_index, tracks, window)
+    return tracks
+
+
+def _read_packets(
+    uri: str,
+    container: Any,
+    streams: dict[int, Stream],
+    tracks: dict[int, Track],
+    window: tuple[Fraction, Fraction] | None,
+) -> None:
+    forms = {
+        number: _form(format_name(each.codec), container.streams[number]) for number, each in streams.items()
+    }
+    packets = container.demux([container.streams[number] for number in streams])
+    following: dict[int, int] = {}
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError as exc:
+            raise MediaError(f"{uri}: its streams cannot be read to the end ({exc.strerror})") from exc
+        if packet is None:
+            return
+        if not packet.size or packet.stream_index not in streams:
+            continue
+        number = packet.stream_index
+        pts = packet.pts if packet.pts is not None else packet.dts
+        pts = following.get(number) if pts is None else pts
+        if pts is None:
+            continue
+        following[number] = pts + (packet.duration or 0)
+        track, stream = tracks[number], streams[number]
+        if track.texts is not None:
+            text = _text(format_name(stream.codec), bytes(packet))
+            if not text and format_name(stream.codec) == "mov_text":
+                continue  # MP4's gaps between captions
+        first, last = pts, pts + (packet.duration or 0)
+        if window is not None and not stream.is_attached_picture:
+            low, high = (each / track.time_base for each in window)
+            if stream.kind == "subtitle":
+                if first >= high or (last <= low and first < low):
+                    continue
+                first = max(first, round(low))
+            elif not low <= first < high:
+                continue
+        if track.texts is not None:
+            track.texts.append(text)
+        _note_skips(packet, track)
+        track.add(forms[number](bytes(packet)), first, last - first)
+
+
+def _text(codec: str, data: bytes) -> str:
+    if codec == "mov_text":
+        data = data[2 : 2 + int.from_bytes(data[:2], "big")]
+    plain = _MARKUP.sub("", data.decode("utf-8", "replace"))
+    return "\n".join(plain.replace("\r\n", "\n").strip("\n").split("\n"))
+
+
+def _note_skips(packet: Any, track: Track) -> None:
+    if track.rate and packet.has_sidedata("skip_samples"):
+        start, end = struct.unpack_from("<II", bytes(packet.get_sidedata("skip_samples")))
+        if not track.pts:
+            track.skip = start
+        track.trim = end
+
+
+def _form(codec: str, stream: Any) -> Callable[[bytes], bytes]:
+    """How to bring a packet into the one form that both containers share."""
+    extradata = bytes(getattr(stream.codec_context, "extradata", None) or b"")
+    if codec == "aac" and not extradata:
+        return _without_adts
+    if codec in ("h264", "hevc"):
+        prefix = 0
+        if extradata[:1] == b"\x01":
+            at = 4 if codec == "h264" else 21
+            prefix = (extradata[at] & 3) + 1 if len(extradata) > at else 4
+        return lambda data: _units(data, prefix)
+    return lambda data: data
+
+
+def _without_adts(data: bytes) -> bytes:
+    if len(data) > 7 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0:
+        return data[7 if data[1] & 1 else 9 :]
+    return data
+
+
+def _units(data: bytes, prefix: int) -> bytes:
+    """NAL units with one kind of border, whether they came with start codes or lengths."""
+    if prefix:
+        units, at = [], 0
+        while at + prefix < len(data):
+            size = int.from_bytes(data[at : at + prefix], "big")
+            units.append(data[at + prefix : at + prefix + size])
+            at += prefix + size
+    else:
+        units = [each for each in re.split(rb"\x00\x00\x01", data) if each]
+    return b"\x00\x00\x01".join(each.rstrip(b"\x00") for each in units if each.strip(b"\x00"))
+
+
+def packet_faults(ours: Track, theirs: Track) -> Iterator[str]:
+    if ours.digests == theirs.digests:
+        return
+    if ours.size_bytes == theirs.size_bytes and ours.whole.digest() == theirs.whole.digest():
+        return  # the same bytes in packets of another length (PCM)
+    differ = [i for i, (a, b) in enumerate(zip(ours.digests, theirs.digests, strict=False)) if a != b]
+    if len(ours.digests) != len(theirs.digests):
+        yield f"{len(theirs.digests)} packets, the source has {len(ours.digests)}"
+    if differ and len(ours.digests) == len(theirs.digests):
+        places = some([str(i) for i in differ])
+        yield f"{len(differ)} packets differ from the source's: {places}"
+    elif differ:
+        yield f"packets differ from the source's from number {differ[0]} on"
+
+
+def text_faults(ours: Track, theirs: Track) -> Iterator[str]:
+    before = [each for each in ours.texts or () if each.strip()]
+    after = [each for each in theirs.texts or () if each.strip()]
+    if len(before) != len(after):
+        yield f"{len(after)} captions, the source has {len(before)}"
+    differ = [i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b]
+    if differ:
+        i = differ[0]
+        yield f"{len(differ)} captions differ; number {i} was {before[i]!r}, is {after[i]!r}"
+
+
+def step_faults(ours: Track, theirs: Track, offset: Fraction, tick: Fraction) -> Iterator[str]:
+    """Whether each packet comes when it should, measured against the picture."""
+    if not ours.pts or not theirs.pts:
+        return
+    allowed = max(tick, theirs.time_base)
+    if len(ours.pts) != len(theirs.pts):
+        late = theirs.start_s - ours.start_s - offset
+        if abs(late) > allowed:
+            yield f"begins {_late(late)} against the picture"
+        return
+    before = np.array(ours.pts, dtype=np.float64) * float(ours.time_base) + float(offset)
+    drift = np.array(theirs.pts, dtype=np.float64) * float(theirs.time_base) - before
+    slack = float(allowed) * 1.0001 + 1e-9
+    wrong = np.flatnonzero(np.abs(drift) > slack)
+    if not len(wrong):
+        return
+    late = Fraction(drift[wrong[0]]).limit_denominator(10**6)
+    if len(wrong) == len(drift):
+        yield f"is {_late(late)} against the picture, {ms(allowed)} are allowed"
+    else:
+        share = f"{len(wrong)} of {len(drift)} packets"
+        yield f"{share} are out of step, the first (number {wrong[0]}) {_late(late)}"
+
+
+def recoded_faults(ours: Track, theirs: Track, offset: Fraction) -> Iterator[str]:
+    """Sound that was encoded anew: it begins and ends where the source's does."""
+    if not ours.pts or not theirs.pts:
+        if ours.pts:
+            yield "is empty"
+        return
+    begins = [each.start_s + Fraction(each.skip, each.rate or 1) for each in (ours, theirs)]
+    late = begins[1] - begins[0] - offset
+    if abs(late) > _TRANSCODE_SLACK_S:
+        yield f"begins {_late(late)} against the picture"
+    length = (theirs.stop_s - begins[1]) - (ours.stop_s - begins[0])
+    if abs(length) > _LENGTH_SLACK_S:
+        yield f"lasts {ms(abs(length))} {'longer' if length > 0 else 'shorter'} than the source's"
+
+
+def skip_faults(ours: Track, theirs: Track) -> Iterator[str]:
+    """Encoder delay that players leave out must stay left out: a sample more or less is rounding."""
+    if abs(ours.skip - theirs.skip) > 1:
+        yield f"players left out its first {ours.skip} samples, now {theirs.skip}"
+
+
+def ms(seconds: Fraction) -> str:
+    return f"{float(seconds) * 1000:.3f} ms"
+
+
+def _late(seconds: Fraction) -> str:
+    return f"{ms(abs(seconds))} {'late' if seconds > 0 else 'early'}"
+
+
+def some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
