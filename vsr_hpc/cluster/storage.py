@@ -87,7 +87,7 @@ def plan_storage(
         Step(what="encrypt new objects with S3's own keys (free)", apply=lambda: _encrypt(s3, place)),
         Step(what="refuse requests without TLS 1.2 or later", apply=lambda: _tls_only(s3, place)),
         Step(
-            what=f"drop unfinished uploads after 2 days, {place.prefix}/runs/ (segments, receipts, logs) after"
+            what=f"drop unfinished uploads after 2 days, {place.prefix}/runs/ (segments, receipts) after"
             f" 30; move {place.prefix}/outgoing/ to Intelligent-Tiering",
             apply=lambda: _lifecycle(s3, place, lifecycle),
         ),
