@@ -266,11 +266,6 @@ def _held(muxer: str) -> frozenset[str]:
         return frozenset(format_name(each) for each in container.supported_codecs)
 
 
-def is_images(clip: Clip) -> bool:
-    """Whether the clip is a folder or pattern of stills, which has no other streams."""
-    return getattr(clip, "images", None) is not None
-
-
 def format_name(codec: str) -> str:
     """The format behind the name of one of FFmpeg's decoders."""
     return _FORMAT_OF.get(codec, codec)

@@ -33,7 +33,6 @@ from vsr_hpc.media.containers import (
     StreamsRequest,
     check_container,
     default_output_path,
-    is_images,
     plan_container,
 )
 from vsr_hpc.media.encoding import Encoding, reason
@@ -218,7 +217,7 @@ class _Merge:
             keeps_chapters = bool(self.clip.chapters) and "chapters" not in self.request.drop
             container: Any = None
             peek = _Peek(first={}, priming={}, covers={}, packets={})
-            if wanted or keeps_chapters or not is_images(self.clip):
+            if wanted or keeps_chapters or self.clip.images is None:
                 peek = _peeked(self.source, wanted)
                 container = stack.enter_context(open_input(self.source))
             out: Any = av.open(
