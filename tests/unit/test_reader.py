@@ -8,14 +8,16 @@ import random
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from tests.clips import frame_number, number_in, numbered_clip, numbered_planes, picture, video_frame
 from vsr_hpc.errors import MediaError
-from vsr_hpc.media.clip import Clip, Timeline, index, local_source, probe
+from vsr_hpc.media.clip import Clip, Timeline, content_hash, index, local_source, probe
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.reader import pixel_format, read_frames, read_segment, to_planes
 
@@ -177,6 +179,49 @@ def test_alpha_of_vp9_is_read(tmp_path: Path) -> None:
     clip, timeline = opened(path)
     assert clip.picture.pixel.name == "yuva420p"
     assert read(clip, timeline, 2, 3)[0].planes[3].max() > 200
+
+
+def write_pngs(folder: Path, numbers: Sequence[int], size: tuple[int, int] = (64, 48)) -> Path:
+    pytest.importorskip("vsr_hpc.media.images")
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        encoder: Any = av.CodecContext.create("png", "w")
+        encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = *size, "rgb24", Fraction(1, 25)
+        frame = video_frame(number, picture(size, "gbrp")).reformat(format="rgb24", threads=1)
+        packets = [*encoder.encode(frame), *encoder.encode(None)]
+        (folder / f"f_{number:03d}.png").write_bytes(b"".join(bytes(each) for each in packets))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", "f_%03d.png", "f_*.png"])
+def test_images_are_a_clip_with_one_frame_each(tmp_path: Path, name: str) -> None:
+    clip, timeline = opened(write_pngs(tmp_path / "shots", range(7, 12)) / name)
+    assert clip.images is not None and clip.picture.pixel.name == "gbrp"
+    assert TypeAdapter(Clip).validate_json(TypeAdapter(Clip).dump_json(clip)) == clip
+    assert [frame_number(each) for each in read(clip, timeline, 1, 4)] == [8, 9, 10]
+    assert [each.index for each in read(clip, timeline, 1, 4)] == [1, 2, 3]
+    source = local_source(clip.uri)
+    assert index(probe(source, frame_rate=Fraction(24000, 1001)), source).time_base == Fraction(1001, 24000)
+
+
+def test_gaps_and_mixed_sizes_of_images_are_refused(tmp_path: Path) -> None:
+    folder = local_source(write_pngs(tmp_path / "shots", [1, 2, 4]))
+    with pytest.raises(MediaError, match=r"missing between f_002.png and f_004.png"):
+        probe(folder)
+    gaps = probe(folder, allow_gaps=True)
+    assert [frame_number(each) for each in read(gaps, index(gaps, folder), 0, 3)] == [1, 2, 4]
+    write_pngs(tmp_path / "shots", [3], size=(32, 48))
+    with pytest.raises(MediaError, match=r"f_003.png: is 32x48, but f_001.png is 64x48"):
+        probe(folder)
+
+
+def test_hash_of_images_covers_names_and_bytes(tmp_path: Path) -> None:
+    folder = write_pngs(tmp_path / "shots", [1, 2])
+    before = content_hash(local_source(folder))
+    (folder / "f_002.png").rename(folder / "f_003.png")
+    renamed = content_hash(local_source(folder))
+    (folder / "f_003.png").write_bytes((folder / "f_001.png").read_bytes())
+    assert len({before, renamed, content_hash(local_source(folder))}) == 3
 
 
 def test_segment_is_read_without_an_index(tmp_path: Path) -> None:

@@ -16,13 +16,21 @@ from vsr_hpc.media.decoder import ALPHA_DECODERS, open_decoder
 from vsr_hpc.media.interlace import Interlace, judge_scan, sample_scan
 from vsr_hpc.media.picture import Colour, Picture
 from vsr_hpc.media.pixels import is_full_range_by_name, pixel_format
+from vsr_hpc.media.sequence import (
+    DEFAULT_RATE,
+    ImageSequence,
+    find_stills,
+    means_stills,
+    stills_hash,
+    stills_timeline,
+)
 from vsr_hpc.media.sidedata import Shown, SideData, read_side_data, show
 from vsr_hpc.media.source import (
     MAX_PIXELS,
     MAX_SIDE,
     FileSource,
     Source,
-    content_hash,
+    file_hash,
     local_source,
     open_input,
     raw_bytes,
@@ -128,6 +136,8 @@ class Clip:
     has_film_grain: bool = False
     side_data: tuple[str, ...] = ()
     """Kinds of side data on the first frames, by FFmpeg's names."""
+    images: ImageSequence | None = None
+    """Set where the clip is a folder, a pattern or a single still: there is no container then."""
     findings: tuple[str, ...] = ()
 
     @property
@@ -135,11 +145,21 @@ class Clip:
         return next(each for each in self.streams if each.index == self.video)
 
 
-def probe(source: Source, *, video_stream: int | None = None, frame_rate: Fraction | None = None) -> Clip:
-    """Read a clip's headers and a few frames. `frame_rate` counts only where the file has no timestamps.
+def probe(
+    source: Source,
+    *,
+    video_stream: int | None = None,
+    frame_rate: Fraction | None = None,
+    allow_gaps: bool = False,
+) -> Clip:
+    """Read a clip's headers and a few frames. `frame_rate` counts only where the source has no timestamps.
+
+    A folder, a pattern or a still is a clip too, with `images` set; `allow_gaps` is for its numbering.
 
     MediaError says what is wrong with a file that is no clip, too large, or of a kind that is not read.
     """
+    if means_stills(source):
+        return _probe_stills(source, frame_rate, allow_gaps)
     indexing.refuse_cut_off(source)
     tracks, cropped = _tracks(source)
     with open_input(source) as container:
@@ -200,6 +220,8 @@ def index(clip: Clip, source: Source, *, decode: bool = False) -> Timeline:
     One demux pass where packets can be trusted (see `indexing`), a decode where they can't or `decode` asks.
     MediaError where the file is cut off, holds no frame, or its time can't be made sense of.
     """
+    if clip.images is not None:
+        return stills_timeline(clip.images, clip.frame_rate or DEFAULT_RATE)
     stream = clip.video_stream
     return indexing.build(
         indexing.Target(
@@ -213,6 +235,45 @@ def index(clip: Clip, source: Source, *, decode: bool = False) -> Timeline:
             is_rate_given=clip.is_rate_given,
         ),
         decode=decode,
+    )
+
+
+def content_hash(source: Source) -> str:
+    """sha256 of every byte of the source; of names and bytes where it is images."""
+    return stills_hash(source) if means_stills(source) else file_hash(source)
+
+
+def _probe_stills(source: Source, frame_rate: Fraction | None, allow_gaps: bool) -> Clip:
+    stills = find_stills(source, allow_gaps=allow_gaps)
+    rate = frame_rate or DEFAULT_RATE
+    findings = []
+    if frame_rate is None and not stills.sequence.is_still:
+        findings.append(f"images have no frame rate; {rate} a second was assumed, give another with --rate")
+    video = Stream(
+        index=0,
+        id=0,
+        kind="video",
+        codec=stills.suffix,
+        time_base=1 / rate,
+        start_pts=0,
+        duration=len(stills.sequence),
+        width=stills.picture.width,
+        height=stills.picture.height,
+    )
+    return Clip(
+        uri=source.uri,
+        container="images",
+        size_bytes=stills.size_bytes,
+        video=0,
+        codec=stills.suffix,
+        picture=stills.picture,
+        frame_rate=rate,
+        is_rate_given=frame_rate is not None,
+        duration_s=len(stills.sequence) / rate,
+        start_s=Fraction(0),
+        streams=(video,),
+        images=stills.sequence,
+        findings=tuple(findings),
     )
 
 

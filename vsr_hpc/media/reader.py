@@ -19,6 +19,7 @@ from vsr_hpc.media.clip import Clip
 from vsr_hpc.media.decoder import SeekMissed, frames_from, open_decoder
 from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.media.pixels import pixel_format, to_planes
+from vsr_hpc.media.sequence import read_still
 from vsr_hpc.media.source import Source, local_source, open_input
 from vsr_hpc.media.timeline import Timeline
 
@@ -50,6 +51,12 @@ def read_frames(
     if not 0 <= start <= stop <= len(timeline):
         raise ValueError(f"frames [{start}, {stop}) are outside of a clip of {len(timeline)}")
     if start == stop:
+        return
+    if clip.images is not None:
+        if deinterlace:
+            raise MediaError(f"{clip.uri}: images are not deinterlaced")
+        for number in range(start, stop):
+            yield read_still(clip.images, number, clip.picture)
         return
     if not deinterlace:
         for number, frame in _numbered(clip, timeline, source, start, stop, threads):

@@ -118,7 +118,7 @@ def size_bytes(source: Source) -> int:
         return file.seek(0, os.SEEK_END)
 
 
-def content_hash(source: Source) -> str:
+def file_hash(source: Source) -> str:
     """sha256 over every byte of the source, in hex."""
     digest = hashlib.sha256()
     with raw_bytes(source) as file:
