@@ -22,7 +22,6 @@ from vsr_hpc.media.images import (
     find_sequence,
     read_archive,
     read_image,
-    read_sequence_frame,
     resolve_image_encoding,
     still_picture,
     write_image,
@@ -30,6 +29,7 @@ from vsr_hpc.media.images import (
 from vsr_hpc.media.mux import SegmentPart
 from vsr_hpc.media.picture import Colour, Frame, Picture
 from vsr_hpc.media.pixels import pixel_format
+from vsr_hpc.media.sequence import read_still
 from vsr_hpc.media.stillmeta import StillMeta
 
 PROFILE = b"not a real profile, but kept " * 9
@@ -222,9 +222,9 @@ def test_image_of_another_size_in_a_sequence_is_refused(tmp_path: Path) -> None:
     folder(made, ["f_2.png"], (8, 4))
     sequence = find_sequence(made)
     first, _, _ = read_image(sequence.path(0))
-    assert read_sequence_frame(sequence, 0, first)[0].index == 0
+    assert read_still(sequence, 0, first).index == 0
     with pytest.raises(MediaError, match="is 8x4 gbrp, the first image is 4x4 gbrp"):
-        read_sequence_frame(sequence, 1, first)
+        read_still(sequence, 1, first)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from tests.clips import Caption, Chapter, frame_number, numbered_clip, numbered_frame
 from vsr_hpc.errors import JobError, SpaceError, VerifyError
 from vsr_hpc.media.clip import Clip, index, local_source, probe
+from vsr_hpc.media.images import write_image
 from vsr_hpc.media.mux import (
     MergeReport,
     SegmentPart,
@@ -617,3 +618,15 @@ def test_chapter_fixture_is_what_players_read(tmp_path: Path) -> None:
     case(source).merge(tmp_path / "out.mp4")
     with av.open(str(tmp_path / "out.mp4")) as after:
         assert [each["metadata"]["title"] for each in after.chapters()] == ["Eins"]
+
+
+def test_stills_join_to_a_video_without_other_streams(tmp_path: Path) -> None:
+    shape = replace(probe(local_source(numbered_clip(tmp_path / "any.mkv", frames=2))).picture)
+    shape = replace(shape, pixel=pixel_format("gbrp"), colour=Colour())
+    (tmp_path / "in").mkdir()
+    for number in range(12):
+        write_image(tmp_path / "in" / f"f_{number:03d}.png", shape, numbered_frame(number, shape).planes)
+    ready = case(tmp_path / "in", "ffv1")
+    report = ready.merge(tmp_path / "out.mkv")
+    assert report.frames == 12
+    assert [number for _, number in shown(tmp_path / "out.mkv")] == list(range(12))

@@ -11,7 +11,6 @@ import re
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from vsr_hpc.errors import JobError, MediaError, VerifyError
 from vsr_hpc.media.picture import Frame, Picture
+from vsr_hpc.media.sequence import ImageSequence
 from vsr_hpc.media.stillmeta import StillMeta
 from vsr_hpc.media.stills import (
     SUFFIXES,
@@ -50,7 +50,6 @@ __all__ = [
     "is_image_input",
     "read_archive",
     "read_image",
-    "read_sequence_frame",
     "resolve_image_encoding",
     "still_picture",
     "write_image",
@@ -61,21 +60,6 @@ _PERCENT = re.compile(r"%(0?)(\d*)d")
 
 
 # --- finding
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageSequence:
-    """Files that are the frames of one clip, in order. `is_still`: one picture was named, no folder."""
-
-    folder: str
-    names: tuple[str, ...]
-    is_still: bool = False
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def path(self, index: int) -> Path:
-        return Path(self.folder) / self.names[index]
 
 
 def is_image_input(text: str | os.PathLike[str]) -> bool:
@@ -156,17 +140,6 @@ def _sequence(folder: Path, names: list[str], allow_gaps: bool, shown: str) -> I
 
 def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def read_sequence_frame(sequence: ImageSequence, index: int, picture: Picture) -> tuple[Frame, StillMeta]:
-    """Frame `index` of a sequence whose first image is `picture`; another size or layout is refused."""
-    found, planes, meta = read_image(sequence.path(index))
-    if (found.width, found.height, found.pixel) != (picture.width, picture.height, picture.pixel):
-        raise MediaError(
-            f"{sequence.path(index)}: is {found.width}x{found.height} {found.pixel.name}, the first image is "
-            f"{picture.width}x{picture.height} {picture.pixel.name}; images of one sequence must be alike"
-        )
-    return Frame(index=index, planes=planes), meta
 
 
 # --- segments of stills

@@ -8,14 +8,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import logging
 import os
-import re
-import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
@@ -25,6 +21,17 @@ from typing import Any
 import av
 
 from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError, VerifyError
+from vsr_hpc.media.carry import (
+    ASS_HEADER,
+    Peek,
+    Track,
+    add_file,
+    audio_encoder,
+    converted_text,
+    peeked,
+    primed_template,
+    track_position,
+)
 from vsr_hpc.media.clip import Clip
 from vsr_hpc.media.containers import (
     MUXERS,
@@ -40,11 +47,21 @@ from vsr_hpc.media.headers import (
     NAME_PADDING,
     TrackEdit,
     edit_matroska_file,
-    edit_matroska_tracks,
-    with_track_header,
 )
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.source import Source, open_input
+from vsr_hpc.media.splice import (
+    Fetched,
+    SegmentPart,
+    check_sha256,
+    mp4_scale,
+    nearest,
+    numbered_packets,
+    open_segment,
+    output_ticks,
+    retime,
+    video_template,
+)
 from vsr_hpc.media.timeline import Timeline
 
 __all__ = [
@@ -61,10 +78,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_PREFETCH = 2
-_PEEK_PACKETS = 2000
 _FAR_START = Fraction(1)
-_BITEXACT = 1 << 23
 # Tags that FFmpeg makes up about the file or the encoder at hand; on the output they would be lies.
 _STALE_CONTAINER_TAGS = ("major_brand", "minor_version", "compatible_brands", "duration")
 _STALE_STREAM_TAGS = ("duration", "number_of_frames", "number_of_bytes", "bps", "vendor_id")
@@ -76,25 +90,6 @@ _MP4_TAGS = (
     "episode_id episode_sort network season_number composer encoder tempo track disc compilation media_type "
     "hd_video gapless_playback creation_time keywords rating sort_album sort_artist sort_name"
 )
-_MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|\{\\[^}]*\}")
-_ASS_HEADER = (
-    b"[Script Info]\r\nScriptType: v4.00+\r\nPlayResX: 384\r\nPlayResY: 288\r\n\r\n[V4+ Styles]\r\n"
-    b"Format: Name, Fontname, Fontsize, PrimaryColour, SecondaryColour, OutlineColour, BackColour, Bold, "
-    b"Italic, Underline, StrikeOut, ScaleX, ScaleY, Spacing, Angle, BorderStyle, Outline, Shadow, Alignment, "
-    b"MarginL, MarginR, MarginV, Encoding\r\nStyle: Default,Arial,16,&Hffffff,&Hffffff,&H0,&H0,0,0,0,0,"
-    b"100,100,0,0,1,1,0,2,10,10,10,1\r\n\r\n[Events]\r\nFormat: Layer, Start, End, Style, Name, MarginL, "
-    b"MarginR, MarginV, Effect, Text\r\n"
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentPart:
-    """One finished segment. `fetch` brings it to this machine when its turn comes; `done` lets it go."""
-
-    fetch: Callable[[], Path]
-    frames: int
-    sha256: str | None = None
-    done: Callable[[Path], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,30 +152,6 @@ def _translated(output: Path) -> Iterator[None]:
         raise BackendError(f"{output}: writing failed: {reason(exc)}") from exc
 
 
-@dataclass(slots=True)
-class _Track:
-    """One stream on its way from the source into the output."""
-
-    plan: StreamPlan
-    source: Any
-    out: Any
-    name: str
-    last_dts: int | None = None
-    next_pts: Fraction | None = None
-    mended: int = 0
-    encoder: Any = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Peek:
-    """What the first packets of the source tell: where each stream starts, priming, cover pictures."""
-
-    first: dict[int, Fraction]
-    priming: dict[int, int]
-    covers: dict[int, bytes]
-    packets: dict[int, bytes]
-
-
 class _Merge:
     """The state of one merge; `run` is called once."""
 
@@ -200,7 +171,7 @@ class _Merge:
         self.encoding, self.output, self.request, self.plan = encoding, output, request, plan
         self.start, self.stop = frames
         self.notes = list(plan.notes)
-        self.tracks: dict[int, _Track] = {}
+        self.tracks: dict[int, Track] = {}
         self.edits: dict[int, TrackEdit] = {}
         self.offset = Fraction(0)
         self.depth = 0
@@ -213,12 +184,12 @@ class _Merge:
         began = time.monotonic()
         wanted = [each for each in self.plan.streams if each.action in _FROM_SOURCE]
         with contextlib.ExitStack() as stack:
-            fetched = _Fetched(segments, stack)
+            fetched = Fetched(segments, stack)
             keeps_chapters = bool(self.clip.chapters) and "chapters" not in self.request.drop
             container: Any = None
-            peek = _Peek(first={}, priming={}, covers={}, packets={})
+            peek = Peek(first={}, priming={}, covers={}, packets={})
             if wanted or keeps_chapters or self.clip.images is None:
-                peek = _peeked(self.source, wanted)
+                peek = peeked(self.source, wanted)
                 container = stack.enter_context(open_input(self.source))
             out: Any = av.open(
                 str(self.output), "w", format=self.plan.muxer, options=self._options(container)
@@ -266,11 +237,9 @@ class _Merge:
                 if each.kind == "audio" and each.action in ("copy", "transcode")
             ]
             # Edit lists tick in the movie's time scale; 1/1000 s would move sound against picture.
-            scale = lcm(_mp4_scale(self.timeline.time_base), *filter(None, rates))
-            options["movie_timescale"] = str(
-                scale if scale < 1 << 31 else _mp4_scale(self.timeline.time_base)
-            )
-            options["video_track_timescale"] = str(_mp4_scale(self.timeline.time_base))
+            scale = lcm(mp4_scale(self.timeline.time_base), *filter(None, rates))
+            options["movie_timescale"] = str(scale if scale < 1 << 31 else mp4_scale(self.timeline.time_base))
+            options["video_track_timescale"] = str(mp4_scale(self.timeline.time_base))
             tags = {} if container is None else self._container_tags(container)
             if not {key.lower() for key in tags} <= set(_MP4_TAGS.split()):
                 options["movflags"] = "+use_metadata_tags"
@@ -279,7 +248,7 @@ class _Merge:
         return options
 
     def _add_streams(
-        self, out: Any, container: Any, segment: Path, peek: _Peek, stack: contextlib.ExitStack
+        self, out: Any, container: Any, segment: Path, peek: Peek, stack: contextlib.ExitStack
     ) -> Any:
         video: Any = None
         plans = self.plan.streams or (
@@ -294,11 +263,11 @@ class _Merge:
             elif plan.action in ("copy", "text", "transcode"):
                 self._add_other(out, container.streams[plan.index], plan, peek, stack)
             elif plan.action in ("attach", "cover"):
-                _add_file(out, container.streams[plan.index], plan, peek)
+                add_file(out, container.streams[plan.index], plan, peek)
         return video
 
     def _add_video(self, out: Any, segment: Path, stack: contextlib.ExitStack) -> Any:
-        template = stack.enter_context(_video_template(segment, self.picture))
+        template = stack.enter_context(video_template(segment, self.picture))
         stream = out.add_stream_from_template(template.streams.video[0], opaque=True)
         stream.time_base = self.timeline.time_base
         stream.codec_context.sample_aspect_ratio = self.picture.sample_aspect
@@ -312,7 +281,7 @@ class _Merge:
         if self.plan.muxer not in ("matroska", "webm") or (self.picture.sample_aspect == 1 and not is_bare):
             return
         video.metadata["title"] = video.metadata.get("title", "") + NAME_PADDING
-        self.edits[_track_position(out, video)] = TrackEdit(
+        self.edits[track_position(out, video)] = TrackEdit(
             sample_aspect=None if self.picture.sample_aspect == 1 else self.picture.sample_aspect,
             size=(self.picture.width, self.picture.height),
             siting=self.picture.colour.siting
@@ -321,15 +290,15 @@ class _Merge:
         )
 
     def _add_other(
-        self, out: Any, template: Any, plan: StreamPlan, peek: _Peek, stack: contextlib.ExitStack
+        self, out: Any, template: Any, plan: StreamPlan, peek: Peek, stack: contextlib.ExitStack
     ) -> None:
         name = f"stream {plan.index} ({plan.kind} {plan.codec})"
-        track = _Track(plan=plan, source=template, out=None, name=name)
+        track = Track(plan=plan, source=template, out=None, name=name)
         if plan.action == "transcode":
-            track.out = track.encoder = _audio_encoder(out, template, plan.codec)
+            track.out = track.encoder = audio_encoder(out, template, plan.codec)
         elif plan.action == "text":
             track.out = out.add_stream(plan.codec)
-            track.out.codec_context.subtitle_header = _ASS_HEADER
+            track.out.codec_context.subtitle_header = ASS_HEADER
             track.out.codec_context.time_base = Fraction(1, 1000)
             track.out.time_base = Fraction(1, 1000)
         else:
@@ -340,7 +309,7 @@ class _Merge:
                 and plan.kind == "audio"
                 and not self.start
             ):
-                template = stack.enter_context(_primed_template(template, peek.packets[plan.index], priming))
+                template = stack.enter_context(primed_template(template, peek.packets[plan.index], priming))
             track.out = out.add_stream_from_template(template, opaque=True)
         self._dress(track.out, track.source, is_new=plan.action == "transcode")
         self.tracks[plan.index] = track
@@ -382,10 +351,10 @@ class _Merge:
                     continue
                 first, last = max(first, begin), min(last, end)
             first, last = (max(Fraction(0), each + self.offset) for each in (first, last))
-            kept.append({**chapter, "start": _nearest(first / base), "end": _nearest(last / base)})
+            kept.append({**chapter, "start": nearest(first / base), "end": nearest(last / base)})
         return kept
 
-    def _choose_offset(self, peek: _Peek) -> Fraction:
+    def _choose_offset(self, peek: Peek) -> Fraction:
         """One shift for all streams: none where the source starts near zero, to zero where it does not."""
         begin = self.window[0]
         if self.start:
@@ -404,16 +373,16 @@ class _Merge:
 
     # --- the packets
 
-    def _video(self, fetched: _Fetched, video: Any) -> Iterator[tuple[Fraction, Any]]:
+    def _video(self, fetched: Fetched, video: Any) -> Iterator[tuple[Fraction, Any]]:
         """Packets of all segments in coding order with the source's timestamps."""
         base = video.time_base
-        shown = _ticks(self.timeline, self.start, self.stop, self.offset, base)
+        shown = output_ticks(self.timeline, self.start, self.stop, self.offset, base)
         done = 0
         extradata: bytes | None = None
         for number, part in enumerate(fetched.segments):
             path = fetched.path(number)
-            _check_sha256(path, part)
-            with _open_segment(path) as segment:
+            check_sha256(path, part)
+            with open_segment(path) as segment:
                 stream = segment.streams.video[0]
                 if number == 0:
                     extradata = stream.codec_context.extradata
@@ -424,10 +393,10 @@ class _Merge:
                         "hold both; segments of one run must come from one encoder (begin again with --new)"
                     )
                 count = 0
-                for local, packet in _numbered(segment, stream, path):
+                for local, packet in numbered_packets(segment, stream, path):
                     if local >= part.frames:
                         raise VerifyError(f"{path}: holds more than its {part.frames} frames")
-                    _retime(packet, shown, done + count, done + local, self.depth, base, path)
+                    retime(packet, shown, done + count, done + local, self.depth, base, path)
                     packet.stream = video
                     count += 1
                     yield packet.dts * base, packet
@@ -471,55 +440,55 @@ class _Merge:
             if packet.size and packet.stream_index in self.tracks:
                 yield packet
 
-    def _carried(self, track: _Track, packet: Any) -> Iterator[Any]:
+    def _carried(self, track: Track, packet: Any) -> Iterator[Any]:
         base = packet.time_base
         if packet.pts is None:
             packet.pts = packet.dts
         if packet.pts is None:
-            packet.pts = packet.dts = _nearest((track.next_pts or Fraction(0)) / base)
+            packet.pts = packet.dts = nearest((track.next_pts or Fraction(0)) / base)
         begin = packet.pts * base
         duration = (packet.duration or 0) * base
         track.next_pts = begin + duration
         if track.plan.is_cover:
-            packet.pts = packet.dts = _nearest(-self.offset / base)
+            packet.pts = packet.dts = nearest(-self.offset / base)
         elif self.is_cut and not self._is_inside(track, begin, begin + duration):
             return
         if track.plan.action == "transcode":
             yield from self._recoded(track, packet)
             return
         if track.plan.action == "text":
-            converted = _converted_text(packet, track)
+            converted = converted_text(packet, track)
             if converted is None:
                 return
             packet = converted
         if self.is_cut and track.plan.kind == "subtitle":
             first, last = max(begin, self.window[0]), min(begin + duration, self.window[1])
-            packet.pts = packet.dts = _nearest(first / base)
-            packet.duration = _nearest((last - first) / base)
+            packet.pts = packet.dts = nearest(first / base)
+            packet.duration = nearest((last - first) / base)
         yield self._placed(track, packet)
 
-    def _is_inside(self, track: _Track, begin: Fraction, end: Fraction) -> bool:
+    def _is_inside(self, track: Track, begin: Fraction, end: Fraction) -> bool:
         first, last = self.window
         if track.plan.kind == "subtitle":
             return begin < last and (end > first or begin >= first)
         return first <= begin < last
 
-    def _placed(self, track: _Track, packet: Any) -> Any:
+    def _placed(self, track: Track, packet: Any) -> Any:
         """The packet in the output's clock; dts made to rise where a broken source's does not."""
         base, out = packet.time_base, track.out.time_base
-        pts = _nearest((packet.pts * base + self.offset) / out)
-        dts = pts if packet.dts is None else _nearest((packet.dts * base + self.offset) / out)
+        pts = nearest((packet.pts * base + self.offset) / out)
+        dts = pts if packet.dts is None else nearest((packet.dts * base + self.offset) / out)
         if track.last_dts is not None and dts < track.last_dts + (track.plan.kind != "subtitle"):
             dts = track.last_dts + 1
             track.mended += 1
         pts = max(pts, dts)
-        packet.duration = _nearest((packet.duration or 0) * base / out)
+        packet.duration = nearest((packet.duration or 0) * base / out)
         packet.pts, packet.dts, packet.time_base = pts, dts, out
         packet.stream = track.out
         track.last_dts = dts
         return packet
 
-    def _recoded(self, track: _Track, packet: Any) -> Iterator[Any]:
+    def _recoded(self, track: Track, packet: Any) -> Iterator[Any]:
         try:
             decoded = packet.decode()
         except av.FFmpegError as exc:
@@ -561,246 +530,7 @@ def _write_header(out: Any, muxer: str) -> None:
         ) from exc
 
 
-class _Fetched:
-    """Segments on this machine: a bounded number is fetched ahead, and let go once copied."""
-
-    def __init__(self, segments: Sequence[SegmentPart], stack: contextlib.ExitStack) -> None:
-        self.segments = segments
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch")
-        stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
-        self._coming: dict[int, Future[Path]] = {}
-
-    def path(self, number: int) -> Path:
-        for ahead in range(number, min(number + _PREFETCH + 1, len(self.segments))):
-            if ahead not in self._coming:
-                self._coming[ahead] = self._pool.submit(self.segments[ahead].fetch)
-        return self._coming[number].result()
-
-    def let_go(self, number: int) -> None:
-        done = self.segments[number].done
-        path = self._coming[number].result()
-        if done is not None:
-            done(path)
-
-
 # --- small parts
-
-
-def _mp4_scale(base: Fraction) -> int:
-    """A time scale in which every tick of the source is a whole number and that no muxer rounds up."""
-    scale = base.denominator
-    while scale < 10000:
-        scale *= 2
-    return scale
-
-
-def _nearest(value: Fraction) -> int:
-    """Half away from zero, as FFmpeg rounds."""
-    doubled = abs(value.numerator) * 2 + value.denominator
-    rounded = doubled // (2 * value.denominator)
-    return rounded if value.numerator >= 0 else -rounded
-
-
-def _ticks(timeline: Timeline, start: int, stop: int, offset: Fraction, base: Fraction) -> list[int]:
-    """When each frame is shown and when the last one ends, in the output's ticks."""
-    times = [int(pts) for pts in timeline.pts[start:stop]]
-    times.append(timeline.end if stop == len(timeline) else int(timeline.pts[stop]))
-    scale, shift = timeline.time_base / base, offset / base
-    return [_nearest(pts * scale + shift) for pts in times]
-
-
-def _retime(
-    packet: Any, shown: list[int], coded: int, frame: int, depth: int, base: Fraction, path: Path
-) -> None:
-    """Timestamps of the `coded`-th packet of the track, which shows the given frame."""
-    if coded - frame > depth:
-        raise VerifyError(
-            f"{path}: frame {frame} is coded {coded - frame} places late, its codec header allows {depth}"
-        )
-    packet.time_base = base
-    packet.pts = shown[frame]
-    packet.dts = _decoded_at(shown, coded, depth)
-    packet.duration = shown[frame + 1] - shown[frame]
-
-
-def _decoded_at(shown: list[int], coded: int, depth: int) -> int:
-    """The sorted timestamps, delayed by the reorder depth.
-
-    What comes before the first one is as long as what the last `depth` frames overhang at the end, so that
-    MP4's media duration, a sum of differences of dts, comes out as long as the film.
-    """
-    if coded >= depth:
-        return shown[coded - depth]
-    last = len(shown) - 2
-    lead = max(depth, shown[last] - shown[max(0, last - depth)])
-    return shown[0] - lead * (depth - coded) // depth
-
-
-def _numbered(segment: Any, stream: Any, path: Path) -> Iterator[tuple[int, Any]]:
-    """A segment's packets in coding order, each with the number of the frame it shows."""
-    is_in_order = stream.codec_context.reorder_depth == 0
-    step: int | None = None
-    for count, packet in enumerate(packet for packet in segment.demux(stream) if packet.size):
-        if is_in_order:
-            yield count, packet
-            continue
-        step = step or packet.duration
-        if not step or packet.pts is None or packet.pts % step:
-            raise VerifyError(f"{path}: packet {count} has no timestamp on the segment's grid")
-        yield packet.pts // step, packet
-
-
-@contextlib.contextmanager
-def _open_segment(path: Path) -> Iterator[Any]:
-    try:
-        container = av.open(str(path))
-    except (av.FFmpegError, OSError) as exc:
-        raise VerifyError(f"{path}: this segment cannot be opened: {reason(exc)}") from exc
-    with container:
-        yield container
-
-
-def _check_sha256(path: Path, part: SegmentPart) -> None:
-    if part.sha256 is None:
-        return
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != part.sha256:
-        raise VerifyError(f"{path}: sha256 is {digest.hexdigest()}, its receipt says {part.sha256}")
-
-
-@contextlib.contextmanager
-def _video_template(segment: Path, picture: Picture) -> Iterator[Any]:
-    """A container whose video stream carries what the output's header needs, rotation and HDR10 included.
-
-    PyAV copies side data from a template but cannot make it; so a one-packet MP4 is made in memory and its
-    header edited. Where there is nothing to add, the segment itself is the template.
-    """
-    if picture.display_matrix is None and picture.mastering is None and picture.light_level is None:
-        with _open_segment(segment) as container:
-            yield container
-        return
-    memory = io.BytesIO()
-    with _open_segment(segment) as container:
-        stream = container.streams.video[0]
-        kind = "mov" if segment.suffix == ".mov" else "mp4"
-        with av.open(memory, "w", format=kind, options={"fflags": "+bitexact"}) as small:
-            copy = small.add_stream_from_template(stream, opaque=True)
-            packet = next(each for each in container.demux(stream) if each.size)
-            packet.stream = copy
-            small.mux_one(packet)
-    edited = with_track_header(
-        memory.getvalue(),
-        display_matrix=picture.display_matrix,
-        mastering=picture.mastering,
-        light_level=picture.light_level,
-    )
-    with av.open(io.BytesIO(edited)) as template:
-        yield template
-
-
-@contextlib.contextmanager
-def _primed_template(stream: Any, packet: bytes, samples: int) -> Iterator[Any]:
-    """The same stream from a Matroska header that states how many leading samples are to be skipped."""
-    memory = io.BytesIO()
-    with av.open(memory, "w", format="matroska", options={"fflags": "+bitexact"}) as small:
-        copy = small.add_stream_from_template(stream, opaque=True)
-        copy.metadata["title"] = NAME_PADDING
-        first = av.Packet(packet)
-        first.stream, first.pts, first.dts, first.time_base = copy, 0, 0, Fraction(1, 1000)
-        small.mux_one(first)
-    rate = stream.codec_context.sample_rate
-    edit_matroska_tracks(memory, {0: TrackEdit(codec_delay_ns=samples * 10**9 // rate)})
-    memory.seek(0)
-    with av.open(memory) as template:
-        yield template.streams[0]
-
-
-def _add_file(out: Any, stream: Any, plan: StreamPlan, peek: _Peek) -> None:
-    """An attached file, or a cover picture, which Matroska keeps as an attached file."""
-    if plan.action == "attach":
-        name, kind, data = stream.name or f"attachment{plan.index}", stream.mimetype, stream.data
-    else:
-        suffix = {"png": "png", "mjpeg": "jpg", "bmp": "bmp"}.get(plan.codec, plan.codec)
-        name, data = stream.metadata.get("filename") or f"cover.{suffix}", peek.covers.get(plan.index, b"")
-        kind = stream.metadata.get("mimetype") or f"image/{'jpeg' if suffix == 'jpg' else suffix}"
-    added = out.add_attachment(name, kind or "application/octet-stream", data)
-    added.metadata.update(
-        {**stream.metadata, "filename": name, "mimetype": kind or "application/octet-stream"}
-    )
-
-
-def _track_position(out: Any, stream: Any) -> int:
-    """The stream's place among the tracks of a Matroska file, where attachments are not tracks."""
-    return sum(each.type != "attachment" for each in list(out.streams)[: stream.index])
-
-
-def _peeked(source: Source, plans: Sequence[StreamPlan]) -> _Peek:
-    """Read the first packets of the wanted streams, until each has shown one or enough were read."""
-    peek = _Peek(first={}, priming={}, covers={}, packets={})
-    waiting = {each.index for each in plans if each.action != "attach" and each.kind in ("audio", "video")}
-    covers = {each.index for each in plans if each.action == "cover"}
-    if not waiting:
-        return peek
-    with open_input(source) as container:
-        try:
-            for number, packet in enumerate(container.demux()):
-                index = packet.stream_index
-                if packet.size and index in waiting:
-                    waiting.discard(index)
-                    _note_first(peek, packet, index in covers)
-                if not waiting or number > _PEEK_PACKETS:
-                    break
-        except av.FFmpegError as exc:
-            log.warning("source cannot be peeked uri=%s error=%s", source.uri, reason(exc))
-    return peek
-
-
-def _note_first(peek: _Peek, packet: Any, is_cover: bool) -> None:
-    index = packet.stream_index
-    if is_cover:
-        peek.covers[index] = bytes(packet)
-    if packet.pts is not None:
-        peek.first[index] = packet.pts * packet.time_base
-    peek.packets[index] = bytes(packet)
-    if packet.has_sidedata("skip_samples"):
-        (samples,) = struct.unpack_from("<I", bytes(packet.get_sidedata("skip_samples")))
-        peek.priming[index] = samples
-
-
-def _audio_encoder(out: Any, template: Any, codec: str) -> Any:
-    context = template.codec_context
-    rate = 48000 if codec == "opus" else min(context.sample_rate, 96000)
-    stream = out.add_stream({"opus": "libopus", "aac": "aac"}[codec], rate=rate)
-    stream.layout = context.layout.name
-    stream.bit_rate = (64000 if codec == "opus" else 96000) * context.layout.nb_channels
-    stream.codec_context.flags |= _BITEXACT
-    stream.codec_context.thread_count = 1
-    return stream
-
-
-def _converted_text(packet: Any, track: _Track) -> Any:
-    """A caption as plain text in the other container's form; None for MP4's empty fillers."""
-    text = bytes(packet)
-    if track.source.codec_context.name == "mov_text":
-        (length,) = struct.unpack_from(">H", text)
-        text = text[2 : 2 + length]
-    if not text.strip():
-        return None
-    if track.plan.codec == "mov_text":
-        plain = _MARKUP.sub("", text.decode("utf-8", "replace")).replace("\r\n", "\n").strip("\n").encode()
-        text = struct.pack(">H", len(plain[:65535])) + plain[:65535]
-    made = av.Packet(text)
-    made.pts, made.dts, made.duration, made.time_base = (
-        packet.pts,
-        packet.pts,
-        packet.duration,
-        packet.time_base,
-    )
-    made.is_keyframe = True
-    return made
 
 
 def _by_time(video: Iterator[tuple[Fraction, Any]], others: Iterator[tuple[Fraction, Any]]) -> Iterator[Any]:

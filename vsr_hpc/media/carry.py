@@ -1,0 +1,160 @@
+"""The source's other streams on their way into the output: what they start with, captions, sound, files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+
+from vsr_hpc.media.containers import StreamPlan
+from vsr_hpc.media.encoding import reason
+from vsr_hpc.media.headers import NAME_PADDING, TrackEdit, edit_matroska_tracks
+from vsr_hpc.media.source import Source, open_input
+
+log = logging.getLogger(__name__)
+
+_BITEXACT = 1 << 23
+_PEEK_PACKETS = 2000
+_MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|\{\\[^}]*\}")
+ASS_HEADER = (
+    b"[Script Info]\r\nScriptType: v4.00+\r\nPlayResX: 384\r\nPlayResY: 288\r\n\r\n[V4+ Styles]\r\n"
+    b"Format: Name, Fontname, Fontsize, PrimaryColour, SecondaryColour, OutlineColour, BackColour, Bold, "
+    b"Italic, Underline, StrikeOut, ScaleX, ScaleY, Spacing, Angle, BorderStyle, Outline, Shadow, Alignment, "
+    b"MarginL, MarginR, MarginV, Encoding\r\nStyle: Default,Arial,16,&Hffffff,&Hffffff,&H0,&H0,0,0,0,0,"
+    b"100,100,0,0,1,1,0,2,10,10,10,1\r\n\r\n[Events]\r\nFormat: Layer, Start, End, Style, Name, MarginL, "
+    b"MarginR, MarginV, Effect, Text\r\n"
+)
+
+
+@dataclass(slots=True)
+class Track:
+    """One stream on its way from the source into the output."""
+
+    plan: StreamPlan
+    source: Any
+    out: Any
+    name: str
+    last_dts: int | None = None
+    next_pts: Fraction | None = None
+    mended: int = 0
+    encoder: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peek:
+    """What the first packets of the source tell: where each stream starts, priming, cover pictures."""
+
+    first: dict[int, Fraction]
+    priming: dict[int, int]
+    covers: dict[int, bytes]
+    packets: dict[int, bytes]
+
+
+@contextlib.contextmanager
+def primed_template(stream: Any, packet: bytes, samples: int) -> Iterator[Any]:
+    """The same stream from a Matroska header that states how many leading samples are to be skipped."""
+    memory = io.BytesIO()
+    with av.open(memory, "w", format="matroska", options={"fflags": "+bitexact"}) as small:
+        copy = small.add_stream_from_template(stream, opaque=True)
+        copy.metadata["title"] = NAME_PADDING
+        first = av.Packet(packet)
+        first.stream, first.pts, first.dts, first.time_base = copy, 0, 0, Fraction(1, 1000)
+        small.mux_one(first)
+    rate = stream.codec_context.sample_rate
+    edit_matroska_tracks(memory, {0: TrackEdit(codec_delay_ns=samples * 10**9 // rate)})
+    memory.seek(0)
+    with av.open(memory) as template:
+        yield template.streams[0]
+
+
+def add_file(out: Any, stream: Any, plan: StreamPlan, peek: Peek) -> None:
+    """An attached file, or a cover picture, which Matroska keeps as an attached file."""
+    if plan.action == "attach":
+        name, kind, data = stream.name or f"attachment{plan.index}", stream.mimetype, stream.data
+    else:
+        suffix = {"png": "png", "mjpeg": "jpg", "bmp": "bmp"}.get(plan.codec, plan.codec)
+        name, data = stream.metadata.get("filename") or f"cover.{suffix}", peek.covers.get(plan.index, b"")
+        kind = stream.metadata.get("mimetype") or f"image/{'jpeg' if suffix == 'jpg' else suffix}"
+    added = out.add_attachment(name, kind or "application/octet-stream", data)
+    added.metadata.update(
+        {**stream.metadata, "filename": name, "mimetype": kind or "application/octet-stream"}
+    )
+
+
+def track_position(out: Any, stream: Any) -> int:
+    """The stream's place among the tracks of a Matroska file, where attachments are not tracks."""
+    return sum(each.type != "attachment" for each in list(out.streams)[: stream.index])
+
+
+def peeked(source: Source, plans: Sequence[StreamPlan]) -> Peek:
+    """Read the first packets of the wanted streams, until each has shown one or enough were read."""
+    peek = Peek(first={}, priming={}, covers={}, packets={})
+    waiting = {each.index for each in plans if each.action != "attach" and each.kind in ("audio", "video")}
+    covers = {each.index for each in plans if each.action == "cover"}
+    if not waiting:
+        return peek
+    with open_input(source) as container:
+        try:
+            for number, packet in enumerate(container.demux()):
+                index = packet.stream_index
+                if packet.size and index in waiting:
+                    waiting.discard(index)
+                    _note_first(peek, packet, index in covers)
+                if not waiting or number > _PEEK_PACKETS:
+                    break
+        except av.FFmpegError as exc:
+            log.warning("source cannot be peeked uri=%s error=%s", source.uri, reason(exc))
+    return peek
+
+
+def _note_first(peek: Peek, packet: Any, is_cover: bool) -> None:
+    index = packet.stream_index
+    if is_cover:
+        peek.covers[index] = bytes(packet)
+    if packet.pts is not None:
+        peek.first[index] = packet.pts * packet.time_base
+    peek.packets[index] = bytes(packet)
+    if packet.has_sidedata("skip_samples"):
+        (samples,) = struct.unpack_from("<I", bytes(packet.get_sidedata("skip_samples")))
+        peek.priming[index] = samples
+
+
+def audio_encoder(out: Any, template: Any, codec: str) -> Any:
+    context = template.codec_context
+    rate = 48000 if codec == "opus" else min(context.sample_rate, 96000)
+    stream = out.add_stream({"opus": "libopus", "aac": "aac"}[codec], rate=rate)
+    stream.layout = context.layout.name
+    stream.bit_rate = (64000 if codec == "opus" else 96000) * context.layout.nb_channels
+    stream.codec_context.flags |= _BITEXACT
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def converted_text(packet: Any, track: Track) -> Any:
+    """A caption as plain text in the other container's form; None for MP4's empty fillers."""
+    text = bytes(packet)
+    if track.source.codec_context.name == "mov_text":
+        (length,) = struct.unpack_from(">H", text)
+        text = text[2 : 2 + length]
+    if not text.strip():
+        return None
+    if track.plan.codec == "mov_text":
+        plain = _MARKUP.sub("", text.decode("utf-8", "replace")).replace("\r\n", "\n").strip("\n").encode()
+        text = struct.pack(">H", len(plain[:65535])) + plain[:65535]
+    made = av.Packet(text)
+    made.pts, made.dts, made.duration, made.time_base = (
+        packet.pts,
+        packet.pts,
+        packet.duration,
+        packet.time_base,
+    )
+    made.is_keyframe = True
+    return made
