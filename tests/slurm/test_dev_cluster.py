@@ -85,8 +85,8 @@ def test_standard_profile_is_as_bare_as_parallelcluster(cluster: DevCluster) -> 
 
 
 def test_user_runs_this_interpreter_and_its_libraries(cluster: DevCluster) -> None:
-    code = "import numpy, os, sys; print(os.getuid() > 0, sys.executable)"
-    assert cluster.run_as_user(["python", "-c", code]).stdout.split() == ["True", sys.executable]
+    code = "import numpy, os, sys; print(os.getuid() > 0, sys.prefix)"
+    assert cluster.run_as_user(["python", "-c", code]).stdout.split() == ["True", sys.prefix]
 
 
 def test_each_node_answers_with_its_own_metadata(cluster: DevCluster) -> None:
