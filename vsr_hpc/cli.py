@@ -229,13 +229,17 @@ def submit(
 
     \b
     vsr submit jobs/film.yaml --on local
+    vsr submit jobs/film.yaml --on slurm
     vsr submit jobs/film.yaml --dry-run
     """
     from vsr_hpc.job import load_job
+    from vsr_hpc.launch import placed
 
     job = load_job(job_file)
     if on is not None:
         job = job.model_copy(update={"on": on.value})
+    if job.on != "local":
+        job = placed(job)
     if dry_run:
         _show_plan(job, is_json=is_json)
     else:
@@ -263,6 +267,9 @@ def resume(
     retry_poisoned: Annotated[
         bool, typer.Option("--retry-poisoned", help="Try shards that were set aside.")
     ] = False,
+    on: Annotated[
+        Where | None, typer.Option("--on", help="Where to go on; where the run was last if left out.")
+    ] = None,
     is_quiet: IsQuiet = False,
     is_json: IsJson = False,
 ) -> None:
@@ -271,13 +278,14 @@ def resume(
     \b
     vsr resume out.mkv.vsr
     """
-    from vsr_hpc.launch import retry
+    from vsr_hpc.launch import executor_of, retry
 
     run = _open(run_uri)
     retry(run, retries_poisoned=retry_poisoned)
-    how = run.job().run
-    how = how if workers is None else how.model_copy(update={"workers": workers})
-    _carry_out(run, run.job().model_copy(update={"run": how}), is_quiet=is_quiet, is_json=is_json)
+    job = run.job()
+    how = job.run if workers is None else job.run.model_copy(update={"workers": workers})
+    where = on.value if on else executor_of(run)
+    _carry_out(run, job.model_copy(update={"run": how, "on": where}), is_quiet=is_quiet, is_json=is_json)
 
 
 @app.command(no_args_is_help=True)
@@ -293,14 +301,14 @@ def status(
     """
     from rich.console import Console
 
+    from vsr_hpc.launch import whole_status
     from vsr_hpc.progress import status_lines, watch
-    from vsr_hpc.status import read_status
 
     run = _open(run_uri)
     if is_watched and not is_json:
-        watch(lambda: read_status(run))
+        watch(lambda: whole_status(run))
         return
-    found = read_status(run)
+    found = whole_status(run)
     if is_json:
         _answer(found)
         return
@@ -315,8 +323,10 @@ def cancel(run_uri: RunUri) -> None:
     \b
     vsr cancel out.mkv.vsr
     """
+    from vsr_hpc import launch
+
     run = _open(run_uri)
-    run.cancel()
+    launch.cancel(run)
     typer.echo(f"cancelled: {run.uri}; its workers leave after their present frames, `vsr resume` goes on")
 
 
@@ -526,7 +536,8 @@ def _carry_out(run: Run, job: JobSpec, *, is_quiet: bool, is_json: bool) -> None
     from vsr_hpc.progress import Watching
 
     if job.on != "local":
-        raise JobError(f"on: {job.on} is not available in this version; use local")
+        _start_elsewhere(run, job, is_quiet=is_quiet, is_json=is_json)
+        return
     stop = StopFlag()
     with signals_set(stop):
         ensure_plan(run)
@@ -535,6 +546,23 @@ def _carry_out(run: Run, job: JobSpec, *, is_quiet: bool, is_json: bool) -> None
     if done is None:
         _stopped(run, stop)
     _report_done(done, is_json=is_json)
+
+
+def _start_elsewhere(run: Run, job: JobSpec, *, is_quiet: bool, is_json: bool) -> None:
+    """Start the workers and leave: the run goes on without this process."""
+    from vsr_hpc.launch import start_elsewhere
+
+    done = run.done()
+    if done is not None:
+        _report_done(done, is_json=is_json)
+        return
+    begun = start_elsewhere(run, job)
+    if not is_quiet:
+        typer.echo(f"{begun}\nvsr status {run.uri} --watch   shows it", err=True)
+    if is_json:
+        _answer({"uri": run.uri, "begun": begun})
+    else:
+        typer.echo(run.uri)
 
 
 def _stopped(run: Run, stop: StopFlag) -> NoReturn:

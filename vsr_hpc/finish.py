@@ -23,12 +23,16 @@ from vsr_hpc.source import open_source
 log = logging.getLogger(__name__)
 
 
-def try_finish(run: Run, worker: str, node: str) -> Done | None:
-    """Finish the run unless another worker does; the end of it, or None where somebody else is at it."""
+def try_finish(run: Run, worker: str, node: str, liveness: Liveness | None = None) -> Done | None:
+    """Finish the run unless another worker does; the end of it, or None where somebody else is at it.
+
+    Only an observer that comes again with the same `liveness` finds out that the other one has died.
+    """
     done = run.done()
     if done is not None:
         return done
-    lease = take_single(run, "finish", worker, node, Liveness(run=run, task="", worker=worker))
+    liveness = liveness or Liveness(run=run, task="", worker=worker)
+    lease = take_single(run, "finish", worker, node, liveness)
     if lease is None:
         return None
     try:

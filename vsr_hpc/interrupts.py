@@ -80,11 +80,14 @@ class StopFlag:
 
 
 @contextlib.contextmanager
-def signals_set(flag: StopFlag) -> Iterator[None]:
-    """While in the block, SIGTERM, SIGUSR2 and Ctrl-C set the flag; a second Ctrl-C aborts at once."""
+def signals_set(flag: StopFlag, *, grace_s: float | None = None) -> Iterator[None]:
+    """While in the block, SIGTERM, SIGUSR2 and Ctrl-C set the flag; a second Ctrl-C aborts at once.
+
+    `grace_s` is what the scheduler leaves between SIGTERM and SIGKILL, where that is known.
+    """
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        flag.set(Reason.TERMINATED)
+        flag.set(Reason.TERMINATED, grace_s)
 
     def near_limit(number: int, frame: FrameType | None) -> None:
         flag.set(Reason.TIME_LIMIT)

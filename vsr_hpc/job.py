@@ -115,6 +115,64 @@ class RunSection(_Section):
     keep_segments: bool = False
 
 
+class ContainerSection(_Section):
+    """An image in which workers run; what talks to Slurm and to the metadata service stays outside."""
+
+    runtime: Literal["apptainer", "enroot"] = "apptainer"
+    image: str
+    args: tuple[str, ...] = ()
+    """More arguments of `apptainer exec` or `enroot start`, for example --bind=/data."""
+
+
+_SET_BY_VSR = frozenset(
+    {
+        "array", "begin", "cpus-per-task", "dependency", "error", "gpus-per-node", "job-name", "nodes",
+        "ntasks", "ntasks-per-node", "no-requeue", "open-mode", "output", "requeue", "signal",
+    }
+)  # fmt: skip
+
+
+class SlurmSection(_Section):
+    """How Slurm starts the workers (`run.workers` says how many). Changes no byte of the output."""
+
+    partitions: tuple[str, ...] = ()
+    """In order of preference, Spot first; the cluster's default where empty."""
+    standby_after_min: float = Field(15, ge=0, le=10_000)
+    """After so many minutes without a Spot worker at work, workers on the next partition begin."""
+    gpus: int | None = Field(None, ge=0, le=64)
+    """For each worker; by default one for a network and none for a filter."""
+    cpus: int = Field(4, ge=1, le=1024)
+    memory_gib: float | None = Field(None, gt=0)
+    time_limit_min: int = Field(240, ge=1)
+    """Of one task; it requeues itself before that."""
+    warning_s: int = Field(120, ge=10, le=3600)
+    """How long before the time limit a worker is told."""
+    account: Text | None = None
+    qos: Text | None = None
+    constraint: Text | None = None
+    exclude: tuple[str, ...] = ()
+    python: str | None = None
+    """An interpreter with this package that all nodes see; the submitting one by default."""
+    packed: str | None = None
+    """A packed environment (.tar.gz) that all nodes see; each node unpacks it once on its own disk."""
+    container: ContainerSection | None = None
+    setup: tuple[str, ...] = ()
+    """Lines of shell before the worker, for example `module load cuda`."""
+    sbatch: dict[str, Text] = Field(default_factory=dict)
+    """More keys for sbatch: {reservation: night}."""
+    folder: str | None = None
+    """Where job scripts and logs of Slurm go; must be seen by all nodes. A folder in the home by default."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SlurmSection:
+        if self.python is not None and self.packed is not None:
+            raise ValueError("give python or packed, not both")
+        own = sorted(key for key in self.sbatch if key.replace("_", "-") in _SET_BY_VSR)
+        if own:
+            raise ValueError(f"sbatch: {', '.join(own)} is set by vsr itself")
+        return self
+
+
 class JobSpec(_Section):
     """One job: a clip, a model, and how. Frozen; unknown keys are refused."""
 
@@ -128,6 +186,7 @@ class JobSpec(_Section):
     range: RangeSection = Field(default_factory=lambda: RangeSection.model_validate({}))
     images: ImagesSection = ImagesSection()
     run: RunSection = RunSection()
+    slurm: SlurmSection = SlurmSection()
     overwrite: bool = False
 
     @property

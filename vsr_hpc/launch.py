@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from vsr_hpc.plan import Plan, check_same, fingerprint
 from vsr_hpc.prepare import Prepared, check_space, frame_range, prepare
 from vsr_hpc.run import Done, Heartbeat, Run
 from vsr_hpc.source import open_source
-from vsr_hpc.status import read_status
+from vsr_hpc.status import RunStatus, read_status
 from vsr_hpc.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -106,6 +106,58 @@ def run_here(
     if done is None and not stop.is_set():
         raise BackendError(f"{run.uri}: work is left but other workers hold it; `vsr status` shows them")
     return done
+
+
+def start_elsewhere(run: Run, job: JobSpec) -> str:
+    """Begin a round of workers on the job's executor, unless one is under way; what was begun, in words."""
+    if job.on != "slurm":
+        raise JobError(f"on: {job.on} is not available in this version; use local or slurm")
+    from vsr_hpc.executors import slurm
+
+    return slurm.start(run, job).text()
+
+
+def executor_of(run: Run) -> str:
+    """Where the run's latest round went; where its job wants to, before the first."""
+    rounds = run.rounds()
+    return rounds[-1].executor if rounds else run.job().on
+
+
+def cancel(run: Run) -> None:
+    """Stop a run: workers see the marker, and those that a scheduler holds are taken out of it."""
+    run.cancel()
+    if executor_of(run) == "slurm":
+        from vsr_hpc.executors import slurm
+
+        slurm.cancel(run)
+
+
+def whole_status(run: Run) -> RunStatus:
+    """A run's state with what its scheduler says of it."""
+    found = read_status(run)
+    if not any(each.executor == "slurm" for each in found.rounds):
+        return found
+    from vsr_hpc.executors import slurm
+
+    return replace(found, queue=slurm.queue_lines(run))
+
+
+def placed(job: JobSpec) -> JobSpec:
+    """The job with places that mean the same on every machine: no path relative to where one stands."""
+    places = {"input": job.input, "output": job.output}
+    if "/" in job.model:
+        places["model"] = job.model
+    update: dict[str, object] = {key: _absolute(place) for key, place in places.items()}
+    if job.run.location:
+        update["run"] = job.run.model_copy(update={"location": _absolute(job.run.location)})
+    return job.model_copy(update=update)
+
+
+def _absolute(place: str) -> str:
+    """Without symbolic links resolved: nodes may see a share under the name that the user wrote."""
+    if "://" in place:
+        return place
+    return os.path.abspath(place) + "/" * place.endswith("/")  # noqa: PTH100 - keeps links, drops `..`
 
 
 def retry(run: Run, *, retries_poisoned: bool = False) -> int:

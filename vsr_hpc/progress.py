@@ -169,6 +169,7 @@ def status_lines(status: RunStatus) -> list[RenderableType]:
         lines.append(Text(f"time goes to: {shares}"))
     if status.workers:
         lines.append(workers_table(status, is_all=True))
+    lines += [Text(each) for each in status.queue]
     lines += [
         Text(f"set aside: shard {each.shard:05d} after {len(each.nodes)} nodes: {each.reason}", style="red")
         for each in status.poisoned

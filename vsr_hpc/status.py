@@ -42,6 +42,8 @@ class RunStatus:
     poisoned: tuple[Poison, ...]
     rounds: tuple[Round, ...]
     done: Done | None
+    queue: tuple[str, ...] = ()
+    """What the executor's scheduler says of the run's jobs, for people."""
 
     @property
     def alive(self) -> tuple[WorkerStatus, ...]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vsr_hpc import finish
-from vsr_hpc.claims import Claims
+from vsr_hpc.claims import Claims, take_single
 from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError, SpaceError, VsrError
 from vsr_hpc.interrupts import Reason, StopFlag
 from vsr_hpc.media.clip import Timeline
@@ -28,8 +28,8 @@ from vsr_hpc.media.writer import SegmentWriter, encoder_build
 from vsr_hpc.models import weights
 from vsr_hpc.pipeline import ChunkWriter, Stopped, Upscaling, Workbench, make_segments
 from vsr_hpc.plan import Plan, Shard
-from vsr_hpc.prepare import Prepared, make_plan, prepare, upscale_request
-from vsr_hpc.run import Cause, Control, Heartbeat, Lease, Process, Receipt, Run, new_worker_id
+from vsr_hpc.prepare import Prepared, check_space, make_plan, prepare, upscale_request
+from vsr_hpc.run import Cause, Control, Heartbeat, Lease, Liveness, Process, Receipt, Run, new_worker_id
 from vsr_hpc.runlog import RunLog
 from vsr_hpc.source import open_source
 
@@ -150,7 +150,8 @@ class Worker:
             ended.set()
             thread.join()
             with contextlib.suppress(VsrError):
-                self._say(state="left", shard=None)
+                why = self._stop.reason
+                self._say(state="left", shard=None, note=why.value if why else "")
             package.removeHandler(self._log)
             package.setLevel(level_before)
 
@@ -226,8 +227,30 @@ class Worker:
         )
 
     def _ensure_plan(self) -> None:
-        if not self._run.has_plan():
-            plan_run(self._run, self._options.threads)
+        """Make the plan, or wait for the worker that makes it. A clip that cannot be planned fails once."""
+        run, name = self._run, f"plan-{self._beat.round}"
+        liveness = Liveness(run=run, task=self._options.task, worker=self._beat.worker)
+        while not run.has_plan() and not self._stop.is_set():
+            self._refuse_failed_plan(name)
+            lease = take_single(run, name, self._beat.worker, self._beat.node, liveness)
+            if lease is None:
+                self._stop.wait(run.store.poll_s)
+                continue
+            try:
+                plan_run(run, self._options.threads)
+                check_space(run.plan, run.uri, run.store.free_bytes())
+            except (JobError, MediaError) as exc:
+                self._give_back(lease, "media", str(exc))
+                raise
+            except BaseException:
+                self._give_back(lease, "stopped", "the worker left with an error")
+                raise
+
+    def _refuse_failed_plan(self, name: str) -> None:
+        state = self._run.leases().get(name)
+        end = self._run.ending(name, state.generation) if state and state.is_ended else None
+        if end is not None and end.cause == "media":
+            raise MediaError(f"planning failed on {end.node}: {end.text}")
 
     def _set_up(self) -> Workbench:
         plan = self._run.plan
