@@ -31,10 +31,10 @@ def tiny_job(folder: Path, *, frames: int = 24, **sections: Any) -> JobSpec:
     return parse_job(document, "test")
 
 
-def planned_run(job: JobSpec) -> Run:
-    """The job's run with its plan; shards are single chunks."""
+def planned_run(job: JobSpec, seconds_per_frame: float | None = None) -> Run:
+    """The job's run with its plan; shards are single chunks unless a speed is given."""
     run = Run.create(FolderStore(Path(job.run_uri)), job)
-    plan, timeline = make_plan(prepare(job), lambda prepared, index: None)
+    plan, timeline = make_plan(prepare(job), lambda prepared, index: seconds_per_frame)
     run.write_plan(plan, timeline)
     run.start_round("local", 1, plan.shard_count)
     return run

@@ -493,9 +493,7 @@ def models_import(
 def main() -> None:
     """The entry point: errors become one line on stderr and the exit code that schedulers know."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as exc:
-        sys.exit(exc.exit_code)
+        sys.exit(app(standalone_mode=False))  # the value of typer.Exit, None where a command just ends
     except VsrError as exc:
         _fail(exc, exc.exit_code)
     except typer.Abort:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vsr_hpc.claims import take_single
 from vsr_hpc.errors import BackendError, JobError, SpaceError, VerifyError
+from vsr_hpc.media.images import extract_archives
 from vsr_hpc.media.mux import MergeReport, SegmentPart, merge
 from vsr_hpc.prepare import streams_request
 from vsr_hpc.run import Done, Liveness, Receipt, Run, SegmentFacts
@@ -45,7 +46,7 @@ def try_finish(run: Run, worker: str, node: str, liveness: Liveness | None = Non
 def finish(run: Run) -> Done:
     """Merge a complete run into its output. VerifyError where something is missing or not as recorded."""
     done = run.done()
-    if done is not None and _is_in_place(done):
+    if done is not None and is_in_place(done):
         return done
     began = time.monotonic()
     receipts = _complete_receipts(run)
@@ -110,14 +111,12 @@ def _part(run: Run, segment: SegmentFacts) -> SegmentPart:
 def _merge(run: Run, parts: tuple[SegmentPart, ...], partial: Path, output: Path) -> MergeReport:
     plan = run.plan
     if plan.encoding is None:
-        from vsr_hpc.media.images import extract_archives
-
         return extract_archives(parts, partial)
     return merge(
         parts,
         clip=plan.clip,
         timeline=run.timeline,
-        source=open_source(plan.clip.uri),
+        source=open_source(plan.clip.uri, etag=plan.source_etag),
         picture=plan.picture,
         encoding=plan.encoding,
         output=partial,
@@ -127,9 +126,14 @@ def _merge(run: Run, parts: tuple[SegmentPart, ...], partial: Path, output: Path
     )
 
 
-def _is_in_place(done: Done) -> bool:
+def is_in_place(done: Done) -> bool:
+    """Whether the output of a finished run still stands where it was put."""
     output = Path(done.output)
-    return output.is_dir() or (output.is_file() and output.stat().st_size == done.size_bytes)
+    return (
+        output.is_dir()
+        or "%" in output.name
+        or (output.is_file() and output.stat().st_size == done.size_bytes)
+    )
 
 
 def _refuse_stranger(run: Run, output: Path, report: MergeReport) -> None:
@@ -142,9 +146,10 @@ def _refuse_stranger(run: Run, output: Path, report: MergeReport) -> None:
 
 def _replace(partial: Path, output: Path) -> None:
     if partial.is_dir():
-        output.mkdir(exist_ok=True)
+        folder = output.parent if "%" in output.name else output
+        folder.mkdir(exist_ok=True)
         for path in sorted(partial.iterdir()):
-            path.replace(output / path.name)
+            path.replace(folder / path.name)
         return
     partial.replace(output)
 
@@ -158,8 +163,7 @@ def _remove(partial: Path) -> None:
 
 def _sweep(run: Run) -> None:
     """The output is whole: segments, orphans and scratch files are not needed any more."""
-    for facts in run.store.list("segments/"):
-        run.store.delete(facts.name)
+    run.store.delete_many(facts.name for facts in run.store.list("segments/"))
     for path in run.store.scratch.iterdir():
         path.unlink(missing_ok=True)
 

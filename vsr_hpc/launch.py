@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.executors import local
+from vsr_hpc.finish import is_in_place
 from vsr_hpc.interrupts import StopFlag
 from vsr_hpc.job import JobSpec, RangeSection, RunSection, StreamsSection
 from vsr_hpc.media import clip as clips
@@ -47,7 +48,7 @@ def submit(job: JobSpec, *, is_new: bool = False) -> Submitted:
     if store.exists("job.json"):
         run = Run(store)
         done = run.done()
-        if done is None or Path(done.output).exists():
+        if done is None or is_in_place(done):
             notes = _check_continues(run, job)
             return Submitted(run=run, notes=notes, is_continued=True)
         log.warning("the finished output is gone, starting over output=%s", done.output)

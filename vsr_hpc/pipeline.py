@@ -133,7 +133,8 @@ class Workbench:
     scratch: Path
     decoder_threads: int
     new_writer: Callable[[Path], ChunkWriter]
-    read_back: Callable[[Path], Iterator[Frame]]
+    read_back: Callable[[Path], tuple[Picture, Iterator[Frame]]]
+    """A segment's frames, and what they are as it decodes."""
     publish: Callable[[str, Path], None]
     """Moves a checked segment into the store under its name."""
 
@@ -241,8 +242,7 @@ def _checked(
     bench: Workbench, chunk: int, path: Path, facts: WrittenFacts, inputs: list[Thumbnail]
 ) -> SegmentFacts:
     """Decode the segment back, count its frames and hold them against its input."""
-    picture = bench.plan.picture
-    frames = bench.read_back(path)
+    picture, frames = bench.read_back(path)
     outputs = [_thumbnail(frame, picture, like=inputs[0]) for frame in frames]
     start, stop = bench.plan.chunk(chunk)
     if not len(inputs) == len(outputs) == stop - start:

@@ -73,6 +73,8 @@ class Plan(BaseModel):
     """Chunks where shards begin, and at the end the number of chunks."""
     timeline_sha256: str
     fingerprint: dict[str, str]
+    source_etag: str | None = None
+    """What the source on S3 was when it was planned; another object under its name is refused."""
     seconds_per_frame: float | None
     scratch_bytes: int
 

@@ -20,11 +20,14 @@ from vsr_hpc.media import clip as clips
 from vsr_hpc.media.clip import Clip, Source, Timeline
 from vsr_hpc.media.containers import StreamsRequest, check_container
 from vsr_hpc.media.encoding import Encoding, VideoRequest, planar_format, resolve_encoding
+from vsr_hpc.media.images import StillNames
 from vsr_hpc.media.picture import Picture, PixelFormat
+from vsr_hpc.media.stills import SUFFIXES as IMAGE_SUFFIXES
+from vsr_hpc.media.stills import still_picture
 from vsr_hpc.media.writer import encoder_build
 from vsr_hpc.models.cards import Card, find_card
 from vsr_hpc.plan import Plan, chunk_borders, fingerprint, shard_borders
-from vsr_hpc.source import open_source
+from vsr_hpc.source import RangedSource, open_source
 from vsr_hpc.upscale.geometry import Geometry, check_rgb_path, is_planewise, output_geometry
 from vsr_hpc.upscale.settings import UpscaleRequest
 
@@ -51,7 +54,8 @@ def prepare(job: JobSpec) -> Prepared:
     findings = _place_findings(job)
     card = _card_or_finding(job, findings)
     source = open_source(job.input)
-    clip = clips.probe(source, frame_rate=Fraction(job.images.rate) if job.images.rate else None)
+    rate = Fraction(job.images.rate) if job.images.rate else None
+    clip = clips.probe(source, frame_rate=rate, allow_gaps=job.images.allow_gaps)
     if job.picture.field_order != "auto":
         clip = replace(clip, interlace=job.picture.field_order)
     findings += _interlace_findings(job, clip)
@@ -112,6 +116,7 @@ def make_plan(
             frames=(start, stop),
             encoder_build=encoder_build(),
         ),
+        source_etag=prepared.source.facts.etag if isinstance(prepared.source, RangedSource) else None,
         seconds_per_frame=speed,
         scratch_bytes=_scratch_bytes(prepared, stop - start),
     )
@@ -143,14 +148,6 @@ def upscale_request(job: JobSpec, pixel: PixelFormat) -> UpscaleRequest:
     )
 
 
-_IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".exr", ".jpg", ".jpeg", ".webp"})
-
-
-def is_image_output(output: str) -> bool:
-    """Whether a job's output is a still, a pattern of images, or a folder for them."""
-    return output.endswith("/") or Path(output).suffix.lower() in _IMAGE_SUFFIXES
-
-
 def streams_request(job: JobSpec) -> StreamsRequest:
     return StreamsRequest(audio=job.streams.audio, drop=job.streams.drop)
 
@@ -171,8 +168,6 @@ def _place_findings(job: JobSpec) -> list[str]:
     findings = []
     if "://" not in job.input and _same_file(Path(job.input), output):
         return [f"output: {job.output} is the input itself; name another file"]
-    if output.is_dir() and not is_image_output(job.output):
-        return [f"output: {job.output} is a folder; name a file in it, for example {output / 'out.mkv'}"]
     if output.exists() and output.is_file() and not job.overwrite:
         findings.append(f"output: {job.output} exists; --overwrite replaces it")
     folder = output.parent
@@ -214,6 +209,11 @@ def _card_or_finding(job: JobSpec, findings: list[str]) -> Card | None:
 
 
 def _interlace_findings(job: JobSpec, clip: Clip) -> list[str]:
+    if clip.has_hard_telecine and job.picture.field_order == "auto":
+        return [
+            f"input: {clip.uri} seems to be film telecined into fields (3:2 pulldown); undo that first "
+            "(ffmpeg -vf fieldmatch,decimate), or override the diagnosis with --field-order"
+        ]
     if clip.interlace in ("tff", "bff") and not job.picture.deinterlace:
         return [
             f"input: {clip.uri} is interlaced ({clip.interlace}); --deinterlace makes whole frames of its "
@@ -231,7 +231,20 @@ def _output(
     except JobError as exc:
         findings.append(str(exc))
         return clip.picture, None
-    if is_image_output(job.output):
+    if _makes_images(job, clip):
+        try:
+            first = StillNames(job.output, clip.images).name(0)
+        except JobError as exc:
+            findings.append(f"output: {exc}")
+            return geometry.picture, None
+        picture = still_picture(first, geometry.picture)
+        findings += _colour_findings(card, clip.picture, picture)
+        notes += geometry.notes
+        return picture, None
+    if Path(job.output).is_dir():
+        findings.append(
+            f"output: {job.output} is a folder; name a file in it: {Path(job.output) / 'out.mkv'}"
+        )
         return geometry.picture, None
     try:
         encoding = resolve_encoding(_video_request(job, Path(job.output)), geometry.picture)
@@ -243,6 +256,15 @@ def _output(
     findings += _colour_findings(card, clip.picture, geometry.picture)
     notes += geometry.notes
     return replace(geometry.picture, pixel=encoding.pixel), encoding
+
+
+def _makes_images(job: JobSpec, clip: Clip) -> bool:
+    """Whether the output is a still, a pattern of stills, or a folder for them."""
+    output = Path(job.output)
+    is_folder = job.output.endswith("/") or (
+        clip.images is not None and (output.is_dir() or not output.suffix)
+    )
+    return is_folder or output.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _colour_findings(card: Card, source: Picture, output: Picture) -> list[str]:

@@ -21,8 +21,10 @@ from vsr_hpc import finish
 from vsr_hpc.claims import Claims, take_single
 from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError, SpaceError, VsrError
 from vsr_hpc.interrupts import Reason, StopFlag
-from vsr_hpc.media.clip import Timeline
-from vsr_hpc.media.picture import Frame
+from vsr_hpc.media import clip as clips
+from vsr_hpc.media.clip import Timeline, local_source
+from vsr_hpc.media.images import ArchiveWriter, read_archive
+from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.media.reader import read_frames, read_segment
 from vsr_hpc.media.writer import SegmentWriter, encoder_build
 from vsr_hpc.models import weights
@@ -124,6 +126,7 @@ class Worker:
                     if self._control.is_stopped or self._control.is_cancelled(self._beat.round):
                         self._stop.set(Reason.CANCELLED)
                     self._say()
+                    self._write_log()
                 except VsrError as exc:
                     log.warning("heartbeat failed error=%s", exc)
 
@@ -152,6 +155,7 @@ class Worker:
             with contextlib.suppress(VsrError):
                 why = self._stop.reason
                 self._say(state="left", shard=None, note=why.value if why else "")
+                self._write_log()
             package.removeHandler(self._log)
             package.setLevel(level_before)
 
@@ -161,8 +165,10 @@ class Worker:
             self._beat = self._beat.model_copy(update=fresh)
             beat = self._beat
         self._run.beat(beat)
-        self._log.flush_to(self._run.store, f"{beat.worker}.{beat.restart}")
         self._on_beat(beat)
+
+    def _write_log(self) -> None:
+        self._log.flush_to(self._run.store, f"{self._beat.worker}.{self._beat.restart}")
 
     def _note_frames(self, count: int) -> None:
         with self._lock:
@@ -262,7 +268,7 @@ class Worker:
         return Workbench(
             plan=plan,
             timeline=self._run.timeline,
-            source=open_source(plan.clip.uri),
+            source=open_source(plan.clip.uri, etag=plan.source_etag),
             upscaler=upscaler,
             scratch=self._run.store.scratch,
             decoder_threads=min(2, self._threads()),
@@ -338,19 +344,17 @@ class Worker:
 
 def _new_writer(plan: Plan, path: Path) -> ChunkWriter:
     if plan.encoding is None:
-        from vsr_hpc.media.images import ArchiveWriter
-
         return ArchiveWriter(path, plan.picture, plan.clip, plan.job.output)
     rate = plan.clip.frame_rate or Fraction(25)
     return SegmentWriter(path, plan.encoding, plan.picture, time_base=1 / rate)
 
 
-def _read_back(plan: Plan, path: Path) -> Iterator[Frame]:
+def _read_back(plan: Plan, path: Path) -> tuple[Picture, Iterator[Frame]]:
     if plan.encoding is None:
-        from vsr_hpc.media.images import read_archive
-
-        return read_archive(path)
-    return read_segment(path, plan.picture)
+        return plan.picture, read_archive(path)
+    if plan.encoding.codec == "prores":  # FFmpeg decodes 4444 to 12 bits, whatever went in
+        return clips.probe(local_source(path)).picture, read_segment(path)
+    return plan.picture, read_segment(path, plan.picture)
 
 
 def build_upscaler(plan: Plan | Prepared, threads: int) -> tuple[Upscaler, dict[str, str]]:

@@ -105,8 +105,9 @@ def _survivors(
         code = child.process.poll()
         if code is None:
             alive.append(child)
-        elif code != 0:
-            said = _last_words(child)
+            continue
+        said = _last_words(child)
+        if code != 0:
             if code in _ERRORS_BY_CODE:
                 raise _ERRORS_BY_CODE[code](said or f"a worker ended with code {code}")
             if child.starts >= limit:
@@ -137,3 +138,4 @@ def _end(children: list[_Child]) -> None:
         except subprocess.TimeoutExpired:
             child.process.kill()
             child.process.wait()
+        child.said.close()

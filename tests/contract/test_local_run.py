@@ -1,0 +1,307 @@
+"""Whole runs on this machine, with one worker in this process and with several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.clips import frame_number, numbered_clip
+from tests.kills import killed, undisturbed
+from tests.runs import finished, planned_run, tiny_job
+from vsr_hpc import worker
+from vsr_hpc.errors import JobError, MediaError
+from vsr_hpc.interrupts import Reason, StopFlag
+from vsr_hpc.launch import run_here, submit
+from vsr_hpc.media.picture import Frame
+from vsr_hpc.media.reader import read_segment
+from vsr_hpc.run import Run, is_process_gone
+from vsr_hpc.status import read_status
+from vsr_hpc.verify import verify
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def test_every_frame_arrives_in_order(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path)
+    done = finished(planned_run(job))
+    frames = list(read_segment(job.output))
+    assert done.frames == 24
+    assert [frame_number(frame) for frame in frames] == list(range(24))
+    assert frames[0].planes[0].shape == (96, 128)
+    assert verify(job.input, job.output).ok
+
+
+def test_workers_and_shard_length_change_no_byte(tmp_path: Path) -> None:
+    digests, shards = set(), []
+    for name, workers, speed in (("one", 1, None), ("three", 3, None), ("long", 1, 0.001)):
+        changes = {"workers": workers, "chunk_s": 2 / 24}
+        job = tiny_job(tmp_path, output=str(tmp_path / f"{name}.mkv"), run=changes)
+        run = planned_run(job, speed)
+        shards.append(run.plan.shard_count)
+        digests.add(finished(run).sha256)
+    assert shards == [12, 12, 4]
+    assert len(digests) == 1
+
+
+def test_a_stopped_run_goes_on_and_keeps_what_was_done(tmp_path: Path) -> None:
+    run = planned_run(tiny_job(tmp_path))
+    stop = StopFlag()
+
+    def stop_after_two_shards(heartbeat: object) -> None:
+        if len(run.finished()) >= 2:
+            stop.set(Reason.INTERRUPTED)
+
+    assert run_here(run, stop, on_beat=stop_after_two_shards) is None
+    before = {shard: run.receipt(shard) for shard in run.finished()}
+    assert 2 <= len(before) < 6
+    finished(run)
+    assert {shard: run.receipt(shard) for shard in before} == before
+
+
+def test_a_dropped_shard_is_given_back_and_counts_no_attempt(tmp_path: Path) -> None:
+    run = planned_run(tiny_job(tmp_path))
+    stop = StopFlag()
+
+    def stop_inside_a_shard(heartbeat: object) -> None:
+        stop.set(Reason.CANCELLED)
+
+    run_here(run, stop, on_beat=stop_inside_a_shard)
+    ends = [run.ending(name, state.generation) for name, state in run.leases().items()]
+    assert [end.cause for end in ends if end] == ["stopped"] * len(ends)
+
+
+def test_a_second_call_with_the_same_job_continues_and_with_another_is_refused(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path)
+    finished(planned_run(job))
+    assert submit(job).is_continued
+    other = tiny_job(tmp_path, video={"crf": 30})
+    with pytest.raises(JobError, match=r"video\.rate was 18\.0, now 30\.0"):
+        submit(other)
+    assert not submit(other.model_copy(update={"overwrite": True}), is_new=True).is_continued
+
+
+def test_another_input_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path)
+    planned_run(job)
+    numbered_clip(Path(job.input), frames=25)
+    with pytest.raises(JobError, match="input was"):
+        submit(job)
+
+
+def test_where_the_output_is_gone_the_run_starts_over(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path)
+    finished(planned_run(job))
+    Path(job.output).unlink()
+    assert not submit(job).is_continued
+
+
+def test_a_foreign_file_at_the_output_is_never_replaced(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path)
+    run = planned_run(job)
+    Path(job.output).write_text("somebody's work")
+    with pytest.raises(JobError, match="has appeared"):
+        finished(run)
+    assert Path(job.output).read_text() == "somebody's work"
+    Path(job.output).unlink()
+    assert finished(run).frames == 24
+
+
+def test_a_merge_that_dies_leaves_no_output_and_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tiny_job(tmp_path)
+    run = planned_run(job)
+
+    def dies(*args: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vsr_hpc.finish.merge", dies)
+        with pytest.raises(KeyboardInterrupt):
+            finished(run)
+    assert not Path(job.output).exists()
+    assert finished(run).frames == 24
+
+
+class _Differing:
+    """An upscaler whose bytes depend on who runs it, as on two kinds of GPU."""
+
+    def __init__(self, shade: int) -> None:
+        self.shade, self.batch, self.clipped = shade, 1, 0
+
+    def __call__(self, frames: list[Frame]) -> list[Frame]:
+        doubled = [tuple(p.repeat(2, axis=0).repeat(2, axis=1) for p in frame.planes) for frame in frames]
+        return [
+            replace(frame, planes=(np.minimum(planes[0], 250) + np.uint8(self.shade), *planes[1:]))
+            for frame, planes in zip(frames, doubled, strict=True)
+        ]
+
+    def canary(self) -> str:
+        return ""
+
+
+def test_two_workers_making_other_bytes_for_one_shard_do_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned_run(tiny_job(tmp_path))
+    shades = iter((1, 5))
+    monkeypatch.setattr(
+        worker, "build_upscaler", lambda plan, threads: (_Differing(next(shades)), {"device": "stub"})
+    )
+    barrier = threading.Barrier(2)
+    taken = Run.take
+
+    def take_both(self: Run, name: str, generation: int, who: str, node: str) -> object:
+        """Both workers believe that they hold the first shard."""
+        if name == "00000" and generation == 1:
+            barrier.wait(30)
+            return taken(self, name, 1, who, node) or taken(self, name, 2, who, node)
+        return taken(self, name, generation, who, node)
+
+    monkeypatch.setattr(Run, "take", take_both)
+    monkeypatch.setattr("vsr_hpc.claims.random.randrange", lambda count: 0)
+    options = worker.WorkerOptions(threads=1)
+    threads = [threading.Thread(target=worker.work, args=(run.uri, options, StopFlag())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    monkeypatch.undo()
+    done = finished(run)
+    assert done.frames == 24
+    assert {state.generation for name, state in run.leases().items() if name == "00000"} == {2}
+    assert verify(run.plan.job.input, run.plan.job.output).ok
+
+
+def test_a_shard_that_cannot_be_made_is_set_aside_and_the_others_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned_run(tiny_job(tmp_path))
+
+    class Picky(_Differing):
+        def __call__(self, frames: list[Frame]) -> list[Frame]:
+            if any(frame.index == 9 for frame in frames):
+                raise MediaError("frame 9 is broken")
+            return super().__call__(frames)
+
+    monkeypatch.setattr(worker, "build_upscaler", lambda plan, threads: (Picky(0), {"device": "stub"}))
+    with pytest.raises(MediaError, match="shard 00002 cannot be made: frame 9 is broken"):
+        finished(run)
+    assert run.missing() == {2}
+    assert read_status(run).state == "poisoned"
+
+
+def test_a_wrong_picture_never_gets_a_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = planned_run(tiny_job(tmp_path))
+
+    class Repeating(_Differing):
+        def __call__(self, frames: list[Frame]) -> list[Frame]:
+            made = super().__call__(frames)
+            if made[0].index == 6:
+                made = [replace(made[0], planes=self.last.planes)]
+            self.last = made[-1]
+            return made
+
+    monkeypatch.setattr(worker, "build_upscaler", lambda plan, threads: (Repeating(0), {"device": "stub"}))
+    with pytest.raises(MediaError, match="output frame 6 looks like input frame 5"):
+        finished(run)
+    assert run.missing() == {1}
+
+
+def test_cancel_stops_a_run_and_resume_goes_on(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, frames=120)
+    run = planned_run(job)
+
+    def cancel(heartbeat: object) -> None:
+        if run.finished():
+            run.cancel()
+
+    stop = StopFlag()
+    assert run_here(run, stop, on_beat=cancel) is None
+    assert stop.reason is Reason.CANCELLED
+    assert read_status(run).state == "cancelled"
+    assert finished(run).frames == 120
+
+
+def test_killed_processes_cost_the_shard_in_hand_and_no_byte(tmp_path: Path) -> None:
+    clip = numbered_clip(tmp_path / "clip.mkv", frames=96, size=(160, 90), audio=True)
+    wanted = undisturbed(clip, tmp_path)
+    for workers in (1, 3):
+        result = killed(clip, tmp_path / f"out{workers}.mkv", workers, 2, random.Random(workers))
+        assert (result.sha256, result.redone) == (wanted, 0)
+
+
+def test_workers_leave_when_their_caller_is_killed(tmp_path: Path) -> None:
+    clip = numbered_clip(tmp_path / "clip.mkv", frames=480, size=(160, 90))
+    output = tmp_path / "out.mkv"
+    command = ["upscale", str(clip), str(output), "--scale", "2", "--chunk-s", "0.25", "--workers", "2", "-q"]
+    caller = subprocess.Popen([sys.executable, "-m", "vsr_hpc", *command])
+    run = _wait_for(lambda: Run.open(f"{output}.vsr"))
+    beats = _wait_for(lambda: [beat for beat in run.heartbeats() if beat.state == "working"])
+    caller.kill()
+    caller.wait()
+    _wait_for(lambda: not read_status(run).alive)
+    _wait_for(lambda: all(is_process_gone(beat) for beat in beats))
+
+
+def test_ctrl_c_drains_and_says_how_to_go_on(tmp_path: Path) -> None:
+    clip = numbered_clip(tmp_path / "clip.mkv", frames=480, size=(160, 90))
+    output = tmp_path / "out.mkv"
+    command = [
+        sys.executable,
+        "-m",
+        "vsr_hpc",
+        "upscale",
+        str(clip),
+        str(output),
+        "--scale",
+        "2",
+        "--chunk-s",
+        "0.25",
+    ]
+    caller = subprocess.Popen(command, stderr=subprocess.PIPE)
+    run = _wait_for(lambda: Run.open(f"{output}.vsr"))
+    _wait_for(lambda: run.finished())
+    os.kill(caller.pid, signal.SIGINT)
+    _, said = caller.communicate(timeout=60)
+    assert caller.returncode == 130
+    assert b"call again to go on" in said
+    subprocess.run([*command, "--json"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = run.done()
+    assert done is not None
+    assert done.frames == 480
+
+
+def test_status_answers_with_json(tmp_path: Path) -> None:
+    run = planned_run(tiny_job(tmp_path))
+    finished(run)
+    command = [sys.executable, "-m", "vsr_hpc", "status", run.uri, "--json"]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert (answer["state"], answer["shards_done"], answer["frames"]) == ("complete", 6, 24)
+
+
+def _wait_for(found, timeout_s: float = 90.0):  # type: ignore[no-untyped-def]
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            if value := found():
+                return value
+        except JobError:
+            pass
+        if time.monotonic() > until:
+            raise TimeoutError("it did not happen")
+        time.sleep(0.05)
