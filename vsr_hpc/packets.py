@@ -205,7 +205,7 @@ def step_faults(ours: Track, theirs: Track, offset: Fraction, tick: Fraction) ->
     """Whether each packet comes when it should, measured against the picture."""
     if not ours.pts or not theirs.pts:
         return
-    allowed = max(tick, theirs.time_base)
+    allowed = max(tick, theirs.time_base, ours.time_base)
     if len(ours.pts) != len(theirs.pts):
         late = theirs.start_s - ours.start_s - offset
         if abs(late) > allowed:
@@ -241,8 +241,9 @@ def recoded_faults(ours: Track, theirs: Track, offset: Fraction) -> Iterator[str
 
 
 def skip_faults(ours: Track, theirs: Track) -> Iterator[str]:
-    """Encoder delay that players leave out must stay left out: a sample more or less is rounding."""
-    if abs(ours.skip - theirs.skip) > 1:
+    """Encoder delay that players leave out must stay left out, as exactly as both clocks can say it."""
+    clock = max(ours.time_base, theirs.time_base) * max(ours.rate, theirs.rate)
+    if abs(ours.skip - theirs.skip) > max(Fraction(1), clock):
         yield f"players left out its first {ours.skip} samples, now {theirs.skip}"
 
 

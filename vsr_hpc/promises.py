@@ -21,22 +21,29 @@ _CHAPTER_SLACK_S = Fraction(1, 1000)
 
 def picture_faults(was: Picture, now: Picture, expected: Picture | None) -> Iterator[tuple[Check, str]]:
     """Colour tags, HDR10 data, depth, alpha, rotation and display aspect: kept, or as planned."""
-    if expected is not None and (now.width, now.height) != (expected.width, expected.height):
-        yield (
-            "geometry",
-            f"{now.width}x{now.height}, {expected.width}x{expected.height} was planned",
-        )
     yield from (("colour", text) for text in _colour_faults(was, now))
     if now.mastering != was.mastering:
         yield "colour", f"mastering display was {was.mastering}, is {now.mastering}"
     if now.light_level != was.light_level:
         yield "colour", f"content light level was {was.light_level}, is {now.light_level}"
-    depth = expected.pixel.depth if expected is not None else was.pixel.depth
+    yield from still_faults(was, now, expected)
+
+
+def still_faults(
+    was: Picture, now: Picture, expected: Picture | None, *, deepest: int = 32
+) -> Iterator[tuple[Check, str]]:
+    """What a picture has without a container around it: size, depth, alpha, rotation, display aspect.
+
+    `deepest` is the depth that the output's format can hold.
+    """
+    if expected is not None and (now.width, now.height) != (expected.width, expected.height):
+        yield "geometry", f"{now.width}x{now.height}, {expected.width}x{expected.height} was planned"
+    depth = min(deepest, (expected or was).pixel.depth)
     if now.pixel.depth < depth:
         yield "colour", f"{now.pixel.depth} bit ({now.pixel.name}), {depth} bit is due ({was.pixel.name})"
     if was.pixel.has_alpha and not now.pixel.has_alpha and (expected is None or expected.pixel.has_alpha):
         yield "colour", f"alpha is lost: was {was.pixel.name}, is {now.pixel.name}"
-    if was.display_matrix != now.display_matrix:
+    if _turn(was.display_matrix) != _turn(now.display_matrix):
         yield "geometry", f"rotation was {was.display_matrix}, is {now.display_matrix}"
     before = Fraction(was.width, was.height) * was.sample_aspect
     after = Fraction(now.width, now.height) * now.sample_aspect
@@ -44,6 +51,11 @@ def picture_faults(was: Picture, now: Picture, expected: Picture | None) -> Iter
     slack = Fraction(2, now.width) + Fraction(2, now.height)
     if abs(after / before - 1) > slack:
         yield "geometry", f"display aspect was {float(before):.4f}, is {float(after):.4f}"
+
+
+def _turn(matrix: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """A display matrix without its shift, which belongs to the picture's size."""
+    return None if matrix is None else (*matrix[:6], matrix[8])
 
 
 def _colour_faults(was: Picture, now: Picture) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import gcd
 from pathlib import Path
@@ -29,6 +29,7 @@ from vsr_hpc.media.clip import (
     select_range,
 )
 from vsr_hpc.media.containers import AudioMode, StreamsRequest, format_name
+from vsr_hpc.media.images import ImageSequence, StillNames
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.reader import read_frames
 from vsr_hpc.packets import (
@@ -48,6 +49,7 @@ from vsr_hpc.promises import (
     is_regenerated,
     picture_faults,
     picture_notes,
+    still_faults,
     stream_tag_faults,
     tag_faults,
     timecode,
@@ -55,6 +57,10 @@ from vsr_hpc.promises import (
 
 Progress = Callable[[int, int], None]
 
+_STILL_DEPTHS = {".exr": 32, ".jpg": 8, ".jpeg": 8, ".webp": 8}
+_MPEG_LAYERS = frozenset({"mp1", "mp2", "mp3"})
+"""MP4 has one name for all of them, and one decoder reads them all."""
+_LONG_AGO_S = Fraction(10**9)
 _SHOWN = 5
 """Faults of one kind that are named one by one."""
 
@@ -136,7 +142,7 @@ def verify(
     """
     origin = local_source(source) if isinstance(source, str | Path) else source
     target = local_source(output) if isinstance(output, str | Path) else output
-    clip = probe(origin, video_stream=video_stream, frame_rate=frame_rate)
+    clip = probe(origin, video_stream=video_stream, frame_rate=frame_rate, allow_gaps=True)
     timeline = index(clip, origin)
     begin, end = (None if each is None else parse_position(each) for each in (start, stop))
     first, last = select_range(timeline, begin, end)
@@ -191,14 +197,22 @@ class _Verify:
     def look(self, expected: Picture | None) -> None:
         """All that headers and packets tell; `made` and `shown` stay None where the output is no clip."""
         try:
-            made = probe(self.target)
+            made = self._probed_output()
             shown = index(made, self.target)
         except MediaError as exc:
             self.find("decode", str(exc))
             return
         self.made, self.shown = made, shown
         self.counted = len(shown)
-        for check, text in timing_faults(self.timeline, (self.start, self.stop), shown):
+        if made.images is not None:
+            self._look_at_stills(made.images, made.picture, expected)
+            return
+        if self.clip.images is not None and not self.clip.is_rate_given and made.frame_rate:
+            self.timeline = replace(self.timeline, time_base=1 / made.frame_rate)
+            self.notes.append(f"images have no clock; the output's {made.frame_rate} a second was taken")
+        track = made.video_stream
+        track_end = None if track.duration is None else (track.start_pts or 0) + track.duration
+        for check, text in timing_faults(self.timeline, (self.start, self.stop), shown, track_end):
             self.find(check, text)
         self.offset = common_offset(self.timeline, (self.start, self.stop), shown)[0]
         for check, text in picture_faults(self.clip.picture, made.picture, expected):
@@ -206,6 +220,32 @@ class _Verify:
         self.notes += picture_notes(self.clip.picture, made.picture)
         self._compare_streams(made, shown)
         self._compare_tags(made)
+
+    def _look_at_stills(self, images: ImageSequence, picture: Picture, expected: Picture | None) -> None:
+        """Stills have names and numbers, and what a picture has; no clock, no sound, no tags."""
+        wanted = self.stop - self.start
+        if len(images) != wanted:
+            self.find("frames", f"{len(images)} images, the source has {wanted} frames")
+        names = StillNames(self.target.uri, self.clip.images)
+        for number, name in zip(range(self.start, self.stop), images.names, strict=False):
+            if name != names.name(number):
+                self.find("frames", f"frame {number} is {name}, {names.name(number)} was due")
+                break
+        deepest = _STILL_DEPTHS.get(Path(images.names[0]).suffix.lower(), 16)
+        for check, text in still_faults(self.clip.picture, picture, expected, deepest=deepest):
+            self.find(check, text)
+        if any(each.kind != "video" for each in self.clip.streams):
+            self.notes.append("images hold no sound, subtitles or tags")
+
+    def _probed_output(self) -> Clip:
+        """The output, by the video stream that stands where the source's stood."""
+        made = probe(self.target, allow_gaps=True)
+        drops_others = "video" in self.request.drop
+        ours = [self.clip.video] if drops_others else _videos(self.clip)
+        theirs, place = _videos(made), ours.index(self.clip.video)
+        if place < len(theirs) and theirs[place] != made.video:
+            return probe(self.target, video_stream=theirs[place])
+        return made
 
     # --- pictures
 
@@ -264,13 +304,17 @@ class _Verify:
             self.packets += len(theirs[other.index].pts)
 
     def _window(self) -> tuple[Fraction, Fraction] | None:
-        """The time on the source's clock that was asked for; None where that is all of it."""
+        """The time on the source's clock that was asked for; None where that is all of it.
+
+        A range from the first frame has no lower end: sound may begin, or be primed, before the picture.
+        """
         if (self.start, self.stop) == (0, len(self.timeline)):
             return None
         is_end = self.stop == len(self.timeline)
         end = self.timeline.end if is_end else int(self.timeline.pts[self.stop])
         base = self.timeline.time_base
-        return int(self.timeline.pts[self.start]) * base, end * base
+        begin = int(self.timeline.pts[self.start]) * base if self.start else -_LONG_AGO_S
+        return begin, end * base
 
     def _paired(self, made: Clip) -> list[tuple[Stream, Stream]]:
         """Streams of the source and their counterparts: the n-th of a kind is the n-th of that kind."""
@@ -309,7 +353,8 @@ class _Verify:
             yield from (("sound", text) for text in recoded_faults(ours, theirs, offset))
             return
         is_converted = codec != made and ours.texts is not None and theirs.texts is not None
-        if codec != made and not is_converted:
+        is_same = codec == made or {codec, made} <= _MPEG_LAYERS
+        if not is_same and not is_converted:
             yield "streams", f"was {codec}, is {made}"
             return
         faults = text_faults(ours, theirs) if is_converted else packet_faults(ours, theirs)
@@ -372,9 +417,12 @@ def common_offset(
 
 
 def timing_faults(
-    timeline: Timeline, frames: tuple[int, int], shown: Timeline
+    timeline: Timeline, frames: tuple[int, int], shown: Timeline, track_end: int | None = None
 ) -> Iterator[tuple[Check, str]]:
-    """Count, timestamps to half an output tick after one common offset, and the last frame's duration."""
+    """Count, timestamps to half an output tick after one common offset, and the last frame's duration.
+
+    MP4 keeps durations in coding order: that of the frame shown last is told by the end of the track.
+    """
     start, stop = frames
     wanted, tick = stop - start, shown.time_base
     if len(shown) != wanted:
@@ -389,7 +437,8 @@ def timing_faults(
             f"allowed; first at frame {worst}",
         )
     last = timeline.durations[stop - 1] * timeline.time_base
-    off = shown.last_duration * tick - last
+    ends = [shown.last_duration, *([] if track_end is None else [track_end - int(shown.pts[-1])])]
+    off = min((each * tick - last for each in ends), key=abs)
     if abs(off) > tick:
         yield "time", f"the last frame is shown for {ms(last + off)}, in the source for {ms(last)}"
 
@@ -444,6 +493,10 @@ def fidelity_faults(found: ChunkFidelity) -> Iterator[str]:
 
 
 # --- words
+
+
+def _videos(clip: Clip) -> list[int]:
+    return [each.index for each in clip.streams if each.kind == "video" and not each.is_attached_picture]
 
 
 def _name(stream: Stream) -> str:

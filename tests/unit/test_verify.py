@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from tests import clips
 from vsr_hpc.errors import MediaError
+from vsr_hpc.media.images import write_image
 from vsr_hpc.media.picture import Colour
+from vsr_hpc.packets import Track, text_faults
 from vsr_hpc.verify import Verification, verify
 
 Sheets = list[NDArray[np.uint8]]
@@ -364,3 +366,70 @@ def test_progress_counts_to_the_end(source: Path, tmp_path: Path) -> None:
         source, enlarge(source, tmp_path / "out.mkv"), progress=lambda done, total: seen.append((done, total))
     )
     assert seen == [(i + 1, FRAMES) for i in range(FRAMES)]
+
+
+def folder(
+    path: Path, numbers: Sequence[int], *, scale: int = 1, pix_fmt: str = "gbrp", first: int = 1
+) -> Path:
+    """PNG stills that show the given frame numbers, `scale` times as large."""
+    path.mkdir()
+    small = clips.picture((48, 32), pix_fmt)
+    large = clips.picture((48 * scale, 32 * scale), pix_fmt)
+    for place, number in enumerate(numbers):
+        planes = (plane.repeat(scale, 0).repeat(scale, 1) for plane in clips.numbered_planes(number, small))
+        write_image(path / f"shot_{first + place:04d}.png", large, tuple(planes))
+    return path
+
+
+def test_folders_of_stills_are_compared_by_name_and_picture(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", range(12))
+    assert verify(source, folder(tmp_path / "out", range(12), scale=2)).ok
+    short = folder(tmp_path / "short", range(11), scale=2)
+    assert only(verify(source, short)) == ("frames", "11 images, the source has 12 frames")
+    other = folder(tmp_path / "other", range(12), scale=2, first=5)
+    assert only(verify(source, other)) == ("frames", "frame 0 is shot_0005.png, shot_0001.png was due")
+    mixed = folder(tmp_path / "mixed", [0, 1, 2, 2, *range(4, 12)], scale=2)
+    assert only(verify(source, mixed)) == ("picture", "frame 3 shows input frame 2")
+
+
+def test_stills_of_lower_depth_are_found(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", range(3), pix_fmt="gbrp16le")
+    assert verify(source, folder(tmp_path / "out", range(3), scale=2, pix_fmt="gbrp16le")).ok
+    shallow = folder(tmp_path / "shallow", range(3), scale=2)
+    assert only(verify(source, shallow)) == ("colour", "8 bit (gbrp), 16 bit is due (gbrp16le)")
+
+
+def test_a_video_made_into_stills_and_stills_made_into_a_video(tmp_path: Path) -> None:
+    clip = clips.numbered_clip(tmp_path / "in.mkv", frames=8, size=(48, 32))
+    stills = folder(tmp_path / "out", range(8), scale=2)
+    for number in range(8):
+        (stills / f"shot_{number + 1:04d}.png").rename(stills / f"{number + 1:06d}.png")
+    assert verify(clip, stills).ok
+    video = clips.numbered_clip(tmp_path / "out.mkv", frames=8, size=(48, 32), rate=30)
+    result = verify(folder(tmp_path / "in", range(8)), video)
+    assert result.ok, faults(result)
+    assert any("30 a second" in note for note in result.notes)
+    asked = verify(tmp_path / "in", video, frame_rate=Fraction(24))
+    assert faults(asked)[0][0] == "time"
+
+
+@pytest.mark.parametrize(("name", "audio"), [("in.ts", True), ("in.mov", "pcm_s16le")])
+def test_packets_are_compared_in_the_form_that_both_containers_share(
+    tmp_path: Path, name: str, audio: str | bool
+) -> None:
+    """MPEG-TS has ADTS headers, PCM has packets of any length."""
+    source = clips.numbered_clip(tmp_path / name, frames=FRAMES, audio=audio)
+    for suffix in ("mp4", "mkv"):
+        result = verify(source, enlarge(source, tmp_path / f"out.{suffix}", colour=None), deep=False)
+        assert result.packets > 10
+        assert "streams" not in {check for check, _ in faults(result)}, faults(result)
+
+
+def test_captions_are_compared_as_text_where_their_form_changes() -> None:
+    ours = Track(time_base=Fraction(1, 1000), texts=["one", "two\nlines", " "])
+    theirs = Track(time_base=Fraction(1, 1000), texts=["one", "two\nlines"])
+    assert list(text_faults(ours, theirs)) == []
+    theirs.texts = ["one", "two"]
+    assert list(text_faults(ours, theirs)) == ["1 captions differ; number 1 was 'two\\nlines', is 'two'"]
+    theirs.texts = ["one"]
+    assert list(text_faults(ours, theirs)) == ["1 captions, the source has 2"]
