@@ -158,6 +158,24 @@ install_spot_watch() {
   if [[ $is_new == yes ]]; then systemctl restart spot-watch; else systemctl start spot-watch; fi
 }
 
+# What the last line of `vsr cluster create` submits; a job file to copy. Nodes have the environment at one place.
+write_first_job() {
+  cat >"$home/first-job.yaml.new" <<YAML
+input: $store/incoming/clip.mp4
+output: $store/outgoing/clip.mp4
+model: realesr-animevideov3
+on: slurm
+run:
+  location: $store/runs/clip
+  workers: 4
+slurm:
+  partitions: [spot-gpu, ondemand-gpu]
+  standby_after_min: 15
+  python: $home/current/bin/python
+YAML
+  mv -T "$home/first-job.yaml.new" "$home/first-job.yaml"
+}
+
 main() {
   read_arguments "$@"
   [[ $EUID -eq 0 ]] || fail "must run as root"
@@ -168,6 +186,7 @@ main() {
   prepare_scratch
   if [[ -n $image && $role != head ]]; then pull_container; else install_environment; fi
   if [[ $role == gpu ]]; then warm_weights; fi
+  if [[ $role == head ]]; then write_first_job; fi
   if [[ $is_spot == yes ]]; then install_spot_watch; fi
   say "ready: role=$role store=$store spot=$is_spot environment=$(readlink "$home/current" || echo "container $image")"
 }

@@ -15,8 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.require import require
+from vsr_hpc.cluster.document import parse
 from vsr_hpc.cluster.pack import pack
-from vsr_hpc.cluster.render import config_folder
+from vsr_hpc.cluster.render import config_folder, find_template, render
+from vsr_hpc.cluster.rules import pools
+from vsr_hpc.cluster.values import Values
+from vsr_hpc.job import load_job
 
 SCRIPTS = sorted((config_folder() / "bootstrap").glob("*.sh"))
 STORE = "s3://vsr-hpc-data/vsr"
@@ -191,6 +195,16 @@ def test_spot_watch_is_installed_and_enabled_on_spot_nodes_only(node: Node) -> N
     assert enabled.is_symlink()
     help_text = node.command("python3", "-I", "/opt/vsr/spot-watch/spot_watch.py", "--help")
     assert help_text.returncode == 0
+
+
+def test_head_node_has_a_first_job_that_loads_and_fits_the_standard_cluster(
+    node: Node, values: Values
+) -> None:
+    assert node.boot("head").returncode == 0
+    job = load_job(node.root / "opt/vsr/first-job.yaml")
+    assert job.input == f"{STORE}/incoming/clip.mp4" and job.run_uri == f"{STORE}/runs/clip"
+    queues = {pool.queue for pool in pools(parse(render(find_template("spot-gpu"), values).text, "x"))}
+    assert set(job.slurm.partitions) <= queues
 
 
 def test_new_environment_is_switched_to_and_the_old_one_stays(node: Node) -> None:

@@ -155,7 +155,7 @@ def fleet_is_up(name: str) -> None:
 def test_create_ends_with_a_ready_cluster_and_the_line_for_the_first_job(life: Life) -> None:
     assert life.created and life.created.is_ready and life.created.version == "3.16.1"
     line = lifecycle.first_job_line(life.created, life.values)
-    assert "vsr submit s3://vsr-hpc-data/vsr/incoming/clip.mp4" in line and "--on slurm" in line
+    assert "s3://vsr-hpc-data/vsr/incoming/clip.mp4" in line and "vsr submit /opt/vsr/first-job.yaml" in line
 
 
 def test_every_compute_resource_gets_its_launch_template(life: Life) -> None:

@@ -160,10 +160,9 @@ def delete(
 
 def first_job_line(state: ClusterState, values: Values) -> str:
     """What to type to see the cluster work."""
-    store = values.store_uri
     return (
-        f"ssh ubuntu@{state.head_address or 'HEAD-NODE'} vsr submit {store}/incoming/clip.mp4 "
-        f"{store}/outgoing/clip.mp4 --run {store}/runs/clip --on slurm"
+        f"aws s3 cp YOUR-CLIP.mp4 {values.store_uri}/incoming/clip.mp4 && "
+        f"ssh ubuntu@{state.head_address or 'HEAD-NODE'} vsr submit /opt/vsr/first-job.yaml"
     )
 
 

@@ -72,6 +72,13 @@ class Packed:
         return f"{self.flavour}-{self.sha256[:16]}.tar.gz"
 
 
+def flavours(word: str) -> tuple[Flavour, ...]:
+    known: dict[str, tuple[Flavour, ...]] = {"gpu": ("gpu",), "cpu": ("cpu",), "both": ("gpu", "cpu")}
+    if word not in known:
+        raise JobError(f"flavour {word!r}: there are gpu, cpu and both")
+    return known[word]
+
+
 def requirements() -> tuple[str, ...]:
     """What vsr_hpc needs to run, without its test tools."""
     found = importlib.metadata.requires("vsr-hpc") or []

@@ -10,8 +10,10 @@ from typing import Any
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import TypeAdapter, ValidationError
 
 from vsr_hpc.cluster.render import config_folder
+from vsr_hpc.cluster.values import Bucket, Prefix, Region
 from vsr_hpc.errors import BackendError, JobError
 
 Client = Callable[[str], Any]
@@ -50,6 +52,23 @@ class Step:
 
     what: str
     apply: Callable[[], bool]
+
+
+def checked_place(bucket: str, prefix: str, region: str, account: str) -> Place:
+    """A place whose names are safe inside policies and addresses; JobError says what is wrong with them."""
+    wrong = []
+    for what, value, kind in (
+        ("bucket", bucket, Bucket),
+        ("prefix", prefix, Prefix),
+        ("region", region, Region),
+    ):
+        try:
+            TypeAdapter(kind).validate_python(value)
+        except ValidationError as exc:
+            wrong.append(f"{what}={value!r}: {exc.errors()[0]['msg']}")
+    if wrong:
+        raise JobError.from_findings("storage init", wrong)
+    return Place(bucket=bucket, prefix=prefix, region=region, account=account)
 
 
 def policy(name: str, place: Place) -> dict[str, Any]:
