@@ -1,0 +1,228 @@
+"""The Slurm executor on a real cluster: submit, survive, resume. Each test names what must hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.fixtures import DevCluster, Options
+from tests.slurm.submitted import PATIENCE_S, Submitted
+from vsr_hpc.executors.slurm_task import failures
+
+pytestmark = pytest.mark.slurm
+
+LONG = 360
+"""Frames of a clip that keeps two workers busy for some seconds."""
+
+
+def test_four_workers_over_three_nodes_make_the_bytes_of_one_machine(
+    make_cluster: Callable[[Options], DevCluster],
+) -> None:
+    spread = "SelectTypeParameters=CR_CPU,CR_LLN"
+    cluster = make_cluster(Options(spot=3, ondemand=0, requeue_delay_s=5, extra=(spread,)))
+    film = Submitted(cluster, "film", frames=LONG, run={"workers": 4}, slurm={"gpus": 0})
+    assert film.submit() == film.run.uri
+    sha256 = film.wait_done()
+    assert {beat.node for beat in film.run.heartbeats()} == set(cluster.nodes)
+    assert len({beat.task for beat in film.run.heartbeats()}) == 4
+    assert sha256 == film.alone()
+
+
+def test_held_and_waiting_tasks_do_not_delay_the_end(cluster: DevCluster) -> None:
+    out = cluster.spot_nodes[-1]
+    film = Submitted(cluster, "held", frames=120, run={"workers": 8}, slurm={"exclude": [out]})
+    film.submit()
+    cluster.run_as_user(["scontrol", "hold", f"{film.job()}_7"])
+    film.wait_done()
+    assert film.wait_ended(kind="finish") == ["CANCELLED"]
+    assert set(film.wait_ended()) == {"CANCELLED", "COMPLETED"}
+    assert sorted(beat.node for beat in film.run.heartbeats()) == sorted(set(cluster.spot_nodes) - {out})
+
+
+def test_own_scancel_is_not_undone_and_resume_goes_on(cluster: DevCluster) -> None:
+    film = Submitted(cluster, "scancel", frames=LONG)
+    film.submit()
+    film.wait_receipts()
+    cluster.run_as_user(["scancel", film.job()])
+    assert film.wait_ended(kind="finish") == ["FAILED"]
+    assert film.run.round_number() == 1 and film.run.done() is None
+    assert any("cancelled by a person" in line for line in film.status()["queue"])
+    first = film.run.finished()
+    film.resume()
+    film.wait_done()
+    assert film.run.round_number() == 2
+    assert {receipt.shard for receipt in film.run.receipts() if receipt.worker in _workers(film, 1)} >= first
+
+
+def _workers(film: Submitted, number: int) -> set[str]:
+    return {beat.worker for beat in film.run.heartbeats() if beat.round == number}
+
+
+def test_vsr_cancel_ends_the_jobs_and_nothing_follows(cluster: DevCluster) -> None:
+    film = Submitted(cluster, "cancel", frames=LONG, run={"workers": 5})
+    film.submit()
+    film.wait_receipts()
+    film.vsr("cancel", str(film.output))
+    cluster.wait_until(lambda: not _open_jobs(cluster), "an empty queue", timeout_s=PATIENCE_S)
+    assert film.states(kind="finish") == ["CANCELLED"]
+    cluster.wait_until(lambda: film.status()["state"] == "cancelled", "the state", timeout_s=PATIENCE_S)
+    assert film.run.round_number() == 1
+    film.resume()
+    film.wait_done()
+
+
+def _open_jobs(cluster: DevCluster) -> list[str]:
+    over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}
+    return [task.name for task in cluster.tasks() if task.state not in over]
+
+
+def test_forgotten_jobs_and_small_arrays_lose_nothing(make_cluster: Callable[[Options], DevCluster]) -> None:
+    limits = ("MaxArraySize=3",)
+    cluster = make_cluster(Options(spot=2, ondemand=0, requeue_delay_s=5, min_job_age_s=2, extra=limits))
+    film = Submitted(cluster, "small", frames=LONG, run={"workers": 64})
+    film.submit()
+    assert film.run.plan.shard_count > 64 and film.run.rounds()[0].workers == 3
+    film.wait_receipts()
+    film.vsr("cancel", str(film.output))
+    cluster.wait_until(lambda: not cluster.tasks(), "slurmctld to forget", timeout_s=PATIENCE_S)
+    assert film.status()["state"] in ("cancelled", "running")
+    film.resume()
+    film.wait_done()
+    assert film.run.round_number() == 2
+
+
+def test_workers_that_do_not_see_the_run_exit_2_and_status_says_it(cluster: DevCluster) -> None:
+    for node in cluster.spot_nodes:
+        cluster.set_node_state(node, "drain")
+    film = Submitted(cluster, "unseen", frames=24, run={"workers": 2})
+    film.submit()
+    run, away = film.folder / "out.mkv.vsr", film.folder / "elsewhere"
+    workers, finish = film.job(), film.job(kind="finish")
+    run.rename(away)
+    for node in cluster.spot_nodes:
+        cluster.set_node_state(node, "resume")
+    for job in (workers, finish):
+        cluster.wait_until(
+            lambda job=job: set(cluster.states(job).values()) == {"FAILED"}, "failures", timeout_s=PATIENCE_S
+        )
+    away.rename(run)
+    said = "\n".join(film.status()["queue"])
+    assert "3 tasks ended with 2" in said and "no run here" in said
+    folder = Path(json.loads(film.run.store.read("jobs/1.json"))["folder"])
+    assert [each.code for each in failures(folder)] == [2, 2, 2]
+
+
+def test_two_resumes_at_once_start_one_round(cluster: DevCluster) -> None:
+    film = Submitted(cluster, "twice", frames=LONG)
+    film.submit()
+    film.wait_receipts()
+    film.vsr("cancel", str(film.output))
+    both = [cluster.start_as_user(["vsr", "resume", str(film.output)]) for _ in range(2)]
+    assert [each.wait(PATIENCE_S) for each in both] == [0, 0]
+    film.wait_done()
+    assert film.run.round_number() == 2
+
+
+def test_time_limit_signal_requeues_the_task_which_takes_its_place_again(cluster: DevCluster) -> None:
+    film = Submitted(cluster, "limit", frames=LONG, run={"workers": 1})
+    film.submit()
+    film.wait_receipts(2)
+    cluster.run_as_user(["scancel", "--signal=USR2", film.job()])
+    film.wait_done()
+    assert film.run.round_number() == 1
+    beats = sorted(film.run.heartbeats(), key=lambda beat: beat.restart)
+    assert [beat.restart for beat in beats] == [0, 1]
+    assert len({beat.task for beat in beats}) == 1 and beats[0].note == "time limit"
+
+
+def test_requeued_worker_takes_its_own_shard_back_at_once(cluster: DevCluster) -> None:
+    film = Submitted(cluster, "requeue", frames=LONG, run={"workers": 1})
+    film.submit()
+    film.wait_receipts(2)
+    for pid in cluster.job_pids(film.job()):
+        os.kill(pid, signal.SIGSTOP)  # it cannot give its lease back
+    cluster.run_as_user(["scontrol", "requeue", film.job()])
+    film.wait_done()
+    assert [beat.restart for beat in film.run.heartbeats()].count(1) == 1
+    receipts = film.run.receipts()
+    assert sum(receipt.generation - 1 for receipt in receipts) <= 1
+
+
+def test_spot_notice_gives_the_shard_back_and_the_task_moves_when_the_node_drains(
+    cluster: DevCluster,
+) -> None:
+    film = Submitted(cluster, "notice", frames=LONG, run={"workers": 1})
+    film.submit()
+    film.wait_receipts(2)
+    node = film.run.heartbeats()[0].node
+    cluster.imds(node).notice()
+    cluster.wait_until(
+        lambda: film.run.heartbeats()[0].state == "left", "the worker to leave", timeout_s=PATIENCE_S
+    )
+    assert cluster.task(film.job()).state == "RUNNING"  # its place is held: nothing starts on a dying node
+    cluster.set_node_state(node, "drain")
+    film.wait_done()
+    nodes = [beat.node for beat in sorted(film.run.heartbeats(), key=lambda beat: beat.restart)]
+    assert nodes[0] == node and len(nodes) == 2 and nodes[1] != node
+    assert film.run.round_number() == 1
+
+
+def test_on_demand_workers_stand_by_until_a_spot_worker_is_at_work(cluster: DevCluster) -> None:
+    both = {"partitions": ["spot", "ondemand"]}
+    film = Submitted(cluster, "standby", frames=120, slurm={**both, "standby_after_min": 15})
+    film.submit()
+    film.wait_done()
+    assert set(film.wait_ended(kind="standby")) == {"CANCELLED"}
+    assert {beat.node for beat in film.run.heartbeats()} <= set(cluster.spot_nodes)
+
+
+def test_on_demand_workers_step_in_where_spot_does_not_come(cluster: DevCluster) -> None:
+    for node in cluster.spot_nodes:
+        cluster.set_node_state(node, "drain")
+    both = {"partitions": ["spot", "ondemand"], "standby_after_min": 0.01}
+    film = Submitted(cluster, "ondemand", frames=120, slurm=both)
+    film.submit()
+    film.wait_done()
+    assert set(film.wait_ended()) == {"CANCELLED"}
+    assert {beat.node for beat in film.run.heartbeats()} == set(cluster.ondemand_nodes)
+
+
+def test_round_whose_only_worker_was_killed_is_followed_by_another(cluster: DevCluster) -> None:
+    film = Submitted(cluster, "killed", frames=LONG, run={"workers": 1})
+    film.submit()
+    film.wait_receipts(2)
+    for pid in cluster.job_pids(film.job()):
+        os.kill(pid, signal.SIGKILL)
+    sha256 = film.wait_done()
+    assert [each.number for each in film.run.rounds()] == [1, 2]
+    assert sha256 == film.alone()
+
+
+def test_worker_in_a_container_hears_of_the_time_limit(cluster: DevCluster) -> None:
+    tools = cluster.home / "tools"
+    cluster.run_as_user(["mkdir", "-p", str(tools)])
+    stub = tools / "apptainer"  # stands for the real one: `apptainer exec [--nv] IMAGE COMMAND ...`
+    stub.write_text('#!/bin/sh\nwhile [ "$1" != image.sif ]; do shift; done; shift; exec "$@"\n')
+    stub.chmod(0o755)
+    how = {"container": {"image": "image.sif"}, "setup": [f'export PATH="{tools}:$PATH"']}
+    film = Submitted(cluster, "container", frames=LONG, run={"workers": 1}, slurm=how)
+    film.submit()
+    film.wait_receipts(2)
+    cluster.run_as_user(["scancel", "--signal=USR2", film.job()])
+    film.wait_done()
+    assert sorted(beat.restart for beat in film.run.heartbeats()) == [0, 1]
+    assert film.run.round_number() == 1
+
+
+def test_settings_that_sbatch_refuses_end_before_anything_runs(cluster: DevCluster) -> None:
+    film = Submitted(cluster, "refused", frames=24, slurm={"partitions": ["nowhere"]})
+    refused = film.vsr("submit", str(film.path), "--on", "slurm", check=False)
+    assert refused.returncode == 2 and "nowhere" not in refused.stdout and "partition" in refused.stderr
+    film.write()
+    film.submit()
+    film.wait_done()
