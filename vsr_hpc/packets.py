@@ -22,6 +22,8 @@ from vsr_hpc.media.source import open_input
 
 _SHOWN = 5
 _TRANSCODE_SLACK_S = Fraction(2, 1000)
+_PRIMING_SAMPLES = (1024, 312)
+"""Of FFmpeg's AAC encoder and of libopus."""
 _LENGTH_SLACK_S = Fraction(1, 20)
 _MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|\{\\[^}]*\}")
 _TEXT_FORM = frozenset({"subrip", "mov_text", "text", "webvtt"})
@@ -233,7 +235,9 @@ def recoded_faults(ours: Track, theirs: Track, offset: Fraction) -> Iterator[str
         return
     begins = [each.start_s + Fraction(each.skip, each.rate or 1) for each in (ours, theirs)]
     late = begins[1] - begins[0] - offset
-    if abs(late) > _TRANSCODE_SLACK_S:
+    # MP4 cannot skip priming where sound begins after the picture: it plays as silence, and all is in step
+    primed = (0, *(_PRIMING_SAMPLES if not theirs.skip else ()))
+    if all(abs(late + Fraction(each, theirs.rate or 1)) > _TRANSCODE_SLACK_S for each in primed):
         yield f"begins {_late(late)} against the picture"
     length = (theirs.stop_s - begins[1]) - (ours.stop_s - begins[0])
     if abs(length) > _LENGTH_SLACK_S:

@@ -301,7 +301,8 @@ class _Verify:
                 one, other, ours[one.index], theirs[other.index], offset, shown.time_base
             ):
                 self.find(check, f"{_name(one)}: {text}")
-            self.packets += len(theirs[other.index].pts)
+            if not self._is_recoded(one):
+                self.packets += len(theirs[other.index].pts)
 
     def _window(self) -> tuple[Fraction, Fraction] | None:
         """The time on the source's clock that was asked for; None where that is all of it.
@@ -343,11 +344,14 @@ class _Verify:
             kinds.setdefault(kind, []).append(stream)
         return kinds
 
+    def _is_recoded(self, stream: Stream) -> bool:
+        return stream.kind == "audio" and self.request.audio in ("aac", "opus")
+
     def _track_faults(
         self, one: Stream, other: Stream, ours: Track, theirs: Track, offset: Fraction, tick: Fraction
     ) -> Iterator[tuple[Check, str]]:
         codec, made = format_name(one.codec), format_name(other.codec)
-        if one.kind == "audio" and self.request.audio in ("aac", "opus"):
+        if self._is_recoded(one):
             if made != self.request.audio:
                 yield "sound", f"is {made}, {self.request.audio} was asked for"
             yield from (("sound", text) for text in recoded_faults(ours, theirs, offset))
@@ -413,6 +417,8 @@ def common_offset(
     low, high = ordered[0], ordered[-1]
     if (high - low) * unit > theirs:  # strays must not pull the rest along
         return ordered[count // 2] * unit, (high - low) * unit
+    if max(abs(low), abs(high)) * unit <= theirs / 2:  # rounding to the output's tick, no offset
+        return Fraction(0), (high - low) * unit
     return Fraction(low + high, 2) * unit, (high - low) * unit
 
 

@@ -18,7 +18,7 @@ from tests import clips
 from vsr_hpc.errors import MediaError
 from vsr_hpc.media.images import write_image
 from vsr_hpc.media.picture import Colour
-from vsr_hpc.packets import Track, text_faults
+from vsr_hpc.packets import Track, recoded_faults, skip_faults, text_faults
 from vsr_hpc.verify import Verification, verify
 
 Sheets = list[NDArray[np.uint8]]
@@ -433,3 +433,31 @@ def test_captions_are_compared_as_text_where_their_form_changes() -> None:
     assert list(text_faults(ours, theirs)) == ["1 captions differ; number 1 was 'two\\nlines', is 'two'"]
     theirs.texts = ["one"]
     assert list(text_faults(ours, theirs)) == ["1 captions, the source has 2"]
+
+
+def sound(start: int, packets: int, *, skip: int = 0) -> Track:
+    track = Track(time_base=Fraction(1, 48000), rate=48000, skip=skip)
+    for number in range(packets):
+        track.add(bytes([number]), start + 1024 * number, 1024)
+    return track
+
+
+def test_recoded_sound_must_begin_and_end_with_the_sources() -> None:
+    ours = sound(-1024, 100, skip=1024)
+    assert list(recoded_faults(ours, sound(-1024, 101, skip=1024), Fraction(0))) == []
+    assert list(recoded_faults(ours, sound(-1024, 100), Fraction(0))) == []  # priming that plays as silence
+    assert list(recoded_faults(ours, Track(time_base=Fraction(1, 48000)), Fraction(0))) == ["is empty"]
+    assert list(recoded_faults(ours, sound(4800, 99), Fraction(0))) == [
+        "begins 100.000 ms late against the picture"
+    ]
+    assert list(recoded_faults(ours, sound(-1024, 90, skip=1024), Fraction(0))) == [
+        "lasts 213.333 ms shorter than the source's"
+    ]
+
+
+def test_priming_that_is_no_longer_left_out_is_found() -> None:
+    ours = sound(-1024, 10, skip=1024)
+    assert list(skip_faults(ours, sound(-1024, 10, skip=1024))) == []
+    assert list(skip_faults(ours, sound(-1024, 10))) == ["players left out its first 1024 samples, now 0"]
+    coarse = Track(time_base=Fraction(1, 1000), rate=48000, skip=1008)  # Matroska's clock ticks at 1 ms
+    assert list(skip_faults(ours, coarse)) == []
