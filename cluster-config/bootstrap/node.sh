@@ -57,7 +57,8 @@ fetch() { aws s3 cp --only-show-errors "$1" "$2" || fail "$1 could not be fetche
 # The environment that `vsr cluster pack` built: named by its sha256, unpacked beside the ones before, then switched to.
 install_environment() {
   local flavour=cpu work sum name target
-  [[ $role == gpu ]] && flavour=gpu
+  # With a container the network runs in there; outside only the part that talks to Slurm and the metadata service.
+  if [[ $role == gpu && -z $image ]]; then flavour=gpu; fi
   work=$(mktemp -d "$home/.incoming-XXXXXX")
   fetch "$store/environments/$flavour.current" "$work/current"
   read -r sum name <"$work/current" || true
@@ -141,14 +142,7 @@ warm_weights() {
 
 # Drains this node the moment EC2 announces its end, so that nothing new starts on a machine with two minutes to live.
 install_spot_watch() {
-  local from=$home/current/share/spot-watch unit=/etc/systemd/system/spot-watch.service
-  [[ -f $from/spot_watch.py ]] || from=$home/spot-watch.incoming
-  if [[ $from == "$home/spot-watch.incoming" ]]; then
-    install -d "$from"
-    fetch "$store/bootstrap/spot_watch.py" "$from/spot_watch.py"
-    fetch "$store/bootstrap/spot-watch.service" "$from/spot-watch.service"
-  fi
-  local is_new=no
+  local from=$home/current/share/spot-watch unit=/etc/systemd/system/spot-watch.service is_new=no
   cmp -s "$from/spot_watch.py" "$home/spot-watch/spot_watch.py" || is_new=yes
   cmp -s "$from/spot-watch.service" "$unit" || is_new=yes
   install -D -m 755 "$from/spot_watch.py" "$home/spot-watch/spot_watch.py"
@@ -184,11 +178,12 @@ main() {
   flock -w 600 9 || fail "another run of this script did not end within ten minutes"
   rm -rf "$home"/.incoming-*      # of a run that was killed
   prepare_scratch
-  if [[ -n $image && $role != head ]]; then pull_container; else install_environment; fi
+  install_environment
+  if [[ -n $image && $role == gpu ]]; then pull_container; fi
   if [[ $role == gpu ]]; then warm_weights; fi
   if [[ $role == head ]]; then write_first_job; fi
   if [[ $is_spot == yes ]]; then install_spot_watch; fi
-  say "ready: role=$role store=$store spot=$is_spot environment=$(readlink "$home/current" || echo "container $image")"
+  say "ready: role=$role store=$store spot=$is_spot environment=$(readlink "$home/current") container=${image:-none}"
 }
 
 main "$@"

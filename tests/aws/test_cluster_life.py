@@ -22,6 +22,7 @@ from tests.moto_server import moto_server
 from tests.require import require
 from vsr_hpc.cluster import lifecycle
 from vsr_hpc.cluster.lifecycle import ClusterState, Patience
+from vsr_hpc.cluster.pack import upload_bootstrap
 from vsr_hpc.cluster.pcluster import Tool, call
 from vsr_hpc.cluster.render import config_folder, find_template, render
 from vsr_hpc.cluster.storage import Place, find_account, init
@@ -29,6 +30,7 @@ from vsr_hpc.cluster.values import Values, load_values
 from vsr_hpc.errors import JobError
 
 HERE = Path(__file__).parent
+NETWORK = config_folder() / "cloudformation" / "network.yaml"
 QUICK = Patience(poll_s=0.2, timeout_s=60)
 pytestmark = pytest.mark.aws
 
@@ -38,6 +40,9 @@ def account(tmp_path_factory: pytest.TempPathFactory, pcluster_tool: Tool) -> It
     """An account with our network, our bucket and a key, and the values that name them."""
     if pcluster_tool.node is None:
         require("aws", "no node.js, which ParallelCluster's CDK needs; `vsr cluster setup` brings one")
+    has_fleet_code = [str(pcluster_tool.python), "-c", "import slurm_plugin"]
+    if subprocess.run(has_fleet_code, capture_output=True, check=False).returncode:
+        require("aws", "ParallelCluster's environment lacks tests/aws/requirements-pcluster.txt")
     more = {"MOTO_IAM_LOAD_MANAGED_POLICIES": "true", "MOTO_AMIS_PATH": str(HERE / "amis.json")}
     with moto_server(more, [str(HERE / "moto_patches.py")]) as aws, pytest.MonkeyPatch.context() as patch:
         for name, value in aws.environment.items():
@@ -46,15 +51,15 @@ def account(tmp_path_factory: pytest.TempPathFactory, pcluster_tool: Tool) -> It
         patch.setenv("AWS_REGION", "us-east-1")
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # ParallelCluster writes its log there
         stack = boto3.client("cloudformation").create_stack(
-            StackName="network", TemplateBody=(config_folder() / "network.yaml").read_text("utf-8")
+            StackName="network",
+            TemplateBody=(config_folder() / "cloudformation" / "network.yaml").read_text("utf-8"),
         )
         facts = boto3.client("cloudformation").describe_stacks(StackName=stack["StackId"])["Stacks"][0]
         outputs = {each["OutputKey"]: each["OutputValue"] for each in facts["Outputs"]}
         boto3.client("ec2").create_key_pair(KeyName="vsr-hpc", KeyType="ed25519")
         place = Place(bucket="vsr-hpc-data", prefix="vsr", region="us-east-1", account=find_account())
         init(place, lambda _: None)
-        script = (config_folder() / "bootstrap" / "node.sh").read_bytes()
-        boto3.client("s3").put_object(Bucket=place.bucket, Key="vsr/bootstrap/node.sh", Body=script)
+        upload_bootstrap(place.bucket, place.prefix, place.region, lambda _: None)
         yield load_values(
             None,
             VALUES
@@ -270,6 +275,9 @@ def test_our_own_network_template_is_free_of_cfn_lint_findings() -> None:
     if not linter.is_file():
         require("aws", "cfn-lint is not installed (it comes with moto[server])")
     linted = subprocess.run(
-        [str(linter), str(config_folder() / "network.yaml")], capture_output=True, text=True, check=False
+        [str(linter), str(config_folder() / "cloudformation" / "network.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert linted.returncode == 0, linted.stdout

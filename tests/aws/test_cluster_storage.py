@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -10,7 +11,10 @@ from typing import Any
 import boto3
 import pytest
 from moto import mock_aws
+from moto.iam.access_control import PermissionResult
+from moto.s3.models import FakeBucket
 
+from vsr_hpc.cluster.pack import pack, upload, upload_bootstrap
 from vsr_hpc.cluster.render import config_folder
 from vsr_hpc.cluster.storage import Place, init, plan_storage, policy
 from vsr_hpc.errors import JobError
@@ -37,6 +41,8 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    # moto applies `Deny … if not TLS` without its condition, which would lock everybody out.
+    monkeypatch.setattr(FakeBucket, "get_permission", lambda *_: PermissionResult.NEUTRAL)
     with mock_aws():
         yield
 
@@ -177,6 +183,35 @@ def test_bucket_in_us_east_1_is_made_without_a_location(aws: None) -> None:
     init(Place(bucket="other-bucket", prefix="v", region="us-east-1", account="123456789012"), lambda _: None)
     found = boto3.client("s3", region_name="us-east-1").get_bucket_location(Bucket="other-bucket")
     assert found["LocationConstraint"] is None
+
+
+def test_pack_uploads_an_archive_once_and_then_the_pointer_to_it(aws: None) -> None:
+    init(PLACE, lambda _: None)
+    s3, where = boto3.client("s3", region_name="eu-west-1"), (PLACE.bucket, PLACE.prefix, PLACE.region)
+    said: list[str] = []
+    for _ in range(2):
+        with pack("cpu", lambda _: None, wanted=[]) as packed:
+            upload(packed, *where, said.append)
+    assert len(said) == 1 and "uploading" in said[0]
+    pointer = s3.get_object(Bucket=PLACE.bucket, Key="vsr/environments/cpu.current")["Body"].read().decode()
+    assert pointer.split() == [packed.sha256, packed.name]
+    archive = s3.get_object(Bucket=PLACE.bucket, Key=f"vsr/environments/{packed.name}")["Body"].read()
+    assert hashlib.sha256(archive).hexdigest() == packed.sha256
+
+
+def test_pack_puts_the_script_where_every_template_looks_for_it(aws: None) -> None:
+    init(PLACE, lambda _: None)
+    upload_bootstrap(PLACE.bucket, PLACE.prefix, PLACE.region, lambda _: None)
+    keys = boto3.client("s3", region_name="eu-west-1").list_objects_v2(Bucket=PLACE.bucket)["Contents"]
+    assert [each["Key"] for each in keys] == ["vsr/bootstrap/node.sh"]
+    for template in config_folder().glob("*.yaml"):
+        for script in re.findall(r"Script: (.*)", template.read_text("utf-8")):
+            assert script == "s3://${bucket}/${prefix}/bootstrap/node.sh"
+
+
+def test_pack_into_a_bucket_that_is_not_there_names_the_command_that_makes_it(aws: None) -> None:
+    with pytest.raises(JobError, match="vsr storage init"):
+        upload_bootstrap(PLACE.bucket, PLACE.prefix, PLACE.region, lambda _: None)
 
 
 def test_container_nodes_may_pull_one_repository(aws: None) -> None:

@@ -83,7 +83,7 @@ def check(
     if ask_account:
         findings += account.examine(subject)
     else:
-        text = "no AWS credentials: subnets, S3 endpoint, key, offerings and quotas were not looked at"
+        text = "the account was not asked: subnets, S3 endpoint, key, offerings and quotas"
         findings.append(Finding(level="info", rule="account", message=text))
     return CheckReport(
         findings=_sorted(findings, document, rendered.where),

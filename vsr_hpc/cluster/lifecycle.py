@@ -106,7 +106,7 @@ def update(
 
 def status(name: str, region: str) -> ClusterState:
     tool = need_tool()
-    state = _state(tool, name, region)
+    state = _state(tool, name, region, with_nodes=True)
     if state is None:
         raise JobError(
             f"there is no cluster {name} in {region}; `pcluster list-clusters -r {region}` lists them"
@@ -274,29 +274,20 @@ def _last_event(tool: Tool, name: str, region: str) -> str:
     return f", {done} resources done, last {events[0].get('logicalResourceId')}"
 
 
-def _state(tool: Tool, name: str, region: str) -> ClusterState | None:
+def _state(tool: Tool, name: str, region: str, *, with_nodes: bool = False) -> ClusterState | None:
     reply = call(tool, "describe-cluster", "--cluster-name", name, region=region)
     if "clusterStatus" not in reply.answer:
         if _GONE.search(reply.message):
             return None
         raise _refused(reply, f"describe {name}")
     head = reply.answer.get("headNode") or {}
-    nodes = call(
-        tool,
-        "describe-cluster-instances",
-        "--cluster-name",
-        name,
-        "--node-type",
-        "ComputeNode",
-        region=region,
-    ).answer.get("instances", ())
     return ClusterState(
         name=name,
         region=region,
         status=str(reply.answer["clusterStatus"]),
         fleet=str(reply.answer.get("computeFleetStatus", "UNKNOWN")),
         head_address=str(head.get("publicIpAddress") or head.get("privateIpAddress") or ""),
-        compute_nodes=sum(each.get("state") in ("pending", "running") for each in nodes),
+        compute_nodes=_count_nodes(tool, name, region) if with_nodes else 0,
         version=str(reply.answer.get("version", "")),
         failures=tuple(
             f"{each.get('failureCode')}: {each.get('failureReason')}"
@@ -305,8 +296,14 @@ def _state(tool: Tool, name: str, region: str) -> ClusterState | None:
     )
 
 
+def _count_nodes(tool: Tool, name: str, region: str) -> int:
+    arguments = ("--cluster-name", name, "--node-type", "ComputeNode")
+    nodes = call(tool, "describe-cluster-instances", *arguments, region=region).answer.get("instances", ())
+    return sum(each.get("state") in ("pending", "running") for each in nodes)
+
+
 def _need_quiet(tool: Tool, name: str, region: str, say: Say, store: tuple[str, str] | None) -> None:
-    state = _state(tool, name, region)
+    state = _state(tool, name, region, with_nodes=True)
     if state is None:
         raise JobError(f"there is no cluster {name} in {region}")
     active = active_runs(*store, region) if store else ()

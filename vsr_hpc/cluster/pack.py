@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import boto3
-from botocore.exceptions import BotoCoreError, ClientError
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 import vsr_hpc
 from vsr_hpc.cluster.render import config_folder
@@ -115,27 +116,23 @@ def pack(
 
 def upload(packed: Packed, bucket: str, prefix: str, region: str, say: Say) -> str:
     """Put the archive, then the pointer that nodes read: a node sees the old one or the whole new one."""
-    s3 = boto3.client("s3", region_name=region)
     key = f"{prefix}/environments/{packed.name}"
     pointer = f"{prefix}/environments/{packed.flavour}.current"
-    try:
+    with _store(bucket, region) as s3:
         if not _exists(s3, bucket, key):
             say(f"{packed.flavour}: uploading {packed.size_bytes / 1e6:.0f} MB to s3://{bucket}/{key}")
             s3.upload_file(str(packed.path), bucket, key)
         s3.put_object(Bucket=bucket, Key=pointer, Body=f"{packed.sha256} {packed.name}\n".encode())
-    except (ClientError, BotoCoreError) as exc:
-        raise BackendError(f"s3://{bucket}/{key}: {exc}") from exc
     return f"s3://{bucket}/{key}"
 
 
 def upload_bootstrap(bucket: str, prefix: str, region: str, say: Say) -> None:
     """The scripts that root runs on a node."""
-    s3 = boto3.client("s3", region_name=region)
-    files = [*sorted((config_folder() / "bootstrap").iterdir()), *spot_watch_files()]
-    for path in files:
-        if path.is_file():
+    files = sorted((config_folder() / "bootstrap").glob("*.sh"))
+    with _store(bucket, region) as s3:
+        for path in files:
             s3.put_object(Bucket=bucket, Key=f"{prefix}/bootstrap/{path.name}", Body=path.read_bytes())
-    say(f"bootstrap: {len(files)} file(s) in s3://{bucket}/{prefix}/bootstrap/")
+    say(f"bootstrap: {', '.join(path.name for path in files)} in s3://{bucket}/{prefix}/bootstrap/")
 
 
 def upload_weights(models: Sequence[str], bucket: str, prefix: str, region: str, say: Say) -> None:
@@ -143,7 +140,6 @@ def upload_weights(models: Sequence[str], bucket: str, prefix: str, region: str,
     from vsr_hpc.models.cards import find_card
     from vsr_hpc.models.weights import ensure
 
-    s3 = boto3.client("s3", region_name=region)
     for name in models:
         card = find_card(name)
         if card.weights is None:
@@ -152,9 +148,32 @@ def upload_weights(models: Sequence[str], bucket: str, prefix: str, region: str,
         with path.open("rb") as file:
             sha256 = _digest(file).hexdigest()
         key = f"{prefix}/weights/{sha256}/{card.weights.file}"
-        if not _exists(s3, bucket, key):
-            s3.upload_file(str(path), bucket, key)
+        with _store(bucket, region) as s3:
+            if not _exists(s3, bucket, key):
+                s3.upload_file(str(path), bucket, key)
         say(f"weights: {name} in s3://{bucket}/{key}")
+
+
+@contextmanager
+def _store(bucket: str, region: str) -> Iterator[Any]:
+    """S3, its errors in our words."""
+    try:
+        yield boto3.client("s3", region_name=region)
+    except ClientError as exc:
+        code = exc.response["Error"]["Code"]
+        if code in ("NoSuchBucket", "404"):
+            raise JobError(f"there is no bucket {bucket}; `vsr storage init {bucket}` makes it") from exc
+        if code in ("AccessDenied", "403"):
+            raise JobError(
+                f"not allowed to write to {bucket}; cluster-config/iam/operator.json allows it"
+            ) from exc
+        raise BackendError(f"s3://{bucket}: {exc}") from exc
+    except S3UploadFailedError as exc:
+        raise BackendError(f"s3://{bucket}: {exc}") from exc
+    except NoCredentialsError as exc:
+        raise JobError("no AWS credentials; set AWS_PROFILE or run `aws configure`") from exc
+    except BotoCoreError as exc:
+        raise BackendError(f"s3://{bucket}: {exc}") from exc
 
 
 def spot_watch_files() -> tuple[Path, ...]:
