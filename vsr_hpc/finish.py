@@ -163,7 +163,8 @@ def _remove(partial: Path) -> None:
 
 def _sweep(run: Run) -> None:
     """The output is whole: segments, orphans and scratch files are not needed any more."""
-    run.store.delete_many(facts.name for facts in run.store.list("segments/"))
+    for prefix in ("segments/", "weights/"):
+        run.store.delete_many(facts.name for facts in run.store.list(prefix))
     for path in run.store.scratch.iterdir():
         path.unlink(missing_ok=True)
 

@@ -107,13 +107,17 @@ def signals_set(flag: StopFlag, *, grace_s: float | None = None) -> Iterator[Non
 
 
 _TOKEN_LIFE_S = 300
+_UNANSWERED = 3
+"""After so many questions without any answer there is no metadata service here."""
+_REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
 
 
 @contextlib.contextmanager
 def spot_watched(flag: StopFlag, *, every_s: float = 5.0) -> Iterator[None]:
     """While in the block on an EC2 instance, a Spot interruption notice sets the flag.
 
-    Elsewhere nothing answers at the metadata address and the watch ends after its first question.
+    A rebalance recommendation is only logged: the instance may well live on, and every shard is a
+    checkpoint. Elsewhere nothing answers at the metadata address and the watch ends after some questions.
     """
     done = threading.Event()
     watcher = threading.Thread(target=_watch_spot, args=(flag, done, every_s), name="spot-watch", daemon=True)
@@ -128,7 +132,7 @@ def _watch_spot(flag: StopFlag, done: threading.Event, every_s: float) -> None:
     base = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return
-    token, token_until, failures = "", 0.0, 0
+    token, token_until, failures, is_at_risk = "", 0.0, 0, False
     while not done.is_set() and not flag.is_set():
         try:
             if time.monotonic() > token_until:
@@ -136,6 +140,10 @@ def _watch_spot(flag: StopFlag, done: threading.Event, every_s: float) -> None:
                 token_until = time.monotonic() + _TOKEN_LIFE_S / 2
             notice = _metadata(base, "/latest/meta-data/spot/instance-action", token=token)
             failures = 0
+            if not is_at_risk and notice is None:
+                is_at_risk = _metadata(base, _REBALANCE, token=token) is not None
+                if is_at_risk:
+                    log.warning("EC2 recommends leaving this instance; going on, shards are checkpoints")
             if notice is not None:
                 log.warning("spot notice action=%s", _action(notice))
                 flag.set(Reason.SPOT_NOTICE)
@@ -144,7 +152,7 @@ def _watch_spot(flag: StopFlag, done: threading.Event, every_s: float) -> None:
             token_until = 0.0 if exc.code == 401 else token_until
         except OSError as exc:
             failures += 1
-            if failures == 1 and token == "":
+            if failures == _UNANSWERED and token == "":
                 log.debug("no instance metadata here: %s", exc)
                 return
         done.wait(every_s)

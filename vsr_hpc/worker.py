@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsr_hpc import finish
+from vsr_hpc import finish, staging
 from vsr_hpc.claims import Claims, take_single
 from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError, SpaceError, VsrError
 from vsr_hpc.interrupts import Reason, StopFlag
@@ -181,6 +181,7 @@ class Worker:
 
     def live(self) -> Outcome:
         run = self._run
+        staging.bring(run)
         self._ensure_plan()
         bench: Workbench | None = None
         claims = Claims(run=run, worker=self._beat.worker, node=self._beat.node, task=self._options.task)

@@ -75,6 +75,9 @@ class _Metadata(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         assert self.headers["X-aws-ec2-metadata-token"] == "token"
+        if self.path.endswith("/rebalance"):
+            self._answer(200, b'{"noticeTime": "2026-01-01T00:00:00Z"}')
+            return
         type(self).asked += 1
         if self.asked < 3:
             self._answer(404, b"")
@@ -104,12 +107,15 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Metadata]]:
     thread.join()
 
 
-def test_a_spot_notice_sets_the_flag(metadata: type[_Metadata]) -> None:
+def test_a_spot_notice_sets_the_flag_and_a_recommendation_is_only_said(
+    metadata: type[_Metadata], caplog: pytest.LogCaptureFixture
+) -> None:
     flag = StopFlag()
     with spot_watched(flag, every_s=0.01):
         assert flag.wait(10)
     assert flag.reason is Reason.SPOT_NOTICE
     assert metadata.asked == 3
+    assert caplog.text.count("recommends leaving") == 1
 
 
 def test_where_no_metadata_answers_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from tests.runs import planned_run, tiny_job
 from vsr_hpc.errors import JobError
@@ -15,7 +16,10 @@ from vsr_hpc.executors import slurm_commands
 from vsr_hpc.executors.slurm import names_of, parameters, was_cancelled_by_user, why_no_other_round
 from vsr_hpc.executors.slurm_task import Place, inside
 from vsr_hpc.job import ContainerSection, SlurmSection, parse_job
+from vsr_hpc.models import weights
+from vsr_hpc.models.networks import Compact
 from vsr_hpc.run import Heartbeat, Poison
+from vsr_hpc.staging import bring, stage
 
 
 def given(section: SlurmSection, **flags: str) -> dict[str, object]:
@@ -123,3 +127,19 @@ def test_executor_and_its_tasks_import_no_torch() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "False"
+
+
+def test_weights_travel_with_the_run_to_a_machine_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "submitter"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    file = tmp_path / "net.safetensors"
+    save_file(Compact(scale=2, num_feat=4, num_conv=1).state_dict(), file)
+    card = weights.import_weights(file, "tiny")
+    run = planned_run(tiny_job(tmp_path))
+    stage(run, card.name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
+    bring(run)
+    found = weights.ensure(card)
+    assert found.is_relative_to(tmp_path / "node") and found.read_bytes() == file.read_bytes()

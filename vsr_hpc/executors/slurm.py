@@ -27,6 +27,7 @@ from vsr_hpc.executors.slurm_task import FinishTask, Names, WorkerTask, failures
 from vsr_hpc.job import JobSpec, RunSection, SlurmSection
 from vsr_hpc.models.cards import find_card
 from vsr_hpc.run import Done, Heartbeat, Liveness, Round, Run
+from vsr_hpc.staging import stage
 from vsr_hpc.status import read_status
 from vsr_hpc.store import MissingObject
 
@@ -110,6 +111,7 @@ def start(run: Run, job: JobSpec) -> RoundJobs:
     if present is not None:
         log.warning("a round is under way round=%d", present.round)
         return present
+    stage(run, job.model)
     is_planned = plan_here(run, job)
     missing = len(run.missing() - set(run.control().poisoned)) if is_planned else 0
     wanted = min(job.run.workers, missing) if is_planned else job.run.workers
