@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from vsr_hpc import __version__
+from vsr_hpc.environment import set_thread_policy
 from vsr_hpc.errors import JobError, MediaError, VerifyError, VsrError
 
 if TYPE_CHECKING:
@@ -492,6 +493,7 @@ def models_import(
 
 def main() -> None:
     """The entry point: errors become one line on stderr and the exit code that schedulers know."""
+    set_thread_policy()
     try:
         sys.exit(app(standalone_mode=False))  # the value of typer.Exit, None where a command just ends
     except VsrError as exc:
@@ -500,9 +502,7 @@ def main() -> None:
         sys.exit(130)
     except KeyboardInterrupt:
         print("vsr: aborted; call again to go on from the last finished shard", file=sys.stderr)  # noqa: T201
-        os._exit(
-            130
-        )  # stages may still be inside the network; waiting for them is what a second Ctrl-C refuses
+        os._exit(130)  # a stage may be inside the network; a second Ctrl-C refuses to wait for it
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)

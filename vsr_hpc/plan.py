@@ -120,7 +120,12 @@ class Plan(BaseModel):
         try:
             plan = cls.model_validate_json(document)
         except ValidationError as exc:
-            raise PlanError(f"plan.json was written by another version or is damaged: {exc}") from exc
+            first = exc.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise PlanError(
+                f"plan.json was written by another version of vsr, or is damaged ({where}: {first['msg']}); "
+                "finish the run with that version, or start over with --new"
+            ) from exc
         if plan.version != PLAN_VERSION:
             raise PlanError(f"plan.json has version {plan.version}, this vsr reads {PLAN_VERSION}")
         return plan

@@ -222,9 +222,15 @@ def test_a_wrong_picture_never_gets_a_receipt(tmp_path: Path, monkeypatch: pytes
     assert run.missing() == {1}
 
 
-def test_cancel_stops_a_run_and_resume_goes_on(tmp_path: Path) -> None:
-    job = tiny_job(tmp_path, frames=120)
-    run = planned_run(job)
+def test_cancel_stops_a_run_and_resume_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = planned_run(tiny_job(tmp_path, frames=120))
+
+    class Slow(_Differing):
+        def __call__(self, frames: list[Frame]) -> list[Frame]:
+            time.sleep(0.05)
+            return super().__call__(frames)
+
+    monkeypatch.setattr(worker, "build_upscaler", lambda plan, threads: (Slow(0), {"device": "stub"}))
 
     def cancel(heartbeat: object) -> None:
         if run.finished():
@@ -246,7 +252,7 @@ def test_killed_processes_cost_the_shard_in_hand_and_no_byte(tmp_path: Path) -> 
 
 
 def test_workers_leave_when_their_caller_is_killed(tmp_path: Path) -> None:
-    clip = numbered_clip(tmp_path / "clip.mkv", frames=480, size=(160, 90))
+    clip = numbered_clip(tmp_path / "clip.mkv", frames=240, size=(160, 90))
     output = tmp_path / "out.mkv"
     command = ["upscale", str(clip), str(output), "--scale", "2", "--chunk-s", "0.25", "--workers", "2", "-q"]
     caller = subprocess.Popen([sys.executable, "-m", "vsr_hpc", *command])
@@ -259,7 +265,7 @@ def test_workers_leave_when_their_caller_is_killed(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_drains_and_says_how_to_go_on(tmp_path: Path) -> None:
-    clip = numbered_clip(tmp_path / "clip.mkv", frames=480, size=(160, 90))
+    clip = numbered_clip(tmp_path / "clip.mkv", frames=240, size=(160, 90))
     output = tmp_path / "out.mkv"
     command = [
         sys.executable,
@@ -283,7 +289,7 @@ def test_ctrl_c_drains_and_says_how_to_go_on(tmp_path: Path) -> None:
     subprocess.run([*command, "--json"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     done = run.done()
     assert done is not None
-    assert done.frames == 480
+    assert done.frames == 240
 
 
 def test_status_answers_with_json(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_bytes_do_not_depend_on_what_lay_in_memory(codec: str, size: tuple[int, 
     ],
 )
 def test_lossless_segment_decodes_to_the_planes_written(codec: str, name: str, tmp_path: Path) -> None:
-    of = picture(name, 62, 46) if "411" not in name else picture(name)
+    of = picture(name, 70, 54) if "411" not in name else picture(name)
     encoding = resolve_encoding(VideoRequest(codec=codec, lossless=True), of)  # type: ignore[arg-type]
     path = tmp_path / f"segment{encoding.suffix}"
     write(path, encoding, of, 5)
