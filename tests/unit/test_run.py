@@ -90,8 +90,8 @@ def test_a_shard_given_back_is_taken_again_at_the_next_generation(run: Run) -> N
 
 def test_a_dead_process_of_this_host_loses_its_lease_at_once(run: Run) -> None:
     script = (
-        "import pathlib, time; fields = pathlib.Path('/proc/self/stat').read_text().rsplit(')', 1)[1].split(); "
-        "print(fields[19], flush=True); time.sleep(60)"
+        "import pathlib, time; stat = pathlib.Path('/proc/self/stat').read_text(); "
+        "print(stat.rsplit(')', 1)[1].split()[19], flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert child.stdout is not None
