@@ -50,6 +50,8 @@ read_arguments() {
   [[ $store =~ ^s3://[a-z0-9-]+/.+$ ]] || fail "--store is s3://BUCKET/PREFIX, not '$store'"
   [[ -n $region ]] || fail "--region is missing"
   export AWS_DEFAULT_REGION=$region AWS_RETRY_MODE=standard AWS_MAX_ATTEMPTS=10
+  export PATH=$PATH:/usr/local/bin:/opt/slurm/bin
+  command -v aws >/dev/null || { store=''; fail "this image has no aws command"; }
 }
 
 fetch() { aws s3 cp --only-show-errors "$1" "$2" || fail "$1 could not be fetched; did \`vsr cluster pack\` run?"; }

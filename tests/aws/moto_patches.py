@@ -12,6 +12,7 @@ import moto.cloudformation.models as stacks
 import moto.cloudformation.parsing as parsing
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.instances import Instance
+from moto.ec2.models.subnets import SubnetRouteTableAssociation
 from moto.ec2.responses.instances import InstanceResponse
 from moto.iam.access_control import PermissionResult
 from moto.s3.models import FakeBucket
@@ -130,8 +131,22 @@ def launch_instances_from_templates() -> None:
     Instance.create_from_cloudformation_json = classmethod(create)
 
 
+def associate_route_tables() -> None:
+    """AWS::EC2::SubnetRouteTableAssociation makes an association that DescribeRouteTables does not know."""
+    original = SubnetRouteTableAssociation.create_from_cloudformation_json.__func__
+
+    def create(cls: Any, name: str, facts: Any, account_id: str, region: str, **more: Any) -> Any:
+        wanted = facts["Properties"]
+        backend = ec2_backends[account_id][region]
+        backend.associate_route_table(route_table_id=wanted["RouteTableId"], subnet_id=wanted["SubnetId"])
+        return original(cls, name, facts, account_id, region, **more)
+
+    SubnetRouteTableAssociation.create_from_cloudformation_json = classmethod(create)
+
+
 accept_instance_store_mappings()
 ignore_conditional_bucket_policies()
 give_every_type_a_model()
 answer_for_nested_stacks()
 launch_instances_from_templates()
+associate_route_tables()

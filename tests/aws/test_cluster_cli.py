@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
@@ -17,6 +19,7 @@ from tests.aws.conftest import VALUES
 from vsr_hpc.cli_cluster import app, storage_app
 from vsr_hpc.cluster import lifecycle
 from vsr_hpc.cluster.lifecycle import ClusterState
+from vsr_hpc.cluster.render import config_folder
 from vsr_hpc.errors import JobError
 
 READY = ClusterState(
@@ -132,3 +135,25 @@ def test_cluster_modules_import_neither_torch_nor_parallelcluster() -> None:
         "sys.exit(bool({'torch', 'pcluster', 'av', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_command_and_option_of_the_guide_exists() -> None:
+    guide = (config_folder().parent / "docs/aws.md").read_text("utf-8")
+    groups = {"cluster": typer.main.get_command(app), "storage": typer.main.get_command(storage_app)}
+    seen = set()
+    for line in re.findall(r"vsr (?:cluster|storage) [^`\n|]*", guide):
+        _, group, name, *words = line.split()
+        command = groups[group].commands[name]  # type: ignore[attr-defined]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known, line
+        seen.add(name)
+    assert {"setup", "check", "pack", "create", "status", "stop", "start", "delete", "init"} <= seen
+
+
+@pytest.mark.parametrize("name", ["spot-gpu", "dev", "spot-gpu-fsx"])
+def test_costs_of_the_guide_are_those_of_the_price_table(name: str, values_file: Path) -> None:
+    guide = (config_folder().parent / "docs/aws.md").read_text("utf-8")
+    bill = json.loads(typed("check", name, "--json").stdout)
+    assert re.search(rf"`{name}` \| \${bill['floor_usd_per_month']:.0f} a month", guide)
+    if name != "spot-gpu-fsx":
+        assert f"${bill['bill']['load_low_usd']:.2f} to ${bill['bill']['load_high_usd']:.2f} an hour" in guide

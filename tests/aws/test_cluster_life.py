@@ -10,18 +10,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
 
 from tests.aws.conftest import VALUES
 from tests.moto_server import moto_server
 from tests.require import require
+from vsr_hpc.cli_cluster import app
 from vsr_hpc.cluster import lifecycle
-from vsr_hpc.cluster.lifecycle import ClusterState, Patience
 from vsr_hpc.cluster.pack import upload_bootstrap
 from vsr_hpc.cluster.pcluster import Tool, call
 from vsr_hpc.cluster.render import config_folder, find_template, render
@@ -31,7 +34,6 @@ from vsr_hpc.errors import JobError
 
 HERE = Path(__file__).parent
 NETWORK = config_folder() / "cloudformation" / "network.yaml"
-QUICK = Patience(poll_s=0.2, timeout_s=60)
 pytestmark = pytest.mark.aws
 
 
@@ -76,76 +78,81 @@ def account(tmp_path_factory: pytest.TempPathFactory, pcluster_tool: Tool) -> It
 @dataclass
 class Life:
     values: Values
-    said: list[str] = field(default_factory=list)
-    created: ClusterState | None = None
-    templates: tuple[str, ...] = ()
-    launched: dict[str, list[str]] = field(default_factory=dict)
-    instances: list[dict[str, Any]] = field(default_factory=list)
-    updated: ClusterState | None = None
-    changes: tuple[str, ...] = ()
-    refused_update: str = ""
-    refused_delete: str = ""
-    stopped: str = ""
-    fleet_after_stop: str = ""
-    after_delete: str = ""
-    budgets: tuple[str, ...] = ()
-    budgets_after: int = -1
+    checked: Result
+    created: Result
+    updated: Result
+    unchanged: Result
+    refused_update: Result
+    stopped: Result
+    status: Result
+    refused_delete: Result
+    deleted: Result
+    gone: Result
+    templates: tuple[str, ...]
+    launched: dict[str, list[str]]
+    instances: list[dict[str, Any]]
+    budgets: tuple[str, ...]
+    budgets_after: tuple[str, ...]
 
 
 @pytest.fixture(scope="module")
 def life(account: Values, pcluster_tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Life:
-    lived = Life(values=account)
-    say = lived.said.append
-    lived.created = lifecycle.create("spot-gpu", account, say, patience=QUICK, ask_account=False)
-    ec2 = boto3.client("ec2")
+    folder = tmp_path_factory.mktemp("life")
+    values = folder / "values.yaml"
+    values.write_text(yaml.safe_dump(account.model_dump(mode="json", exclude_none=True)))
+
+    def vsr(*words: str) -> Result:
+        return CliRunner().invoke(app, [*words, "--values", str(values)])
+
+    ec2, s3 = boto3.client("ec2"), boto3.client("s3")
+    checked = vsr("check", "spot-gpu", "--json")
+    created = vsr("create", "spot-gpu", "--yes", "--json")
+    assert created.exit_code == 0, (created.output, created.exception)
     found = ec2.describe_launch_templates()["LaunchTemplates"]
-    lived.templates = tuple(sorted(each["LaunchTemplateName"] for each in found))
-    budgets = boto3.client("budgets", region_name="us-east-1")
-    who = find_account()
-    lived.budgets = tuple(each["BudgetName"] for each in budgets.describe_budgets(AccountId=who)["Budgets"])
-    more = account.model_copy(update={"spot_nodes": 40})
-    mark = len(lived.said)
-    lived.updated = lifecycle.update("spot-gpu", more, say, patience=QUICK, ask_account=False)
-    lived.changes = tuple(lived.said[mark:])
-    with pytest.raises(JobError) as refused:
-        bad = more.model_copy(update={"head_instance": "t3.large"})
-        lifecycle.update("spot-gpu", bad, say, patience=QUICK, ask_account=False)
-    lived.refused_update = str(refused.value)
-    config = tmp_path_factory.mktemp("config") / "c.yaml"
-    config.write_text(render(find_template("spot-gpu"), more).text)
-    done = subprocess.run(
-        [
-            str(pcluster_tool.python),
-            str(HERE / "launch_nodes.py"),
-            str(config),
-            account.name,
-            "us-east-1",
-            "3",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    lived.launched = json.loads(done.stdout)
-    lived.instances = [
-        each for group in ec2.describe_instances()["Reservations"] for each in group["Instances"]
-    ]
+    budgets = budget_names()
+    updated = vsr("update", "spot-gpu", "--yes", "--json", "--set", "spot_nodes=40")
+    unchanged = vsr("update", "spot-gpu", "--yes", "--json", "--set", "spot_nodes=40")
+    refused_update = vsr("update", "spot-gpu", "--yes", "--set", "head_instance=t3.large")
+    launched = launch(pcluster_tool, account, folder)
+    instances = [each for group in ec2.describe_instances()["Reservations"] for each in group["Instances"]]
     fleet_is_up(account.name)
-    lived.stopped = lifecycle.set_fleet(account.name, account.region, is_running=False)
-    lived.fleet_after_stop = lifecycle.status(account.name, account.region).fleet
-    s3 = boto3.client("s3")
+    stopped = vsr("stop")
+    status = vsr("status", "--json")
     s3.put_object(Bucket=account.bucket, Key="vsr/runs/film/workers/w1.json", Body=b"{}")
-    store = (account.bucket, account.prefix)
-    with pytest.raises(JobError) as refused:
-        lifecycle.delete(account.name, account.region, say, store=store, patience=QUICK)
-    lived.refused_delete = str(refused.value)
-    lifecycle.delete(account.name, account.region, say, store=store, is_forced=True, patience=QUICK)
-    with pytest.raises(JobError) as gone:
-        lifecycle.status(account.name, account.region)
-    lived.after_delete = str(gone.value)
-    lived.budgets_after = len(budgets.describe_budgets(AccountId=who)["Budgets"])
-    return lived
+    return Life(
+        values=account,
+        checked=checked,
+        created=created,
+        updated=updated,
+        unchanged=unchanged,
+        refused_update=refused_update,
+        stopped=stopped,
+        status=status,
+        refused_delete=vsr("delete", "--yes"),
+        deleted=vsr("delete", "--yes", "--force"),
+        gone=vsr("status"),
+        templates=tuple(sorted(each["LaunchTemplateName"] for each in found)),
+        launched=launched,
+        instances=instances,
+        budgets=budgets,
+        budgets_after=budget_names(),
+    )
+
+
+def budget_names() -> tuple[str, ...]:
+    found = boto3.client("budgets").describe_budgets(AccountId=find_account())["Budgets"]
+    return tuple(each["BudgetName"] for each in found)
+
+
+def launch(tool: Tool, values: Values, folder: Path) -> dict[str, list[str]]:
+    """Three nodes of every compute resource, started by the head node's own code."""
+    config = folder / "c.yaml"
+    config.write_text(render(find_template("spot-gpu"), values).text)
+    command = [str(tool.python), str(HERE / "launch_nodes.py"), str(config), values.name, "us-east-1", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return found
 
 
 def fleet_is_up(name: str) -> None:
@@ -157,10 +164,14 @@ def fleet_is_up(name: str) -> None:
     )
 
 
-def test_create_ends_with_a_ready_cluster_and_the_line_for_the_first_job(life: Life) -> None:
-    assert life.created and life.created.is_ready and life.created.version == "3.16.1"
-    line = lifecycle.first_job_line(life.created, life.values)
-    assert "s3://vsr-hpc-data/vsr/incoming/clip.mp4" in line and "vsr submit /opt/vsr/first-job.yaml" in line
+def test_account_made_by_our_own_commands_gives_no_finding_worth_a_warning(life: Life) -> None:
+    found = json.loads(life.checked.stdout)["findings"]
+    assert [each["message"] for each in found if each["level"] != "info"] == []
+
+
+def test_create_ends_with_a_ready_cluster(life: Life) -> None:
+    state = json.loads(life.created.stdout)
+    assert (state["status"], state["version"]) == ("CREATE_COMPLETE", "3.16.1")
 
 
 def test_every_compute_resource_gets_its_launch_template(life: Life) -> None:
@@ -169,23 +180,26 @@ def test_every_compute_resource_gets_its_launch_template(life: Life) -> None:
 
 
 def test_the_price_is_said_before_anything_is_made(life: Life) -> None:
-    told = next(index for index, line in enumerate(life.said) if "asleep about $" in line)
-    made = next(index for index, line in enumerate(life.said) if line.startswith("creating"))
-    assert told < made
+    said = life.created.stderr
+    assert -1 < said.index("asleep about $") < said.index("dry run") < said.index("creating vsr")
 
 
 def test_budget_comes_with_the_cluster_and_goes_with_it(life: Life) -> None:
-    assert life.budgets == ("vsr-vsr",)
-    assert life.budgets_after == 0
+    assert (life.budgets, life.budgets_after) == (("vsr-vsr",), ())
 
 
 def test_update_says_what_changes_and_ends_complete(life: Life) -> None:
-    assert life.updated and life.updated.status == "UPDATE_COMPLETE"
-    assert any("MaxCount: 32 -> 40" in line for line in life.changes)
+    assert "MaxCount: 32 -> 40" in life.updated.stderr
+    assert json.loads(life.updated.stdout)["status"] == "UPDATE_COMPLETE"
+
+
+def test_update_without_a_change_does_nothing(life: Life) -> None:
+    assert "nothing to change" in life.unchanged.stderr and json.loads(life.unchanged.stdout) is None
 
 
 def test_update_that_a_running_cluster_cannot_take_is_refused_with_both_values(life: Life) -> None:
-    assert "t3.medium" in life.refused_update and "t3.large" in life.refused_update
+    refused = life.refused_update.exception
+    assert isinstance(refused, JobError) and "t3.medium" in str(refused) and "t3.large" in str(refused)
 
 
 def test_head_nodes_fleet_code_starts_spot_and_on_demand_nodes(life: Life) -> None:
@@ -210,16 +224,22 @@ def test_nodes_carry_the_tags_that_the_bill_is_split_by(life: Life) -> None:
 
 
 def test_fleet_stops_when_asked(life: Life) -> None:
-    assert life.stopped == life.fleet_after_stop == "STOP_REQUESTED"
+    assert life.stopped.stdout.strip() == json.loads(life.status.stdout)["fleet"] == "STOP_REQUESTED"
+
+
+def test_status_counts_the_nodes_that_run(life: Life) -> None:
+    assert json.loads(life.status.stdout)["compute_nodes"] == 12
 
 
 def test_delete_is_refused_while_runs_and_nodes_are_active(life: Life) -> None:
-    assert "s3://vsr-hpc-data/vsr/runs/film" in life.refused_delete
-    assert "12 compute node(s)" in life.refused_delete and "--force" in life.refused_delete
+    refused = str(life.refused_delete.exception)
+    assert "s3://vsr-hpc-data/vsr/runs/film" in refused
+    assert "12 compute node(s)" in refused and "--force" in refused
 
 
 def test_forced_delete_leaves_no_cluster(life: Life) -> None:
-    assert "there is no cluster vsr" in life.after_delete
+    assert life.deleted.exit_code == 0 and "vsr is gone" in life.deleted.stderr
+    assert "there is no cluster vsr" in str(life.gone.exception)
 
 
 @pytest.mark.parametrize("name", ["dev", "spot-gpu-fsx"])
@@ -237,13 +257,13 @@ def test_dry_run_passes_all_validators_of_parallelcluster(
 def test_dry_run_that_fails_names_what_parallelcluster_said(account: Values) -> None:
     bad = account.model_copy(update={"key_name": "nobody"})
     with pytest.raises(JobError, match="nobody"):
-        lifecycle.create("dev", bad, lambda _: None, patience=QUICK, ask_account=False)
+        lifecycle.create("dev", bad, lambda _: None, ask_account=False)
 
 
 def test_configuration_with_errors_never_reaches_parallelcluster(account: Values) -> None:
     bad = account.model_copy(update={"spot_nodes": 500})
     with pytest.raises(JobError, match="at most 85 compute nodes"):
-        lifecycle.create("spot-gpu", bad, lambda _: None, patience=QUICK, ask_account=False)
+        lifecycle.create("spot-gpu", bad, lambda _: None, ask_account=False)
 
 
 def test_synthesised_template_is_free_of_cfn_lint_errors(

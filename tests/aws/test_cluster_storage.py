@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import boto3
@@ -14,6 +15,7 @@ from moto import mock_aws
 from moto.iam.access_control import PermissionResult
 from moto.s3.models import FakeBucket
 
+from vsr_hpc.cluster.lifecycle import active_runs
 from vsr_hpc.cluster.pack import pack, upload, upload_bootstrap
 from vsr_hpc.cluster.render import config_folder
 from vsr_hpc.cluster.storage import Place, init, plan_storage, policy
@@ -212,6 +214,23 @@ def test_pack_puts_the_script_where_every_template_looks_for_it(aws: None) -> No
 def test_pack_into_a_bucket_that_is_not_there_names_the_command_that_makes_it(aws: None) -> None:
     with pytest.raises(JobError, match="vsr storage init"):
         upload_bootstrap(PLACE.bucket, PLACE.prefix, PLACE.region, lambda _: None)
+
+
+def test_run_with_a_heartbeat_is_active_until_it_is_done(aws: None) -> None:
+    init(PLACE, lambda _: None)
+    s3 = boto3.client("s3", region_name="eu-west-1")
+    for key in ("a/workers/w.json", "b/workers/w.json", "b/done.json", "c/receipts/0.json"):
+        s3.put_object(Bucket=PLACE.bucket, Key=f"vsr/runs/{key}", Body=b"{}")
+    assert active_runs(PLACE.bucket, "vsr", "eu-west-1") == ("s3://vsr-hpc-data/vsr/runs/a",)
+
+
+def test_run_whose_workers_fell_silent_is_not_active(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    init(PLACE, lambda _: None)
+    s3 = boto3.client("s3", region_name="eu-west-1")
+    s3.put_object(Bucket=PLACE.bucket, Key="vsr/runs/a/workers/w.json", Body=b"{}")
+    late = datetime.now(timezone.utc) + timedelta(minutes=11)
+    monkeypatch.setattr("vsr_hpc.cluster.lifecycle._date", lambda _: late)
+    assert active_runs(PLACE.bucket, "vsr", "eu-west-1") == ()
 
 
 def test_container_nodes_may_pull_one_repository(aws: None) -> None:

@@ -73,10 +73,10 @@ def _network(subject: Subject, client: Callable[[str], Any]) -> Iterator[Finding
             path = next(wanted[subnet] for subnet in zones if zones[subnet] == zone)
             text = f"{count} of the subnets lie in {zone}; give one subnet of each Availability Zone"
             yield Finding(level="error", path=path, rule="zones", message=text)
-    yield from _endpoint(ec2, wanted, networks)
+    yield from _endpoint(ec2, wanted, networks, subject.region)
 
 
-def _endpoint(ec2: Any, wanted: dict[str, Path], networks: dict[str, str]) -> Iterator[Finding]:
+def _endpoint(ec2: Any, wanted: dict[str, Path], networks: dict[str, str], region: str) -> Iterator[Finding]:
     """Without a gateway endpoint every byte from S3 goes through the NAT gateway, at 0.045 USD per GB."""
     for network in sorted(set(networks.values())):
         filters = [{"Name": "vpc-id", "Values": [network]}]
@@ -95,7 +95,7 @@ def _endpoint(ec2: Any, wanted: dict[str, Path], networks: dict[str, str]) -> It
                     "gateway at "
                     "0.045 USD per GB, or not at all; an endpoint is free: aws ec2 create-vpc-endpoint "
                     "--vpc-id "
-                    f"{network} --service-name com.amazonaws.REGION.s3 --route-table-ids {table}"
+                    f"{network} --service-name com.amazonaws.{region}.s3 --route-table-ids {table}"
                 )
                 yield Finding(level="warning", path=wanted[subnet], rule="s3-endpoint", message=text)
 
