@@ -8,6 +8,7 @@ import types
 import pytest
 import torch
 
+from tests.require import require
 from vsr_hpc.errors import ModelError
 from vsr_hpc.models.cards import find_card
 from vsr_hpc.models.networks import Compact, Rrdb, basicsr_module, build, expected_shapes
@@ -17,7 +18,7 @@ def reference(name: str) -> types.ModuleType:
     try:
         return basicsr_module(f"basicsr.archs.{name}")
     except ModelError as exc:
-        pytest.skip(str(exc))
+        require("basicsr", str(exc))
 
 
 @pytest.mark.parametrize("act_type", ["prelu", "relu", "leakyrelu"])
