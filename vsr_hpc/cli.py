@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from vsr_hpc import __version__
+from vsr_hpc import __version__, cli_cluster
 from vsr_hpc.environment import set_thread_policy
 from vsr_hpc.errors import JobError, MediaError, VerifyError, VsrError
 
@@ -33,6 +33,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="The models that are known, and their weights.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+app.add_typer(cli_cluster.app, name="cluster")
+app.add_typer(cli_cluster.storage_app, name="storage")
 
 
 class Codec(str, Enum):
