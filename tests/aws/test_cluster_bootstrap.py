@@ -27,7 +27,7 @@ STORE = "s3://vsr-hpc-data/vsr"
 SUITE, MIRROR, PYTHON = "jammy", "http://archive.ubuntu.com/ubuntu", "3.10"
 OURS = ("opt/vsr", "etc/vsr", "scratch", "var/tmp/vsr", "usr/local/bin/vsr", "etc/systemd/system", "s3")
 WEIGHTS = b"weights"
-pytestmark = pytest.mark.aws
+pytestmark = [pytest.mark.aws, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

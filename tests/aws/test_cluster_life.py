@@ -34,7 +34,7 @@ from vsr_hpc.errors import JobError
 
 HERE = Path(__file__).parent
 NETWORK = config_folder() / "cloudformation" / "network.yaml"
-pytestmark = pytest.mark.aws
+pytestmark = [pytest.mark.aws, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
