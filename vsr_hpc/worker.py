@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from vsr_hpc import finish, staging
 from vsr_hpc.claims import Claims, take_single
-from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError, SpaceError, VsrError
+from vsr_hpc.errors import BackendError, JobError, MediaError, VsrError
 from vsr_hpc.interrupts import Reason, StopFlag
 from vsr_hpc.media import clip as clips
 from vsr_hpc.media.clip import Timeline, local_source
@@ -41,7 +41,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BACKEND_ERRORS_IN_A_ROW = 2
-_BACK_OFF_S = (1.0, 5.0)
+_BACK_OFF_S = 2.0
+
+
+class _OtherPlatformError(Exception):
+    """`reproducible: strict`, and this is not the platform that the run began on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +109,7 @@ class Worker:
             restart=options.restart,
             started_s=time.time(),
         )
-        self._shard_began = time.monotonic()
+        self._backend_errors = 0
         self._seconds_per_frame: float | None = None
         self._platform: dict[str, str] = {}
         self._log = RunLog()
@@ -183,55 +187,66 @@ class Worker:
         run = self._run
         staging.bring(run)
         self._ensure_plan()
-        bench: Workbench | None = None
         claims = Claims(run=run, worker=self._beat.worker, node=self._beat.node, task=self._options.task)
-        backend_errors, idle_since = 0, time.monotonic()
+        try:
+            bench = self._set_up() if run.missing() and not self._stop.is_set() else None
+        except _OtherPlatformError as exc:
+            log.warning("leaving before any work: %s", exc)
+            return self._outcome(is_complete=False)
+        except BackendError as exc:
+            self._leave_node(exc)
+            raise
+        self._work(bench, claims)
+        return self._outcome(is_complete=self._finish_if_complete(claims))
+
+    def _outcome(self, *, is_complete: bool) -> Outcome:
+        beat = self._beat
+        return Outcome(
+            reason=self._stop.reason, shards=beat.shards, frames=beat.frames, is_complete=is_complete
+        )
+
+    def _work(self, bench: Workbench | None, claims: Claims) -> None:
+        """Take shards until none is missing, none comes free for a lease window, or the flag is set."""
+        store, idle_since = self._run.store, time.monotonic()
         while not self._stop.is_set():
             lease = claims.next(self._control)
-            if lease is None:
-                if claims.is_complete(self._control):
-                    break
-                if not self._options.waits or time.monotonic() - idle_since > run.store.lease_window_s:
-                    break
-                self._beat = self._beat.model_copy(update={"state": "waiting"})
-                self._stop.wait(min(run.store.poll_s, 1.0))
-                continue
-            shard = run.plan.shard(int(lease.name))
-            try:
+            if lease is not None:
                 bench = bench or self._set_up()
-                self._do(bench, shard, lease)
-                claims.forget(shard.index)
-                backend_errors = 0
-            except Stopped:
-                self._give_back(lease, "stopped", f"{self._stop.reason}")
-                break
-            except MediaError as exc:
-                self._give_back(lease, "media", str(exc))
-                claims.released(shard.index)
-                log.warning("shard failed shard=%05d error=%s", shard.index, exc)
-            except (SpaceError, ModelError):
-                self._give_back(lease, "stopped", "the worker left with an error")
+                self._attempt(bench, lease, claims)
+                idle_since = time.monotonic()
+                continue
+            is_patient = self._options.waits and time.monotonic() - idle_since <= store.lease_window_s
+            if claims.is_complete(self._control) or not is_patient:
+                return
+            self._beat = self._beat.model_copy(update={"state": "waiting", "shard": None})
+            self._stop.wait(min(store.poll_s, 1.0))
+
+    def _attempt(self, bench: Workbench, lease: Lease, claims: Claims) -> None:
+        """Do one shard; raises only what ends this worker. Without a receipt the lease is given back."""
+        shard = self._run.plan.shard(int(lease.name))
+        try:
+            self._do(bench, shard, lease)
+        except Stopped:
+            self._give_back(lease, "stopped", f"{self._stop.reason}")
+        except MediaError as exc:
+            self._give_back(lease, "media", str(exc))
+            claims.released(shard.index)
+            log.warning("shard failed shard=%05d error=%s", shard.index, exc)
+        except BackendError as exc:
+            self._give_back(lease, "backend", str(exc))
+            claims.released(shard.index)
+            self._backend_errors += 1
+            log.warning("backend error shard=%05d count=%d error=%s", shard.index, self._backend_errors, exc)
+            if self._backend_errors >= _BACKEND_ERRORS_IN_A_ROW:
+                self._leave_node(exc)
                 raise
-            except BackendError as exc:
-                self._give_back(lease, "backend", str(exc))
-                claims.released(shard.index)
-                backend_errors += 1
-                log.warning("backend error shard=%05d in_a_row=%d error=%s", shard.index, backend_errors, exc)
-                if backend_errors >= _BACKEND_ERRORS_IN_A_ROW:
-                    self._leave_node(exc)
-                    raise
-                self._stop.wait(_BACK_OFF_S[min(backend_errors, len(_BACK_OFF_S)) - 1])
-            except BaseException:
-                self._give_back(lease, "stopped", "the worker left with an error")
-                raise
-            idle_since = time.monotonic()
-        is_complete = self._finish_if_complete(claims)
-        return Outcome(
-            reason=self._stop.reason,
-            shards=self._beat.shards,
-            frames=self._beat.frames,
-            is_complete=is_complete,
-        )
+            self._stop.wait(_BACK_OFF_S)
+        except BaseException as exc:
+            self._give_back(lease, "stopped", f"the worker left: {exc}")
+            raise
+        else:
+            claims.forget(shard.index)
+            self._backend_errors = 0
 
     def _ensure_plan(self) -> None:
         """Make the plan, or wait for the worker that makes it. A clip that cannot be planned fails once."""
@@ -283,17 +298,15 @@ class Worker:
         if self._run.plan.job.run.reproducible == "strict":
             first = self._run.settle_platform(platform)
             if first != platform:
-                differing = ", ".join(f"{key} {first.get(key)} / {platform.get(key)}" for key in first)
-                raise BackendError(
-                    f"this worker's platform is not the run's (reproducible: strict): {differing}"
-                )
+                keys = [key for key in first if first[key] != platform.get(key)]
+                differing = ", ".join(f"{key} {first[key]}, here {platform.get(key)}" for key in keys)
+                raise _OtherPlatformError(f"the run keeps to its first worker's platform: {differing}")
 
     def _threads(self) -> int:
         return self._options.threads or len(os.sched_getaffinity(0))
 
     def _do(self, bench: Workbench, shard: Shard, lease: Lease) -> None:
         began, began_s = time.monotonic(), time.time()
-        self._shard_began = began
         self._say(state="working", shard=shard.index, shard_frames=0)
         work_done = make_segments(
             bench,
@@ -340,7 +353,8 @@ class Worker:
         if self._stop.is_set() or not self._options.does_finish or control.poisoned:
             return False
         self._say(state="finishing", shard=None)
-        return finish.try_finish(self._run, self._beat.worker, self._beat.node) is not None
+        liveness = Liveness(run=self._run, task=self._options.task, worker=self._beat.worker)
+        return finish.try_finish(self._run, self._beat.worker, self._beat.node, liveness) is not None
 
 
 def _new_writer(plan: Plan, path: Path) -> ChunkWriter:

@@ -20,7 +20,7 @@ from tests.clips import frame_number, numbered_clip
 from tests.kills import killed, undisturbed
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc import worker
-from vsr_hpc.errors import JobError, MediaError
+from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.interrupts import Reason, StopFlag
 from vsr_hpc.launch import run_here, submit
 from vsr_hpc.media.picture import Frame
@@ -311,3 +311,32 @@ def _wait_for(found, timeout_s: float = 90.0):  # type: ignore[no-untyped-def]
         if time.monotonic() > until:
             raise TimeoutError("it did not happen")
         time.sleep(0.05)
+
+
+def test_a_strict_run_is_left_by_a_worker_on_another_platform(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned_run(tiny_job(tmp_path, run={"reproducible": "strict"}))
+    run.settle_platform({"device": "another"})
+    monkeypatch.setattr(worker, "build_upscaler", lambda plan, threads: (_Differing(0), {"device": "stub"}))
+    outcome = worker.work(run.uri, worker.WorkerOptions(threads=1), StopFlag())
+    assert (outcome.shards, outcome.is_complete) == (0, False)
+    assert run.leases() == {}
+
+
+def test_a_worker_leaves_after_two_backend_errors_and_its_shard_counts_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned_run(tiny_job(tmp_path))
+
+    class Failing(_Differing):
+        def __call__(self, frames: list[Frame]) -> list[Frame]:
+            raise BackendError("the device fell off the bus")
+
+    monkeypatch.setattr(worker, "build_upscaler", lambda plan, threads: (Failing(0), {"device": "stub"}))
+    monkeypatch.setattr(worker, "_BACK_OFF_S", 0.0)
+    with pytest.raises(BackendError, match="fell off the bus"):
+        worker.work(run.uri, worker.WorkerOptions(threads=1), StopFlag())
+    ends = [run.ending(name, state.generation) for name, state in run.leases().items()]
+    assert [end.cause for end in ends if end is not None] == ["backend", "backend"]
+    assert run.poisoned() == ()
