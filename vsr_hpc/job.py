@@ -5,12 +5,24 @@ A job that loads is well-formed; whether it fits its clip, model and disk is `pl
 
 from __future__ import annotations
 
+import difflib
 import re
+import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from vsr_hpc.errors import JobError
 
@@ -21,10 +33,13 @@ class _Section(BaseModel):
 
 def _parse_size(value: object) -> object:
     if isinstance(value, str):
-        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value.strip())
-        if not match:
-            raise ValueError(f"{value!r} is not a size; write WIDTHxHEIGHT, for example 1920x1080")
-        return int(match[1]), int(match[2])
+        match = re.fullmatch(r"(\d{1,5})?x(\d{1,5})?", value.strip())
+        if not match or not (match[1] or match[2]):
+            raise ValueError(
+                f"{value!r} is not a size; write WIDTHxHEIGHT, for example 1920x1080, "
+                "or one side, which the other follows: 1920x or x1080"
+            )
+        return tuple(None if side is None else int(side) for side in match.groups())
     return value
 
 
@@ -33,10 +48,38 @@ def _parse_text(value: object) -> object:
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-Size = Annotated[tuple[int, int], BeforeValidator(_parse_size)]
+def _is_time_point(text: str) -> str:
+    if not re.fullmatch(r"(\d+:)?(\d+:)?\d+(\.\d+)?|\d+f", text):
+        raise ValueError(
+            f"{text!r} is no time; write seconds (12.5), [HH:]MM:SS (1:30), or a frame's number (250f)"
+        )
+    return text
+
+
+def _is_rate(text: str) -> str:
+    if not re.fullmatch(r"\d+(/\d+|\.\d+)?", text) or not re.search(r"[1-9]", text) or text.endswith("/0"):
+        raise ValueError(f"{text!r} is no frame rate; write 24, 29.97 or 24000/1001")
+    return text
+
+
+def _is_place(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError("is empty" if not text else "holds a zero byte")
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise ValueError(f"{text!r} is not UTF-8, which a run's files need; rename it") from exc
+    return text
+
+
+Size = Annotated[tuple[int | None, int | None], BeforeValidator(_parse_size)]
+"""Width and height; one of them may be None and follows."""
 Text = Annotated[str, BeforeValidator(_parse_text)]
-TimePoint = Annotated[str, BeforeValidator(_parse_text), Field(pattern=r"^((\d+:)?(\d+:)?\d+(\.\d+)?|\d+f)$")]
+Place = Annotated[str, AfterValidator(_is_place)]
+"""A path, an address or a model's name."""
+TimePoint = Annotated[str, BeforeValidator(_parse_text), AfterValidator(_is_time_point)]
 """Seconds, [HH:]MM:SS.mmm, or a frame (250f)."""
+Rate = Annotated[str, BeforeValidator(_parse_text), AfterValidator(_is_rate)]
 
 
 class PictureSection(_Section):
@@ -57,11 +100,21 @@ class PictureSection(_Section):
     def _one_size(self) -> PictureSection:
         if self.scale is not None and self.size is not None:
             raise ValueError("give scale or size, not both")
-        if isinstance(self.tile, int) and self.tile < 32:
-            raise ValueError(f"tile {self.tile} is too small to pay; use 32 or more, auto or none")
-        if isinstance(self.batch, int) and self.batch < 1:
-            raise ValueError(f"batch {self.batch} must be 1 or more")
         return self
+
+    @field_validator("tile")
+    @classmethod
+    def _pays(cls, tile: int | str) -> int | str:
+        if isinstance(tile, int) and tile < 32:
+            raise ValueError(f"{tile} is too small to pay; use 32 or more, auto or none")
+        return tile
+
+    @field_validator("batch")
+    @classmethod
+    def _is_some(cls, batch: int | str) -> int | str:
+        if isinstance(batch, int) and batch < 1:
+            raise ValueError(f"{batch} must be 1 or more, or auto")
+        return batch
 
 
 class VideoSection(_Section):
@@ -96,14 +149,14 @@ class RangeSection(_Section):
 class ImagesSection(_Section):
     """For folders and patterns of images."""
 
-    rate: Text | None = Field(None, pattern=r"^\d+(/\d+|\.\d+)?$")
+    rate: Rate | None = None
     allow_gaps: bool = False
 
 
 class RunSection(_Section):
     """How the work is cut and kept; nothing here but `chunk_s` may change a byte of the output."""
 
-    location: str | None = None
+    location: Place | None = None
     workers: int = Field(1, ge=1, le=10_000)
     gpus: tuple[int, ...] | None = None
     threads: int | None = Field(None, ge=1, le=1024)
@@ -176,9 +229,9 @@ class SlurmSection(_Section):
 class JobSpec(_Section):
     """One job: a clip, a model, and how. Frozen; unknown keys are refused."""
 
-    input: str
-    output: str
-    model: str
+    input: Place
+    output: Place
+    model: Place
     on: Literal["local", "slurm", "aws-batch"] = "local"
     picture: PictureSection = PictureSection()
     video: VideoSection = VideoSection()
@@ -197,16 +250,13 @@ class JobSpec(_Section):
 
 def load_job(path: Path) -> JobSpec:
     """Read a job file; relative paths start from its own folder. Raises JobError with all findings."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise JobError(f"{path}: cannot be read as a job file: {exc}") from exc
-    if len(text) > 1 << 20:
-        raise JobError(f"{path}: {len(text)} characters is no job file")
+    text = _read(path)
     try:
         document = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError) as exc:
+    except (yaml.YAMLError, ValueError) as exc:  # ValueError: a date such as 2026-99-99
         raise JobError(f"{path}: not YAML: {_one_line(exc)}") from exc
+    except RecursionError as exc:
+        raise JobError(f"{path}: not YAML that we read: nested too deeply") from exc
     if not isinstance(document, dict):
         raise JobError(
             f"{path}: a job file is a mapping with input, output and model; found {_kind(document)}"
@@ -214,20 +264,59 @@ def load_job(path: Path) -> JobSpec:
     job = parse_job(document, str(path))
     return job.model_copy(
         update={"input": _beside(path, job.input), "output": _beside(path, job.output)}
-        | ({"model": _beside(path, job.model)} if "/" in job.model else {})
+        | ({"model": _beside(path, job.model)} if _is_file_of_weights(path, job.model) else {})
     )
 
 
-def parse_job(document: dict[str, Any], where: str) -> JobSpec:
-    """Check a job given as plain values. Raises JobError with all findings at once."""
+def parse_job(
+    document: dict[str, Any], where: str, *, spelled: Callable[[str], str] = lambda key: key
+) -> JobSpec:
+    """Check a job given as plain values. Raises JobError with all findings at once.
+
+    `spelled` tells how the person wrote a key, where it was not in a file.
+    """
     try:
         return JobSpec.model_validate(document)
     except ValidationError as exc:
-        raise JobError.from_findings(where, [_finding(error) for error in exc.errors()]) from exc
+        raise JobError.from_findings(where, _findings(exc, spelled)) from exc
+
+
+def _read(path: Path) -> str:
+    if not path.exists():
+        raise JobError(f"{path}: there is no such file")
+    if not path.is_file():
+        raise JobError(f"{path}: a job file is a plain file of YAML, this is none")
+    try:
+        if path.stat().st_size > _LARGEST_JOB_BYTES:
+            raise JobError(f"{path}: {path.stat().st_size} bytes is no job file")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as exc:
+        raise JobError(
+            f"{path}: is no text, so no job file; a clip goes to `vsr upscale {path} OUT`"
+        ) from exc
+    except OSError as exc:
+        raise JobError(f"{path}: cannot be read ({exc.strerror})") from exc
+
+
+_LARGEST_JOB_BYTES = 1 << 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which only true and false are truth values, so that `on:` is a word (as in YAML 1.2)."""
+    """Safe YAML in which only true and false are truth values, so that `on:` is a word (as in YAML 1.2).
+
+    A key that is written twice is refused: plain YAML takes the last one in silence.
+    """
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -237,31 +326,97 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
 
 
-def _finding(error: Any) -> str:
-    key = ".".join(
-        str(part) for part in error["loc"] if not str(part).startswith(("function-", "constrained-"))
-    )
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_close_keys(error['loc'])}"
-    if error["type"] == "missing":
-        return f"{key}: missing"
-    found = repr(error["input"])
-    text = error["msg"].removeprefix("Value error, ")
-    return f"{key or 'job'}: {text}" + (f" (found {found[:60]})" if found not in text and key else "")
+def _findings(error: ValidationError, spelled: Callable[[str], str]) -> list[str]:
+    """One line for each key: a value that may be of several types is reported once, not for each type."""
+    grouped: dict[tuple[Any, ...], list[Any]] = {}
+    for each in error.errors():
+        grouped.setdefault(_place_of(each["loc"]), []).append(each)
+    return [_finding(place, found, spelled) for place, found in grouped.items()]
 
 
-def _close_keys(location: tuple[Any, ...]) -> str:
-    import difflib
-
+def _place_of(location: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Where in the file; pydantic adds the type that it tried."""
     model: Any = JobSpec
-    for part in location[:-1]:
+    for depth, part in enumerate(location):
+        if not hasattr(model, "model_fields"):
+            is_value = isinstance(part, int) or model is dict
+            return location[: depth + 1] if is_value else location[:depth]
+        field = next((f for name, f in model.model_fields.items() if part in (name, f.alias)), None)
+        if field is None:
+            return location[: depth + 1]
+        model = dict if str(field.annotation).startswith("dict") else field.annotation
+        model = next((a for a in getattr(model, "__args__", ()) if hasattr(a, "model_fields")), model)
+    return location
+
+
+def _finding(place: tuple[Any, ...], errors: list[Any], spelled: Callable[[str], str]) -> str:
+    key = ".".join(map(str, place))
+    shown, error = spelled(key) or "job", errors[0]
+    if error["type"] == "extra_forbidden":
+        return f"{shown}: unknown key{_close_keys(place)}"
+    if error["type"] == "missing":
+        return f"{shown}: missing"
+    first, *others = dict.fromkeys(_in_words(each) for each in errors)
+    text = " or ".join([first, *(each.removeprefix("must be ") for each in others)])
+    if error["type"] == "value_error":  # our own words, which name the value
+        return f"{shown}: {text}"
+    return f"{shown}: {text}, not {_short.repr(error['input'])}"
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
+_short.maxlevel, _short.maxlist, _short.maxtuple = 1, 3, 3
+
+_WORDS = {
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be a text",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping of keys",
+    "model_attributes_type": "must be a mapping of keys",
+}
+
+
+def _in_words(error: Any) -> str:
+    words = _WORDS.get(error["type"])
+    if words is None:
+        return str(error["msg"]).removeprefix("Value error, ")
+    limits = {
+        key: f"{value:g}" if isinstance(value, float) else value
+        for key, value in error.get("ctx", {}).items()
+    }
+    return words.format(**limits)
+
+
+def _close_keys(place: tuple[Any, ...]) -> str:
+    model: Any = JobSpec
+    for part in place[:-1]:
         field = model.model_fields.get(part)
         if field is None:
             return ""
-        model = field.annotation
+        found = (field.annotation, *getattr(field.annotation, "__args__", ()))
+        model = next((each for each in found if hasattr(each, "model_fields")), None)
+        if model is None:
+            return ""
     known = [field.alias or name for name, field in model.model_fields.items()]
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    close = difflib.get_close_matches(str(place[-1]), known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+
+
+def _is_file_of_weights(path: Path, model: str) -> bool:
+    return "/" in model or (bool(Path(model).suffix) and (path.parent / model).is_file())
 
 
 def _beside(path: Path, value: str) -> str:
