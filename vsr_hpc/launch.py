@@ -140,7 +140,9 @@ def whole_status(run: Run) -> RunStatus:
         return found
     from vsr_hpc.executors import slurm
 
-    return replace(found, queue=slurm.queue_lines(run))
+    lines, is_open = slurm.queue_of(run)
+    state = "waiting" if is_open and found.state == "incomplete" else found.state
+    return replace(found, state=state, queue=lines)
 
 
 def placed(job: JobSpec) -> JobSpec:

@@ -18,16 +18,53 @@ from vsr_hpc.job import load_job
 from vsr_hpc.launch import ensure_plan, run_here, submit
 from vsr_hpc.run import Run
 
-PATIENCE_S = 150.0
+PATIENCE_S = 300.0
+HOOK = """import importlib.abc, importlib.machinery, os, sys, time
+class Hook(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "vsr_hpc.upscale.engine":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        load = spec.loader.exec_module
+        def exec_module(module):
+            load(module)
+            upscale = module.Upscaler.__call__
+            def slowly(self, frames):
+                time.sleep(SECONDS * len(frames))
+                return upscale(self, frames)
+            def nonsense(self):
+                from vsr_hpc.errors import BackendError
+                raise BackendError("the device of this node answers nonsense")
+            module.Upscaler.__call__ = slowly
+            if os.environ.get("SLURMD_NODENAME") == "SICK":
+                module.Upscaler.canary = nonsense
+        spec.loader.exec_module = exec_module
+        return spec
+sys.meta_path.insert(0, Hook())
+"""
+"""Makes the device slow without using the CPU, so that faults meet workers at work; and one node sick."""
 
 
 class Submitted:
     """One job file, its run and its Slurm jobs, as the user and the test see them."""
 
-    def __init__(self, cluster: DevCluster, name: str, *, frames: int, **sections: Any) -> None:
+    def __init__(
+        self,
+        cluster: DevCluster,
+        name: str,
+        *,
+        frames: int,
+        slow_s: float = 0.0,
+        sick: str = "",
+        **sections: Any,
+    ) -> None:
         self.cluster, self.folder = cluster, cluster.home / name
         cluster.run_as_user(["mkdir", str(self.folder)])
         numbered_clip(self.folder / "clip.mkv", frames=frames)
+        self.has_hook = bool(slow_s or sick)
+        if self.has_hook:
+            hook = HOOK.replace("SECONDS", str(slow_s)).replace("SICK", sick or "no node")
+            (self.folder / "sitecustomize.py").write_text(hook)
         self.path = self.folder / "job.yaml"
         self.write(**sections)
 
@@ -44,6 +81,9 @@ class Submitted:
         }
         for key, value in sections.items():
             document[key] = {**document.get(key, {}), **value} if isinstance(value, dict) else value
+        if self.has_hook:
+            setup = document["slurm"].get("setup", [])
+            document["slurm"]["setup"] = [f"export PYTHONPATH={self.folder}", *setup]
         self.path.write_text(yaml.safe_dump(document))
 
     @property

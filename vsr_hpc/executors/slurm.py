@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from vsr_hpc.environment import THREAD_POLICY
 from vsr_hpc.errors import BackendError, JobError, VerifyError, VsrError
 from vsr_hpc.executors import slurm_commands as slurm
 from vsr_hpc.executors.slurm_task import FinishTask, Names, WorkerTask, failures
@@ -270,7 +271,11 @@ def parameters(
         "slurm_constraint": section.constraint,
         "slurm_exclude": ",".join(exclude) or None,
         "slurm_comment": uri,
-        "slurm_setup": [*section.setup, *_unpack_lines(section.packed)] or None,
+        "slurm_setup": [
+            *(f'export {key}="${{{key}:-{value}}}"' for key, value in THREAD_POLICY.items()),
+            *section.setup,
+            *_unpack_lines(section.packed),
+        ],
         "slurm_srun_args": [f"--cpus-per-task={section.cpus}"],
         "slurm_additional_parameters": {"requeue": True, **flags, **section.sbatch},
     }
@@ -456,26 +461,29 @@ def cancel(run: Run) -> None:
         slurm.cancel((names.finish, names.standby, names.workers), only_pending=False)
 
 
-def queue_lines(run: Run) -> tuple[str, ...]:
-    """The run's jobs as Slurm sees them, and the words of tasks that failed."""
+def queue_of(run: Run) -> tuple[tuple[str, ...], bool]:
+    """The run's jobs as Slurm sees them, with the words of failed tasks; and whether some are still open."""
     rounds = [each for each in run.rounds() if each.executor == "slurm"]
     if not rounds:
-        return ()
+        return (), False
     jobs = jobs_of(run, rounds[-1].number)
     if jobs is None:
-        return (f"round {rounds[-1].number} is being submitted",)
+        is_new = time.time() - rounds[-1].submitted_s < _SUBMITTING_S
+        return (f"round {rounds[-1].number} was {'just ' * is_new}begun and has no jobs",), is_new
     lines = [jobs.text()]
     names = names_of(run)
     labels = {names.workers: "workers", names.standby: "standby", names.finish: "finish"}
     known = {*jobs.workers, *jobs.standby, *jobs.finish}
     counts: Counter[tuple[str, str, str]] = Counter()
+    is_open = False
     if slurm.has_slurm():
         for task in slurm.queue(labels):
             if task.job.partition("_")[0] in known:
                 reason = "" if task.reason == "None" or task.is_ended else task.reason
                 counts[labels[task.name], task.state.lower(), reason] += 1
+                is_open = is_open or not task.is_ended
     lines += [
         f"slurm: {label} {count} {state}{f' ({reason})' if reason else ''}"
         for (label, state, reason), count in sorted(counts.items())
     ]
-    return (*lines, *_told(run, rounds[-1].number).splitlines())
+    return (*lines, *_told(run, rounds[-1].number).splitlines()), is_open

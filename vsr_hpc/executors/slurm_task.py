@@ -122,7 +122,10 @@ class WorkerTask:
         if stop.reason is None and not run.missing() - set(run.control().poisoned):
             self._release(run.done() is not None)
         elif stop.reason in (Reason.TIME_LIMIT, Reason.SPOT_NOTICE):
-            if run.is_cancelled() or (shards == 0 and place.restart >= _FRUITLESS_RESTARTS):
+            if run.is_cancelled():
+                return
+            if shards == 0 and place.restart >= _FRUITLESS_RESTARTS:
+                log.warning("cut off again before the first shard, not coming back restart=%d", place.restart)
                 return
             if stop.reason is Reason.SPOT_NOTICE and not self._may_leave(place):
                 return
