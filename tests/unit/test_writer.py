@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError
 from vsr_hpc.media.picture import Colour, Frame, Mastering, Picture
 from vsr_hpc.media.pixels import pixel_format
+from vsr_hpc.media.sidedata import read_side_data
 from vsr_hpc.media.writer import (
     Encoding,
     SegmentFacts,
@@ -181,7 +182,7 @@ def test_bitstream_carries_tags_siting_aspect_and_hdr10(codec: str, tmp_path: Pa
     shown += decoder.decode(None)
     frame = shown[0]
     assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (9, 9, 16, 1)
-    kinds = {each.type.name for each in frame.side_data}
+    kinds = set(read_side_data(frame).names)
     assert {"MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL"} <= kinds
     assert aspect == Fraction(4, 3)
     assert "chroma_sample_location" in encoder_options(encoding, of)

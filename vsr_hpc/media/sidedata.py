@@ -42,7 +42,9 @@ def read_side_data(frame: av.VideoFrame) -> SideData:
     entries: Any = frame.side_data
     try:
         for each in entries:
-            found[each.type.name] = bytes(each)
+            # PyAV 19 made this a mapping from kind to data; before, it yielded the data.
+            entry = each if hasattr(each, "type") else entries[each]
+            found[entry.type.name] = bytes(entry)
     except (ValueError, KeyError, AttributeError):
         pass  # a kind newer than PyAV's table; those before it are kept
     profile = None

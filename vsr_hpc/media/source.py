@@ -20,6 +20,10 @@ MAX_SIDE = 16384
 MAX_PIXELS = 1 << 28
 """Larger pictures are refused: decoders allocate several frames before anybody can say no."""
 
+# Tags that are no UTF-8 are read with replacement characters; PyAV 19 always does so.
+_TEXT_OPTIONS: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 _HASH_BLOCK_BYTES = 8 << 20
 
 # Demuxers that open other files or addresses named inside the file, read devices, or make text into pictures.
@@ -152,7 +156,7 @@ def open_input(source: Source) -> Iterator[InputContainer]:
     formats = ",".join(sorted(name for name in av.formats_available if name not in _FOLLOWERS))
     options = {"protocol_whitelist": "file,fd", "format_whitelist": formats}
     try:
-        container: Any = av.open(opened, "r", options=options, metadata_errors="replace")
+        container: Any = av.open(opened, "r", options=options, **_TEXT_OPTIONS)
     except (av.error.FFmpegError, ValueError) as exc:
         if not isinstance(opened, str):
             opened.close()
