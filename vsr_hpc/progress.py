@@ -134,6 +134,7 @@ def workers_table(status: RunStatus, *, is_all: bool = False) -> Table:
     for worker in status.workers if is_all else status.alive:
         beat = worker.heartbeat
         state = beat.state if worker.is_alive or beat.state == "left" else "dead"
+        state += f" ({beat.note})" if beat.state == "left" and beat.note else ""
         table.add_row(
             beat.worker,
             beat.node,

@@ -15,6 +15,7 @@ import dataclasses
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -53,6 +54,7 @@ class Round:
     quiet_s: float
     faults: Counter[str] = dataclasses.field(default_factory=Counter)
     mends: list[tuple[float, Callable[[], object]]] = dataclasses.field(default_factory=list)
+    twins: list[subprocess.Popen[str]] = dataclasses.field(default_factory=list)
     resumes: int = 0
     began: float = dataclasses.field(default_factory=time.monotonic)
 
@@ -180,7 +182,7 @@ def two_on_one_shard(state: Round, target: Target) -> bool:
     """A second worker under the same task name takes the first one's shard at once; both go on."""
     argv = ["vsr", "worker", state.film.run.uri, "--task", f"dev-{target.task}", "--threads", "1", "-q"]
     env = {"SLURMD_NODENAME": target.node, "PYTHONPATH": str(state.film.folder)}
-    state.cluster.start_as_user(argv, node=target.node, env=env)
+    state.twins.append(state.cluster.start_as_user(argv, node=target.node, env=env))
     return True
 
 
@@ -275,6 +277,8 @@ def play(state: Round, wanted: tuple[str, ...], *, patience_s: float = 420.0) ->
             _carry_on(state)
     state.mend(all_of_them=True)
     state.film.wait_done()
+    for twin in state.twins:
+        twin.wait(120)
 
 
 def _pause(state: Round, seconds: float) -> None:

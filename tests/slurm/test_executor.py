@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -227,3 +229,21 @@ def test_settings_that_sbatch_refuses_end_before_anything_runs(cluster: DevClust
     film.write()
     film.submit()
     film.wait_done()
+
+
+def test_packed_environment_is_unpacked_on_the_node_and_the_first_worker_plans(cluster: DevCluster) -> None:
+    film = Submitted(cluster, "packed", frames=96)
+    (film.folder / "bin").mkdir()
+    python = film.folder / "bin/python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    archive, disk = film.folder / "env.tar.gz", film.folder / "disk"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(python, "bin/python")
+    cluster.run_as_user(["mkdir", str(disk)])
+    film.write(slurm={"packed": str(archive), "setup": [f"export TMPDIR={disk}"]})
+    film.submit()
+    film.wait_done()
+    unpacked = [path.parent for path in disk.glob("vsr-env-*/*/.ready")]
+    assert len(unpacked) == 1 and unpacked[0].parent.stat().st_mode & 0o777 == 0o700
+    assert sorted(film.run.leases())[-1] == "plan-1" and len(film.run.rounds()) == 1

@@ -315,27 +315,23 @@ def _gpus(job: JobSpec) -> int:
 def _python(section: SlurmSection) -> str:
     """As the shell of the batch script reads it."""
     if section.packed is not None:
-        return f'"{_unpacked(section.packed)}/bin/python"'
+        return '"$vsr_env/bin/python"'
     return shlex.quote(section.python or sys.executable)
 
 
-def _unpacked(archive: str) -> str:
-    key = hashlib.sha256(archive.encode()).hexdigest()[:16]
-    return f"${{TMPDIR:-/tmp}}/vsr-env-$(id -u)-{key}"
-
-
 def _unpack_lines(archive: str | None) -> list[str]:
-    """Each node unpacks an environment once; an archive that has changed is unpacked anew."""
+    """Each node unpacks an environment once, into a folder of one's own; another archive, another folder."""
     if archive is None:
         return []
-    place, source = _unpacked(archive), shlex.quote(archive)
+    key, source = hashlib.sha256(archive.encode()).hexdigest()[:16], shlex.quote(archive)
     return [
-        f'vsr_env="{place}"',
-        'umask 077; mkdir -p "$vsr_env"',
-        '( flock 9; if [ "$(cat "$vsr_env.stamp" 2>/dev/null)" != "$(stat -c %s-%Y ' + source + ')" ]; then',
-        f'  rm -rf "$vsr_env"; mkdir -p "$vsr_env" && tar -xf {source} -C "$vsr_env" &&',
+        'vsr_base="${TMPDIR:-/tmp}/vsr-env-$(id -u)"',
+        'mkdir -p -m 700 "$vsr_base" && [ -O "$vsr_base" ] && [ ! -L "$vsr_base" ] || exit 75',
+        f'vsr_env="$vsr_base/{key}-$(stat -Lc %s-%Y {source})"',
+        '( flock 9; [ -e "$vsr_env/.ready" ] || {',
+        f'  rm -rf "$vsr_env" && mkdir "$vsr_env" && tar -xf {source} -C "$vsr_env" &&',
         '  { [ ! -x "$vsr_env/bin/conda-unpack" ] || "$vsr_env/bin/conda-unpack"; } &&',
-        f'  stat -c %s-%Y {source} > "$vsr_env.stamp"; fi ) 9>"$vsr_env.lock" || exit 75',
+        '  touch "$vsr_env/.ready"; } ) 9>"$vsr_env.lock" || exit 75',
     ]
 
 
