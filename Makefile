@@ -6,7 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types tests install soak clean slurm-packages
+.PHONY: demo test lint types tests install soak clean tools
+
+PCLUSTER := .venv-pcluster
 
 install: $(STAMP)
 
@@ -24,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/python -m vsr_hpc.demo
 
-test: install slurm-packages lint types tests
+test: install tools lint types tests
 
 lint:
 	$(BIN)/ruff format --check .
@@ -36,9 +38,22 @@ types:
 tests:
 	$(BIN)/python -m pytest
 
-# Real Slurm for the scheduler's tests, where this machine lets us install it; its tests say why they skip.
-slurm-packages:
+# What tests of Slurm and ParallelCluster need, where this machine lets us install it; those tests say why they skip.
+tools: install $(PCLUSTER)/.installed
 	-sh slurm/install.sh
+	-sh tests/install-tools.sh
+
+# ParallelCluster's pins would drag ours back years, so it lives in an environment of its own.
+$(PCLUSTER)/.installed: tests/aws/requirements-pcluster.txt
+	-$(BIN)/vsr cluster setup --into $(PCLUSTER) \
+	  && $(PCLUSTER)/bin/python -m pip install --quiet --requirement tests/aws/requirements-pcluster.txt \
+	  && touch $@
+
+# Long proofs, run by hand: fifty kills, sixty faults on a real Slurm, memory over ten minutes of video.
+soak: install tools
+	$(BIN)/python -m tests.kills --kills 50
+	$(BIN)/python -m tests.slurm.chaos --rounds 13 --faults 5
+	$(BIN)/python benchmarks/memory.py
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PCLUSTER) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -51,15 +51,18 @@ def peak_mib(clip: Path, output: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10])
+    parser.add_argument("--size", type=int, nargs=2, default=[640, 360])
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         once = folder / "once.mp4"
-        make_demo_clip(once, seconds=_CLIP_S, size=(640, 360), audio=False)
-        for minutes in parser.parse_args().minutes:
+        width, height = asked.size
+        make_demo_clip(once, seconds=_CLIP_S, size=(width, height), audio=False)
+        for minutes in asked.minutes:
             clip = folder / f"{minutes:g}.mp4"
             repeated(once, clip, round(minutes * 60 / _CLIP_S))
             peak = peak_mib(clip, folder / f"{minutes:g}-x2.mkv")
-            print(f"{minutes:5g} min of 640x360: peak {peak:.0f} MiB", flush=True)
+            print(f"{minutes:5g} min of {width}x{height}: peak {peak:.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":
