@@ -133,8 +133,9 @@ def workers_table(status: RunStatus, *, is_all: bool = False) -> Table:
         table.add_column(column, justify="left" if column in ("worker", "node", "state") else "right")
     for worker in status.workers if is_all else status.alive:
         beat = worker.heartbeat
-        state = beat.state if worker.is_alive or beat.state == "left" else "dead"
-        state += f" ({beat.note})" if beat.state == "left" and beat.note else ""
+        is_known = worker.is_alive or beat.state == "left"
+        why = f" ({beat.note})" if beat.state == "left" and beat.note else ""
+        state = f"{beat.state}{why}" if is_known else "dead"
         table.add_row(
             beat.worker,
             beat.node,
