@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that `vsr --help` answers at
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from vsr_hpc import __version__, cli_cluster
-from vsr_hpc.environment import set_thread_policy
-from vsr_hpc.errors import JobError, MediaError, VerifyError, VsrError
+from vsr_hpc.environment import set_identity, set_thread_policy
+from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError, VerifyError, VsrError
 
 if TYPE_CHECKING:
     from vsr_hpc.interrupts import StopFlag
     from vsr_hpc.job import JobSpec
     from vsr_hpc.run import Done, Run
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="vsr",
@@ -59,7 +62,18 @@ class Where(str, Enum):
 
 
 IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
-IsQuiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")]
+
+
+def _hush(is_quiet: bool) -> bool:
+    if is_quiet:
+        for handler in logging.getLogger().handlers:
+            handler.setLevel(max(handler.level, logging.ERROR))
+    return is_quiet
+
+
+IsQuiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=_hush, help="Only the answer and errors, no progress.")
+]
 IsNew = Annotated[
     bool, typer.Option("--new", help="Throw an earlier run of this output away and start over.")
 ]
@@ -210,9 +224,14 @@ def upscale(
     from vsr_hpc.inputs import expand
     from vsr_hpc.job import parse_job
 
-    for source, output in expand(paths, model):
-        job = parse_job({**common, "input": source, "output": output}, "vsr upscale")
-        _launch(job, is_new=new, is_quiet=is_quiet, is_json=is_json)
+    jobs = [
+        parse_job({**common, "input": source, "output": place}, "", spelled=_flag)
+        for source, place in expand(paths)
+    ]
+    if len(jobs) == 1:
+        _launch(jobs[0], is_new=new, is_quiet=is_quiet, is_json=is_json)
+    else:
+        _launch_each(jobs, is_new=new, is_quiet=is_quiet, is_json=is_json)
 
 
 @app.command(no_args_is_help=True)
@@ -288,7 +307,10 @@ def resume(
     job = run.job()
     how = job.run if workers is None else job.run.model_copy(update={"workers": workers})
     where = on.value if on else executor_of(run)
-    _carry_out(run, job.model_copy(update={"run": how, "on": where}), is_quiet=is_quiet, is_json=is_json)
+    job = job.model_copy(update={"run": how, "on": where})
+    done = _carry_out(run, job, is_new=False, is_quiet=is_quiet, is_json=is_json)
+    if done is not None:
+        _report_done(done, is_quiet=is_quiet, is_json=is_json)
 
 
 @app.command(no_args_is_help=True)
@@ -302,10 +324,8 @@ def status(
     \b
     vsr status out.mkv.vsr --watch
     """
-    from rich.console import Console
-
     from vsr_hpc.launch import whole_status
-    from vsr_hpc.progress import status_lines, watch
+    from vsr_hpc.progress import say_status, watch
 
     run = _open(run_uri)
     if is_watched and not is_json:
@@ -315,8 +335,7 @@ def status(
     if is_json:
         _answer(found)
         return
-    for line in status_lines(found):
-        Console().print(line)
+    say_status(found)
 
 
 @app.command(no_args_is_help=True)
@@ -329,24 +348,32 @@ def cancel(run_uri: RunUri) -> None:
     from vsr_hpc import launch
 
     run = _open(run_uri)
-    launch.cancel(run)
-    typer.echo(f"cancelled: {run.uri}; its workers leave after their present frames, `vsr resume` goes on")
+    if launch.cancel(run):
+        typer.echo(
+            f"cancelled: {run.uri}; its workers leave after their present frames, `vsr resume` goes on"
+        )
+    else:
+        typer.echo(f"complete already, nothing to cancel: {run.uri}")
 
 
 @app.command()
 def runs(is_json: IsJson = False) -> None:
-    """The runs that you began on this machine."""
-    from vsr_hpc.launch import remembered_runs
-    from vsr_hpc.run import Run
-    from vsr_hpc.status import read_status
+    """The runs that you began on this machine and that are still there.
 
-    found = [read_status(Run.open(uri)) for uri in remembered_runs()]
+    \b
+    vsr runs
+    """
+    from vsr_hpc.launch import every_run
+
+    found = every_run()
     if is_json:
-        _answer([{"uri": each.uri, "state": each.state, "frames": each.frames} for each in found])
+        _answer(found)
         return
     for each in found:
-        share = f"{each.frames_shown / each.frames:4.0%}" if each.frames else "   -"
+        share = f"{each.frames_done / each.frames:4.0%}" if each.frames else "   -"
         typer.echo(f"{each.state:<11} {share}  {each.uri}")
+    if not found:
+        typer.echo("no runs here yet", err=True)
 
 
 @app.command(no_args_is_help=True)
@@ -396,7 +423,7 @@ def worker_command(
         outcome = worker.work(run_uri, options, stop)
     if not is_quiet:
         why = f", stopped: {outcome.reason.value}" if outcome.reason else ""
-        typer.echo(f"{outcome.shards} shards, {outcome.frames} frames{why}", err=True)
+        typer.echo(f"{_counted(outcome.shards, 'shard')}, {_counted(outcome.frames, 'frame')}{why}", err=True)
 
 
 @app.command(no_args_is_help=True)
@@ -408,7 +435,7 @@ def finish(run_uri: RunUri, is_json: IsJson = False) -> None:
     """
     from vsr_hpc.launch import finish_here
 
-    _report_done(finish_here(_open(run_uri)), is_json=is_json)
+    _report_done(finish_here(_open(run_uri)), is_quiet=False, is_json=is_json)
 
 
 @app.command(no_args_is_help=True)
@@ -449,7 +476,11 @@ def verify(
 
 @models_app.command("list")
 def models_list(is_json: IsJson = False) -> None:
-    """The models that `--model` takes by name."""
+    """The models that `--model` takes by name.
+
+    \b
+    vsr models list
+    """
     from vsr_hpc.models.cards import all_cards
 
     cards = all_cards()
@@ -464,7 +495,11 @@ def models_list(is_json: IsJson = False) -> None:
 
 @models_app.command("show", no_args_is_help=True)
 def models_show(name: Annotated[str, typer.Argument(help="A model's name or a weights file.")]) -> None:
-    """One model's card."""
+    """One model's card: its network, licence, weights and limits.
+
+    \b
+    vsr models show realesr-animevideov3
+    """
     from vsr_hpc.models.cards import find_card
 
     _answer(find_card(name))
@@ -472,7 +507,11 @@ def models_show(name: Annotated[str, typer.Argument(help="A model's name or a we
 
 @models_app.command("pull", no_args_is_help=True)
 def models_pull(name: Annotated[str, typer.Argument(help="A model's name.")]) -> None:
-    """Fetch a model's weights into the cache and check them."""
+    """Fetch a model's weights into the cache, check them, and print where they are.
+
+    \b
+    vsr models pull realesr-animevideov3
+    """
     from vsr_hpc.models import weights
     from vsr_hpc.models.cards import find_card
     from vsr_hpc.progress import downloading
@@ -486,7 +525,11 @@ def models_import(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A .pth or .safetensors file.")],
     name: Annotated[str | None, typer.Option("--name", help="The model's name from now on.")] = None,
 ) -> None:
-    """Recognise the network in a file of weights and keep it as a model of your own."""
+    """Recognise the network in a file of weights and keep it as a model of your own.
+
+    \b
+    vsr models import 4x-film.pth --name film
+    """
     from vsr_hpc.models import weights
 
     card = weights.import_weights(path, name)
@@ -495,67 +538,142 @@ def models_import(
 
 def main() -> None:
     """The entry point: errors become one line on stderr and the exit code that schedulers know."""
+    set_identity()
     set_thread_policy()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names come out as they are
     try:
         sys.exit(app(standalone_mode=False))  # the value of typer.Exit, None where a command just ends
     except VsrError as exc:
-        _fail(exc, exc.exit_code)
+        _fail(str(exc), exc.exit_code)
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:
-        print("vsr: aborted; call again to go on from the last finished shard", file=sys.stderr)  # noqa: T201
+        _say("aborted; call again to go on from the last finished shard")
         os._exit(130)  # a stage may be inside the network; a second Ctrl-C refuses to wait for it
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
+    except OSError as exc:
+        log.debug("an error of the system", exc_info=True)
+        _fail(f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc), _exit_code(exc))
     except Exception as exc:
         if not hasattr(exc, "format_message"):  # click's usage errors, wherever this typer keeps its click
             raise
-        exc.show()  # type: ignore[attr-defined]
+        _fail_usage(exc)
+
+
+_FOR_PEOPLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.ELOOP, errno.EEXIST,
+}  # fmt: skip
+
+
+def _exit_code(error: OSError) -> int:
+    """For what no edge has translated: a full disk, something that a person must mend, or another try."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SpaceError.exit_code
+    return JobError.exit_code if error.errno in _FOR_PEOPLE else BackendError.exit_code
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    """A wrong command line in one sentence; where nothing was said at all, the help."""
+    context = getattr(error, "ctx", None)
+    text = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+    if not text or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
         sys.exit(2)
+    _fail(f"{text}; `{context.command_path if context else 'vsr'} --help` tells more", 2)
 
 
-def _fail(error: VsrError, code: int) -> NoReturn:
-    print(f"vsr: {error}", file=sys.stderr)  # noqa: T201
+def _fail(text: str, code: int) -> NoReturn:
+    _say(text)
     sys.exit(code)
 
 
+def _say(text: str) -> None:
+    print(f"vsr: {text}", file=sys.stderr)  # noqa: T201
+
+
+def _flag(key: str) -> str:
+    """The option that sets a job's key: people see what they typed."""
+    odd = {
+        "run.location": "--run", "run.reproducible": "--strict", "video.params": "--encoder-params",
+        "video.threads": "--encoder-threads",
+    }  # fmt: skip
+    if key in odd or "." not in key:
+        return odd.get(key, key)
+    return f"--{key.split('.')[1].replace('_', '-')}"
+
+
 def _launch(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool) -> None:
+    done = _begin(job, is_new=is_new, is_quiet=is_quiet, is_json=is_json)
+    if done is not None:
+        _report_done(done, is_quiet=is_quiet, is_json=is_json)
+
+
+def _launch_each(jobs: list[JobSpec], *, is_new: bool, is_quiet: bool, is_json: bool) -> None:
+    """One after the other; an input that is refused does not keep the others from being made."""
+    from vsr_hpc.models.cards import find_card
+
+    find_card(jobs[0].model)  # the same for all: refused once
+    answers: list[Done] = []
+    errors: list[VsrError] = []
+    for job in jobs:
+        try:
+            done = _begin(job, is_new=is_new, is_quiet=is_quiet, is_json=is_json)
+        except (JobError, MediaError, VerifyError) as exc:
+            errors.append(exc)
+            _say(str(exc) if job.input in str(exc) else f"{job.input}: {exc}")
+            continue
+        if done is not None:
+            answers.append(done)
+            if not is_json:
+                _report_done(done, is_quiet=is_quiet, is_json=False)
+    if is_json:
+        _answer(answers)
+    if errors:
+        _fail(f"{len(errors)} of {len(jobs)} inputs were not upscaled", errors[0].exit_code)
+
+
+def _begin(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool) -> Done | None:
     from vsr_hpc.launch import submit as begin
 
     submitted = begin(job, is_new=is_new)
     if not is_quiet:
         for note in submitted.notes:
             typer.echo(f"note: {note}", err=True)
-    _carry_out(submitted.run, job, is_quiet=is_quiet, is_json=is_json)
+    is_fresh = not submitted.is_continued
+    return _carry_out(submitted.run, job, is_new=is_fresh, is_quiet=is_quiet, is_json=is_json)
 
 
-def _carry_out(run: Run, job: JobSpec, *, is_quiet: bool, is_json: bool) -> None:
+def _carry_out(run: Run, job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool) -> Done | None:
+    """See a run to its end; None where that goes on elsewhere."""
     from vsr_hpc.interrupts import StopFlag, signals_set
-    from vsr_hpc.launch import ensure_plan, run_here
+    from vsr_hpc.launch import already_done, ensure_plan, run_here
     from vsr_hpc.progress import Watching
 
+    done = already_done(run)
+    if done is not None:
+        if not is_quiet:
+            typer.echo("complete already, nothing to do", err=True)
+        return done
     if job.on != "local":
         _start_elsewhere(run, job, is_quiet=is_quiet, is_json=is_json)
-        return
+        return None
+    ensure_plan(run, is_new=is_new)  # Ctrl-C ends it at once, nothing is lost
     stop = StopFlag()
-    with signals_set(stop):
-        ensure_plan(run)
-        with Watching(run, is_quiet=is_quiet) as watching:
-            done = run_here(run, stop, how=job.run, on_beat=watching.on_beat, on_tick=watching.on_tick)
+    with signals_set(stop), Watching(run, stop, is_quiet=is_quiet) as watching:
+        done = run_here(run, stop, how=job.run, on_beat=watching.on_beat, on_tick=watching.on_tick)
     if done is None:
         _stopped(run, stop)
-    _report_done(done, is_json=is_json)
+    return done
 
 
 def _start_elsewhere(run: Run, job: JobSpec, *, is_quiet: bool, is_json: bool) -> None:
     """Start the workers and leave: the run goes on without this process."""
     from vsr_hpc.launch import start_elsewhere
 
-    done = run.done()
-    if done is not None:
-        _report_done(done, is_json=is_json)
-        return
     begun = start_elsewhere(run, job)
     if not is_quiet:
         typer.echo(f"{begun}\nvsr status {run.uri} --watch   shows it", err=True)
@@ -566,19 +684,34 @@ def _start_elsewhere(run: Run, job: JobSpec, *, is_quiet: bool, is_json: bool) -
 
 
 def _stopped(run: Run, stop: StopFlag) -> NoReturn:
-    left = len(run.missing())
+    left, all_of_them = len(run.missing()), run.plan.shard_count
     why = stop.reason.value if stop.reason else "stopped"
-    typer.echo(f"{why}: {left} of {run.plan.shard_count} shards are missing; call again to go on", err=True)
+    typer.echo(
+        f"{why}: {_counted(left, 'shard')} of {all_of_them} {'is' if left == 1 else 'are'} missing; "
+        "call again to go on",
+        err=True,
+    )
     raise typer.Exit(130)
 
 
-def _report_done(done: Done, *, is_json: bool) -> None:
+def _report_done(done: Done, *, is_quiet: bool, is_json: bool) -> None:
     if is_json:
         _answer(done)
         return
-    for note in done.notes:
-        typer.echo(f"note: {note}", err=True)
-    typer.echo(done.output)
+    if not is_quiet:
+        for note in done.notes:
+            typer.echo(f"note: {note}", err=True)
+    typer.echo(_shown(done.output))
+
+
+def _shown(place: str) -> str:
+    """As a person would name it from where they stand."""
+    path, here = Path(place), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else place
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _show_plan(job: JobSpec, *, is_json: bool) -> None:
@@ -590,12 +723,15 @@ def _show_plan(job: JobSpec, *, is_json: bool) -> None:
         return
     picture, clip = made.picture, made.clip.picture
     typer.echo(
-        f"input    {made.clip.uri}  {clip.width}x{clip.height} {clip.pixel.name}  {made.frames} frames"
+        f"input    {made.clip.uri}  {clip.width}x{clip.height} {clip.pixel.name}  "
+        f"{_counted(made.frames, 'frame')}"
     )
     encoding = made.encoding.encoder if made.encoding else "images"
     typer.echo(f"output   {job.output}  {picture.width}x{picture.height} {picture.pixel.name}  {encoding}")
     typer.echo(f"model    {made.card.name}")
-    typer.echo(f"work     {made.shard_count} shards of {made.chunk_count} chunks")
+    typer.echo(
+        f"work     {_counted(made.shard_count, 'shard')} with {_counted(made.chunk_count, 'chunk')} in all"
+    )
     if made.seconds_per_frame:
         minutes = made.seconds_per_frame * made.frames / 60
         typer.echo(

@@ -1,8 +1,9 @@
-"""What the number libraries must be told before they are loaded."""
+"""What libraries must find in the environment before they are loaded."""
 
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import MutableMapping
 
 THREAD_POLICY = {
@@ -18,3 +19,13 @@ def set_thread_policy(environment: MutableMapping[str, str] = os.environ) -> Non
     """Say it for this process and its children, unless the user has; before numpy and torch are imported."""
     for name, value in THREAD_POLICY.items():
         environment.setdefault(name, value)
+
+
+def set_identity(environment: MutableMapping[str, str] = os.environ) -> None:
+    """A user id that no passwd file knows, as in many containers, gets a home as from Docker, and a name."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        environment.setdefault("HOME", "/")
+        if not any(environment.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+            environment["USER"] = f"uid-{os.getuid()}"

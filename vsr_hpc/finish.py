@@ -6,9 +6,11 @@ Packets are copied, never re-encoded. Each segment's sha256 is checked against i
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import logging
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -129,11 +131,12 @@ def _merge(run: Run, parts: tuple[SegmentPart, ...], partial: Path, output: Path
 def is_in_place(done: Done) -> bool:
     """Whether the output of a finished run still stands where it was put."""
     output = Path(done.output)
-    return (
-        output.is_dir()
-        or "%" in output.name
-        or (output.is_file() and output.stat().st_size == done.size_bytes)
-    )
+    if output.is_file():
+        return output.stat().st_size == done.size_bytes
+    parts = re.split(r"%0?\d*d", output.name)  # a pattern of stills
+    if len(parts) > 1:
+        return any(output.parent.glob("*".join(map(glob.escape, parts))))
+    return output.is_dir()
 
 
 def _refuse_stranger(run: Run, output: Path, report: MergeReport) -> None:

@@ -15,7 +15,7 @@ _KEPT_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv"})
 _IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".exr", ".jpg", ".jpeg", ".webp", ".bmp"})
 
 
-def expand(paths: list[str], model: str) -> tuple[tuple[str, str], ...]:
+def expand(paths: list[str]) -> tuple[tuple[str, str], ...]:
     """The last path is the output: a file for one input, a folder for several."""
     if len(paths) < 2:
         raise JobError("name an input and an output: vsr upscale IN OUT")
@@ -34,14 +34,19 @@ def expand(paths: list[str], model: str) -> tuple[tuple[str, str], ...]:
 
 def _clips(source: str) -> list[str]:
     path = Path(source)
+    if "://" in source:
+        return [source]
     if path.is_dir():
         entries = sorted(entry for entry in path.iterdir() if entry.is_file())
         clips = [str(entry) for entry in entries if entry.suffix.lower() in _CLIP_SUFFIXES]
         return clips or [source]
     if not path.exists() and any(mark in source for mark in "*?["):
-        matches = sorted(glob.glob(source))  # noqa: PTH207 - a pattern may be absolute
+        known = _CLIP_SUFFIXES | _IMAGE_SUFFIXES
+        found = sorted(glob.glob(source))  # noqa: PTH207 - a pattern may be absolute
+        matches = [match for match in found if Path(match).suffix.lower() in known]
         if not matches:
-            raise JobError(f"{source}: nothing matches this pattern")
+            other = f", only {found[0]} and the like" if found else ""
+            raise JobError(f"{source}: no clip or image matches this pattern{other}")
         if all(Path(match).suffix.lower() in _IMAGE_SUFFIXES for match in matches):
             return [source]
         return matches
@@ -51,8 +56,15 @@ def _clips(source: str) -> list[str]:
 def _is_folder_for_clips(output: str, source: str) -> bool:
     """A folder takes clips by name, but is itself the output of an image sequence."""
     is_folder = Path(output).is_dir() or output.endswith("/")
-    is_sequence = Path(source).is_dir() or "%" in source or any(mark in source for mark in "*?[")
-    return is_folder and not is_sequence
+    return is_folder and not _is_sequence(source)
+
+
+def _is_sequence(source: str) -> bool:
+    """A file may well be called `Show [1080p].mkv` or `100%.mkv`: then it is no pattern."""
+    path = Path(source)
+    if "://" in source:
+        return False
+    return path.is_dir() or (not path.is_file() and any(mark in source for mark in "%*?["))
 
 
 def _output_name(clip: str) -> str:

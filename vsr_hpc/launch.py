@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsr_hpc.errors import BackendError, JobError, MediaError
+from vsr_hpc.errors import BackendError, JobError, MediaError, VsrError
 from vsr_hpc.executors import local
 from vsr_hpc.finish import is_in_place
 from vsr_hpc.interrupts import StopFlag
 from vsr_hpc.job import JobSpec, RangeSection, RunSection, StreamsSection
 from vsr_hpc.media import clip as clips
 from vsr_hpc.media.writer import encoder_build
+from vsr_hpc.models.cards import WEIGHT_SUFFIXES
 from vsr_hpc.plan import Plan, check_same, fingerprint
 from vsr_hpc.prepare import Prepared, check_space, frame_range, prepare
 from vsr_hpc.run import Done, Heartbeat, Run
@@ -42,30 +43,55 @@ class Submitted:
 
 def submit(job: JobSpec, *, is_new: bool = False) -> Submitted:
     """Open the job's run, or make one. Refused where the run there was made with other settings."""
+    _check_executor(job)
     store = open_store(job.run_uri)
-    if is_new:
-        _discard(store)
-    if store.exists("job.json"):
+    is_there = store.exists("job.json")
+    if is_there and not is_new:
         run = Run(store)
         done = run.done()
         if done is None or is_in_place(done):
-            notes = _check_continues(run, job)
-            return Submitted(run=run, notes=notes, is_continued=True)
+            return Submitted(run=run, notes=_check_continues(run, job), is_continued=True)
         log.warning("the finished output is gone, starting over output=%s", done.output)
-        _discard(store)
     prepared = prepare(job)
-    run = Run.create(store, job)
+    if is_there:
+        _discard(store)  # only now: a job that is refused throws nothing away
+    run = Run.create(store, placed(job))
+    _check_same_job(run, job)  # another call may have been faster
     _remember(run)
     return Submitted(run=run, notes=prepared.notes, is_continued=False)
 
 
-def ensure_plan(run: Run) -> None:
-    """Make the plan here and now where there is none yet, and check that the run fits its disk."""
-    if not run.has_plan():
-        from vsr_hpc.worker import plan_run
+def ensure_plan(run: Run, *, is_new: bool = False) -> None:
+    """Make the plan here and now where there is none yet, and check that the run fits its disk.
 
-        plan_run(run)
-    check_space(run.plan, run.uri, run.store.free_bytes())
+    A new run that is refused goes again, unless somebody works on it: a refusal leaves nothing behind.
+    """
+    try:
+        if not run.has_plan():
+            from vsr_hpc.worker import plan_run
+
+            plan_run(run)
+        check_space(run.plan, run.uri, run.store.free_bytes())
+    except BaseException:
+        if is_new and not run.rounds() and not run.leases():
+            run.store.remove_all()
+        raise
+
+
+def already_done(run: Run) -> Done | None:
+    """The end of a finished run; None where something is left to do. JobError where its output is gone."""
+    done = run.done()
+    if done is not None and not is_in_place(done):
+        raise JobError(
+            f"{run.uri}: this run is complete but its output {done.output} is gone or was changed; "
+            "`vsr upscale` or `vsr submit` of the same job starts over"
+        )
+    return done
+
+
+def _check_executor(job: JobSpec) -> None:
+    if job.on not in ("local", "slurm"):
+        raise JobError(f"on: {job.on} is not available in this version; use local or slurm")
 
 
 def run_here(
@@ -111,8 +137,7 @@ def run_here(
 
 def start_elsewhere(run: Run, job: JobSpec) -> str:
     """Begin a round of workers on the job's executor, unless one is under way; what was begun, in words."""
-    if job.on != "slurm":
-        raise JobError(f"on: {job.on} is not available in this version; use local or slurm")
+    _check_executor(job)
     from vsr_hpc.executors import slurm
 
     return slurm.start(run, job).text()
@@ -124,13 +149,19 @@ def executor_of(run: Run) -> str:
     return rounds[-1].executor if rounds else run.job().on
 
 
-def cancel(run: Run) -> None:
-    """Stop a run: workers see the marker, and those that a scheduler holds are taken out of it."""
+def cancel(run: Run) -> bool:
+    """Stop a run: workers see the marker, and those that a scheduler holds are taken out of it.
+
+    False, and nothing is done, where the run is complete.
+    """
+    if run.done() is not None:
+        return False
     run.cancel()
     if executor_of(run) == "slurm":
         from vsr_hpc.executors import slurm
 
         slurm.cancel(run)
+    return True
 
 
 def whole_status(run: Run) -> RunStatus:
@@ -148,7 +179,7 @@ def whole_status(run: Run) -> RunStatus:
 def placed(job: JobSpec) -> JobSpec:
     """The job with places that mean the same on every machine: no path relative to where one stands."""
     places = {"input": job.input, "output": job.output}
-    if "/" in job.model:
+    if "/" in job.model or job.model.lower().endswith(WEIGHT_SUFFIXES):
         places["model"] = job.model
     update: dict[str, object] = {key: _absolute(place) for key, place in places.items()}
     if job.run.location:
@@ -172,7 +203,7 @@ def finish_here(run: Run) -> Done:
     """Merge and verify a complete run in this process."""
     from vsr_hpc.finish import try_finish
 
-    done = try_finish(run, f"finish-{os.getpid()}", os.uname().nodename)
+    done = already_done(run) or try_finish(run, f"finish-{os.getpid()}", os.uname().nodename)
     if done is None:
         raise BackendError(f"{run.uri}: another process is finishing this run")
     return done
@@ -215,6 +246,30 @@ def verify_here(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLine:
+    """One run in the list of a user's runs."""
+
+    uri: str
+    state: str
+    frames: int
+    frames_done: int
+
+
+def every_run() -> tuple[RunLine, ...]:
+    """The runs that this user began on this machine, oldest first; one that cannot be reached says so."""
+    return tuple(_line(uri) for uri in remembered_runs())
+
+
+def _line(uri: str) -> RunLine:
+    try:
+        found = read_status(Run.open(uri))
+    except VsrError as exc:
+        log.info("run not read uri=%s why=%s", uri, exc)
+        return RunLine(uri=uri, state="unreachable", frames=0, frames_done=0)
+    return RunLine(uri=uri, state=found.state, frames=found.frames, frames_done=found.frames_done)
+
+
 def remembered_runs() -> tuple[str, ...]:
     """URIs of the runs that this user began on this machine and that still exist."""
     uris = []
@@ -231,10 +286,14 @@ def remembered_runs() -> tuple[str, ...]:
 
 
 def _remember(run: Run) -> None:
+    """For `vsr runs`; a user whose home cannot be written to goes without."""
     folder = _register()
-    folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(run.uri.encode()).hexdigest()[:16]
-    (folder / f"{name}.json").write_text(json.dumps({"uri": run.uri}), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps({"uri": run.uri}), encoding="utf-8")
+    except OSError as exc:
+        log.info("run not remembered for `vsr runs` folder=%s why=%s", folder, exc.strerror)
 
 
 def _register() -> Path:
@@ -256,7 +315,24 @@ def _check_continues(run: Run, job: JobSpec) -> tuple[str, ...]:
     prepared = prepare(job.model_copy(update={"overwrite": True}))
     if run.has_plan():
         check_same(run.plan.fingerprint, _fingerprint(run, prepared), run.uri)
+    else:
+        _check_same_job(run, job)
     return prepared.notes
+
+
+def _check_same_job(run: Run, job: JobSpec) -> None:
+    """Before there is a plan, what a person wrote is all that can be compared."""
+    before, now = run.job().model_dump(), placed(job).model_dump()
+    differing = [key for key in now if before[key] != now[key] and key not in _NO_BYTES]
+    if differing:
+        raise JobError(
+            f"{run.uri} was begun with another {', '.join(differing)} and has no plan yet; "
+            "take that back, or start over with --new"
+        )
+
+
+_NO_BYTES = frozenset({"on", "run", "slurm", "overwrite"})
+"""Parts of a job that may change from call to call."""
 
 
 def _fingerprint(run: Run, prepared: Prepared) -> dict[str, str]:

@@ -55,18 +55,22 @@ def prepare(job: JobSpec) -> Prepared:
     card = _card_or_finding(job, findings)
     source = open_source(job.input)
     rate = Fraction(job.images.rate) if job.images.rate else None
-    clip = clips.probe(source, frame_rate=rate, allow_gaps=job.images.allow_gaps)
+    try:
+        clip = clips.probe(source, frame_rate=rate, allow_gaps=job.images.allow_gaps)
+    except MediaError as exc:
+        if findings:
+            raise JobError.from_findings("", [*findings, f"input: {exc}"]) from exc
+        raise
     if job.picture.field_order != "auto":
         clip = replace(clip, interlace=job.picture.field_order)
     findings += _interlace_findings(job, clip)
-    if card is None:
-        raise JobError.from_findings("job", findings)
     notes: list[str] = list(clip.findings)
-    picture, encoding = _output(job, clip, card, findings, notes)
+    # Without its model a job is refused, but a stand-in lets the other findings be told with that one.
+    picture, encoding = _output(job, clip, card or find_card("bicubic"), findings, notes)
     if encoding is not None:
         findings += check_container(clip, encoding, Path(job.output), streams_request(job))
-    if findings:
-        raise JobError.from_findings("job", findings)
+    if findings or card is None:
+        raise JobError.from_findings("", findings)
     return Prepared(
         job=job,
         source=source,
@@ -163,13 +167,20 @@ def check_space(prepared_plan: Plan, run_uri: str, free_bytes: int | None) -> No
 
 def _place_findings(job: JobSpec) -> list[str]:
     if "://" in job.output:
-        return []
+        return [f"output: {job.output} is an address; name a local path, and copy the file there afterwards"]
+    try:
+        return _local_findings(job)
+    except OSError as exc:
+        return [f"output: {job.output} cannot be written ({exc.strerror}); choose another place"]
+
+
+def _local_findings(job: JobSpec) -> list[str]:
     output = Path(job.output)
     findings = []
     if "://" not in job.input and _same_file(Path(job.input), output):
         return [f"output: {job.output} is the input itself; name another file"]
     if output.exists() and output.is_file() and not job.overwrite:
-        findings.append(f"output: {job.output} exists; --overwrite replaces it")
+        findings.append(f"output: {job.output} exists; {_REPLACED_BY}")
     folder = output.parent
     while not folder.exists():
         folder = folder.parent
@@ -180,6 +191,9 @@ def _place_findings(job: JobSpec) -> list[str]:
             f"output: {folder} cannot be written to; choose another place or change its permissions"
         )
     return findings
+
+
+_REPLACED_BY = "--overwrite (in a job file: overwrite: true) replaces it"
 
 
 def _same_file(one: Path, other: Path) -> bool:
@@ -204,7 +218,7 @@ def _card_or_finding(job: JobSpec, findings: list[str]) -> Card | None:
     try:
         return find_card(job.model)
     except JobError as exc:
-        findings.append(f"model: {exc}")
+        findings.append(str(exc))
         return None
 
 
@@ -233,11 +247,13 @@ def _output(
         return clip.picture, None
     if _makes_images(job, clip):
         try:
-            first = StillNames(job.output, clip.images).name(0)
+            names = StillNames(job.output, clip.images)
         except JobError as exc:
             findings.append(f"output: {exc}")
             return geometry.picture, None
-        picture = still_picture(first, geometry.picture)
+        findings += _stills_findings(job, clip, names)
+        notes += _left_out_of_stills(job, clip)
+        picture = still_picture(names.name(0), geometry.picture)
         findings += _colour_findings(card, clip.picture, picture)
         notes += geometry.notes
         return picture, None
@@ -265,6 +281,30 @@ def _makes_images(job: JobSpec, clip: Clip) -> bool:
         clip.images is not None and (output.is_dir() or not output.suffix)
     )
     return is_folder or output.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _stills_findings(job: JobSpec, clip: Clip, names: StillNames) -> list[str]:
+    """Stills are written one by one beside what stands there already; neither that nor the input may go."""
+    output = Path(job.output)
+    folder = output.parent if output.suffix.lower() in IMAGE_SUFFIXES else output
+    count = len(clip.images) if clip.images is not None else 1
+    targets = [folder / names.name(index) for index in range(count)]
+    if clip.images is not None:
+        sources = {clip.images.path(index).resolve() for index in range(count)}
+        taken = [target for target in targets if target.resolve() in sources]
+        if taken:
+            return [f"output: {taken[0]} is one of the input's own images; name another folder"]
+    there = [target for target in targets if target.exists()]
+    if there and not names.is_single and not job.overwrite:  # a single file was looked at with its place
+        return [f"output: {there[0]} exists; {_REPLACED_BY}"]
+    return []
+
+
+def _left_out_of_stills(job: JobSpec, clip: Clip) -> list[str]:
+    others = {each.kind for each in clip.streams if each.index != clip.video} - set(job.streams.drop)
+    return [f"images hold pictures only, these streams are left out: {', '.join(sorted(others))}"] * bool(
+        others
+    )
 
 
 def _colour_findings(card: Card, source: Picture, output: Picture) -> list[str]:

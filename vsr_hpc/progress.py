@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from vsr_hpc.interrupts import StopFlag
 from vsr_hpc.run import Heartbeat, Run
 from vsr_hpc.status import STAGES, RunStatus, read_status
 
@@ -37,8 +38,8 @@ class _Speed(ProgressColumn):
 class Watching:
     """Shows a run's progress until the block ends. Counts only frames made now in its speed and time left."""
 
-    def __init__(self, run: Run, *, is_quiet: bool = False) -> None:
-        self._run, self._is_quiet = run, is_quiet
+    def __init__(self, run: Run, stop: StopFlag | None = None, *, is_quiet: bool = False) -> None:
+        self._run, self._stop, self._is_quiet = run, stop, is_quiet
         self._console = Console(stderr=True)
         self._frames_before = 0
         self._frames, self._fps = 0, 0.0
@@ -79,14 +80,17 @@ class Watching:
         if not self._is_quiet and kind is None:
             spent = time.monotonic() - self._began
             made = self._frames - self._frames_before
-            self._say(f"{made} frames in {duration(spent)}, {made / max(spent, 1e-3):.2f} fps")
+            noun = "frame" if made == 1 else "frames"
+            self._say(f"{made} {noun} in {duration(spent)}, {made / max(spent, 1e-3):.2f} fps")
 
     def on_beat(self, heartbeat: Heartbeat) -> None:
         """A worker inside this process moved."""
+        self._say_stopping()
         self._advance(self._frames_before + heartbeat.frames)
 
     def on_tick(self) -> None:
         """Some time passed; workers are other processes, so their heartbeats are read."""
+        self._say_stopping()
         now = time.monotonic()
         if now - self._read_at < _READ_EVERY_S:
             return
@@ -112,8 +116,17 @@ class Watching:
             return self._bar
         return Group(self._bar, workers_table(self._status))
 
+    def _say_stopping(self) -> None:
+        if self._stop is None or not self._stop.is_set() or self._is_quiet:
+            return
+        self._stop = None
+        self._say("stopping after the frames in hand; Ctrl-C once more aborts at once")
+
     def _say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)  # noqa: T201 - this module is what people read
+        if self._live is not None and self._live.is_started:
+            self._console.print(text)  # above the bar
+        else:
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - this module is what people read
 
 
 @contextlib.contextmanager
@@ -164,7 +177,8 @@ def status_lines(status: RunStatus) -> list[RenderableType]:
     ]
     if status.fps or status.fps_overall:
         left = "" if status.eta_s is None else f", {duration(status.eta_s)} left"
-        lines.append(Text(f"speed: {status.fps:.2f} fps now, {status.fps_overall:.2f} overall{left}"))
+        now = f"{status.fps:.2f} fps now, " if status.alive else ""
+        lines.append(Text(f"speed: {now}{status.fps_overall:.2f} fps overall{left}"))
     spent = {stage: status.seconds.get(stage, 0.0) for stage in STAGES}
     if sum(spent.values()) > 0:
         shares = ", ".join(f"{stage} {seconds / sum(spent.values()):.0%}" for stage, seconds in spent.items())
@@ -183,6 +197,18 @@ def status_lines(status: RunStatus) -> list[RenderableType]:
             )
         )
     return lines
+
+
+def say_status(status: RunStatus) -> None:
+    """On stdout; lines are never broken where a program or a file takes them."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_UNBROKEN)
+    for line in status_lines(status):
+        console.print(line, soft_wrap=isinstance(line, Text))
+
+
+_UNBROKEN = 1000
 
 
 def watch(read: Callable[[], RunStatus], *, every_s: float = 1.0) -> RunStatus:
