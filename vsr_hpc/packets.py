@@ -16,7 +16,7 @@ import av.error
 import numpy as np
 
 from vsr_hpc.errors import MediaError
-from vsr_hpc.media.clip import Source, Stream
+from vsr_hpc.media.clip import Source, Stream, Timeline
 from vsr_hpc.media.containers import format_name
 from vsr_hpc.media.source import open_input
 
@@ -65,7 +65,7 @@ class Track:
 def read_tracks(
     source: Source, streams: Sequence[Stream], window: tuple[Fraction, Fraction] | None
 ) -> dict[int, Track]:
-    """Read every packet of the named streams in one pass; with a window, those that begin inside it."""
+    """Read every packet of the named streams in one pass; with a window, those that a copy of it holds."""
     tracks: dict[int, Track] = {}
     with open_input(source) as container:
         for stream in streams:
@@ -82,6 +82,17 @@ def read_tracks(
     return tracks
 
 
+def states_durations(source: Source, stream: int, shown: Timeline) -> bool:
+    """Whether a file's packets last as long as its frames are shown. Matroska need not say it."""
+    lasts = {}
+    with open_input(source) as container:
+        for packet in container.demux(container.streams[stream]):
+            if packet.size and packet.pts is not None:
+                lasts[packet.pts] = packet.duration or 0
+    pairs = zip(shown.pts[:-1].tolist(), shown.durations[:-1].tolist(), strict=True)
+    return all(abs(lasts.get(pts, 0) - duration) <= 1 for pts, duration in pairs)
+
+
 def _read_packets(
     uri: str,
     container: Any,
@@ -94,6 +105,7 @@ def _read_packets(
     }
     packets = container.demux([container.streams[number] for number in streams])
     following: dict[int, int] = {}
+    keys: dict[int, int] = {}
     while True:
         try:
             packet = next(packets, None)
@@ -121,6 +133,13 @@ def _read_packets(
                 if first >= high or (last <= low and first < low):
                     continue
                 first = max(first, round(low))
+            elif stream.kind == "video":
+                # a copy begins at a key picture, and keeps what others refer to until its end
+                if packet.is_keyframe and low <= first < high:
+                    keys.setdefault(number, first)
+                decoded = first if packet.dts is None else packet.dts
+                if number not in keys or first < keys[number] or decoded >= high:
+                    continue
             elif not low <= first < high:
                 continue
         if track.texts is not None:

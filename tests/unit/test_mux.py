@@ -465,6 +465,94 @@ def test_range_cuts_sound_captions_and_chapters_to_its_time(tmp_path: Path) -> N
         ]
 
 
+@pytest.mark.parametrize(
+    ("codec", "source", "output"),
+    [
+        (True, ".mp4", ".mp4"),
+        (True, ".mp4", ".mkv"),
+        (True, ".mkv", ".mkv"),
+        (True, ".mkv", ".mp4"),
+        ("libopus", ".mkv", ".mkv"),
+        ("libopus", ".mkv", ".mp4"),
+    ],
+)
+@pytest.mark.parametrize("first", [0, 6])
+def test_range_keeps_priming_where_it_begins_with_the_clip_and_skips_nothing_where_it_does_not(
+    codec: Any, source: str, output: str, first: int, tmp_path: Path
+) -> None:
+    made = numbered_clip(tmp_path / f"in{source}", frames=24, audio=codec)
+    ready = case(made, frames=(first, 12), cuts=(first + 3,))
+    report = ready.merge(tmp_path / f"out{output}", frames=(first, 12))
+    begin = int(ready.timeline.pts[first]) * ready.timeline.time_base if first else -1
+    wanted = [(time, data) for time, data in packets(made, 1) if time is not None and begin <= time < 0.5]
+    copied = packets(tmp_path / f"out{output}", 1)
+    assert [data for _, data in copied] == [data for _, data in wanted]
+    assert abs(copied[0][0] - wanted[0][0] - report.offset) <= Fraction(1, 1000)
+    _, samples = sound(tmp_path / f"out{output}")
+    length, priming = (960, 312) if codec == "libopus" else (1024, 1024)
+    skipped = len(wanted) * length - samples.shape[1]
+    assert abs(skipped - (0 if first else priming)) <= (24 if ".mkv" in (source, output) else 0)
+
+
+def two_videos(path: Path, folder: Path, gop: int) -> Path:
+    """A clip with a smaller second picture, which has a key picture every `gop` frames, and B-frames."""
+    numbered_clip(folder / "main.mkv", frames=24, size=(96, 64))
+    numbered_clip(folder / "small.mkv", frames=24, gop=gop, b_frames=2)
+    with (
+        av.open(str(folder / "main.mkv")) as one,
+        av.open(str(folder / "small.mkv")) as two,
+        av.open(str(path), "w") as out,
+    ):
+        for read in (one, two):
+            out.add_stream_from_template(read.streams.video[0], opaque=True)
+        for number, read in enumerate((one, two)):
+            for packet in read.demux():
+                if packet.size:
+                    packet.stream = out.streams[number]
+                    out.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_copied_video_of_a_range_begins_at_a_key_picture_and_decodes(suffix: str, tmp_path: Path) -> None:
+    ready = case(two_videos(tmp_path / "in.mkv", tmp_path, gop=8), frames=(6, 18), cuts=(12,))
+    report = ready.merge(tmp_path / f"out{suffix}", frames=(6, 18))
+    numbers = [number for _, number in shown(tmp_path / f"out{suffix}", 1)]
+    assert numbers[:10] == list(range(8, 18))
+    assert any("begins 0.083 s late" in note for note in report.notes)
+
+
+def test_copied_video_without_a_key_picture_in_the_range_is_left_out_and_said(tmp_path: Path) -> None:
+    ready = case(two_videos(tmp_path / "in.mkv", tmp_path, gop=24), frames=(6, 18), cuts=(12,))
+    report = ready.merge(tmp_path / "out.mkv", frames=(6, 18))
+    assert any("stream 1 (video): left out" in note for note in report.notes)
+    with av.open(str(tmp_path / "out.mkv")) as after:
+        assert [each.type for each in after.streams] == ["video"]
+
+
+@pytest.mark.skipif(
+    int(av.__version__.split(".")[0]) < 18, reason="PyAV 17 cannot tell Matroska's muxer a frame rate"
+)
+@pytest.mark.parametrize("codec", ["h264", "h265", "av1", "ffv1", "prores"])
+def test_matroska_keeps_how_long_the_last_frame_is_shown(codec: Codec, tmp_path: Path) -> None:
+    pts = [*range(0, 60, 10), 60, 2000]
+    source = numbered_clip(tmp_path / "in.mp4", frames=8, pts=pts, time_base=Fraction(1, 1000), audio=True)
+    case(source, codec, frames=(0, 7), cuts=(3,)).merge(tmp_path / "out.mkv", frames=(0, 7))
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        durations = {each.pts: each.duration for each in container.demux(video=0) if each.size}
+    assert (max(durations), durations[60]) == (60, 1940)
+
+
+@pytest.mark.parametrize("language", ["deu", "ger", "fra", "eng", "gsw"])
+@pytest.mark.parametrize("suffix", [".mov", ".mp4", ".mkv"])
+def test_every_container_keeps_the_languages_code(language: str, suffix: str, tmp_path: Path) -> None:
+    source = numbered_clip(tmp_path / "in.mkv", frames=6, audio="ac3", audio_language=language)
+    case(source, cuts=(3,)).merge(tmp_path / f"out{suffix}")
+    with av.open(str(tmp_path / f"out{suffix}")) as after:
+        assert after.streams.audio[0].language == language
+        assert after.streams.video[0].language in (None, "und")
+
+
 def test_far_start_is_moved_to_zero_and_said(tmp_path: Path) -> None:
     source = numbered_clip(tmp_path / "in.mkv", frames=12, pts=range(72, 84))
     ready = case(source)

@@ -322,6 +322,67 @@ def test_a_range_of_frames_is_compared_with_that_range(source: Path, tmp_path: P
     assert faults(verify(inside, output, deep=False))[0][0] == "frames"
 
 
+@pytest.mark.parametrize(("gop", "kept"), [(8, 1), (24, 0)])
+def test_a_copied_video_of_a_range_begins_at_its_first_key_picture(
+    tmp_path: Path, gop: int, kept: int
+) -> None:
+    """Pictures before it cannot be decoded; where none lies in the range, the stream is left out."""
+    large = clips.numbered_clip(tmp_path / "large.mkv", frames=FRAMES, size=(96, 64))
+    small = clips.numbered_clip(tmp_path / "small.mkv", frames=FRAMES, gop=gop, b_frames=0)
+    both = joined(tmp_path / "in.mkv", [(large, range(FRAMES)), (small, range(FRAMES))])
+    cut = clips.numbered_clip(tmp_path / "cut.mkv", frames=12, size=(96, 64), first_number=6)
+    output = joined(tmp_path / "out.mkv", [(cut, range(12)), *[(small, range(8, 18))] * kept], shift=6)
+    result = verify(both, output, start="6f", stop="18f")
+    assert result.ok, faults(result)
+    assert any("no key picture" in each for each in result.notes) != bool(kept)
+    if kept:
+        late = joined(tmp_path / "late.mkv", [(cut, range(12)), (small, range(9, 18))], shift=6)
+        assert ("streams", "stream 1 (video h264): 9 packets, the source has 10") in faults(
+            verify(both, late, start="6f", stop="18f")
+        )
+
+
+def joined(path: Path, parts: Sequence[tuple[Path, range]], *, shift: int = 0) -> Path:
+    """The named packets of each clip's picture beside each other; all but the first are moved forward."""
+    with av.open(str(path), "w") as out:
+        reads = [av.open(str(each)) for each, _ in parts]
+        streams = [out.add_stream_from_template(each.streams.video[0], opaque=True) for each in reads]
+        for number, (read, stream, (_, wanted)) in enumerate(zip(reads, streams, parts, strict=True)):
+            for place, packet in enumerate(each for each in read.demux(video=0) if each.size):
+                if place not in wanted:
+                    continue
+                if number:
+                    back = round(Fraction(shift, 24) / packet.time_base)
+                    packet.pts, packet.dts = packet.pts - back, packet.dts - back
+                packet.stream = stream
+                out.mux(packet)
+            read.close()
+    return path
+
+
+def test_a_last_frame_whose_duration_the_file_does_not_say_is_noted(tmp_path: Path) -> None:
+    """Matroska from a stream copy without a frame rate holds none."""
+    pts = [*range(0, 60, 10), 1000]
+    source = clips.numbered_clip(tmp_path / "in.mkv", codec="ffv1", pts=pts, time_base=Fraction(1, 1000))
+    silent = joined(tmp_path / "out.mkv", [(source, range(7))])
+    result = verify(source, silent)
+    assert result.ok, faults(result)
+    assert any("does not say how long" in each for each in result.notes)
+
+
+def test_a_last_frame_that_stays_too_long_is_found(tmp_path: Path) -> None:
+    source = clips.numbered_clip(tmp_path / "in.mp4", frames=8, b_frames=0)
+    with av.open(str(source)) as read, av.open(str(tmp_path / "out.mp4"), "w") as out:
+        stream = out.add_stream_from_template(read.streams.video[0], opaque=True)
+        for number, packet in enumerate(each for each in read.demux(video=0) if each.size):
+            packet.stream, packet.duration = stream, packet.duration * (3 if number == 7 else 1)
+            out.mux(packet)
+    assert only(verify(source, tmp_path / "out.mp4")) == (
+        "time",
+        "the last frame is shown for 125.000 ms, in the source for 41.667 ms",
+    )
+
+
 def test_a_truncated_output_is_found(source: Path, tmp_path: Path) -> None:
     whole = enlarge(source, tmp_path / "out.mkv").read_bytes()
     short = tmp_path / "short.mkv"

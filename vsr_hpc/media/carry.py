@@ -75,6 +75,13 @@ def primed_template(stream: Any, packet: bytes, samples: int) -> Iterator[Any]:
         yield template.streams[0]
 
 
+def unskipped_opus(head: bytes | None) -> bytes | None:
+    """Opus's own header (RFC 7845, 5.1) with nothing to skip at the start."""
+    if head is None or head[:8] != b"OpusHead":
+        return head
+    return head[:10] + b"\0\0" + head[12:]
+
+
 def add_file(out: Any, stream: Any, plan: StreamPlan, peek: Peek) -> None:
     """An attached file, or a cover picture, which Matroska keeps as an attached file."""
     if plan.action == "attach":
@@ -113,6 +120,28 @@ def peeked(source: Source, plans: Sequence[StreamPlan]) -> Peek:
         except av.FFmpegError as exc:
             log.warning("source cannot be peeked uri=%s error=%s", source.uri, reason(exc))
     return peek
+
+
+def first_keys(
+    source: Source, indices: Sequence[int], window: tuple[Fraction, Fraction]
+) -> dict[int, Fraction]:
+    """When each of these videos shows its first key picture inside the window, where there is one."""
+    found: dict[int, Fraction] = {}
+    if not indices:
+        return found
+    with open_input(source) as container:
+        try:
+            for packet in container.demux([container.streams[index] for index in indices]):
+                index = packet.stream_index
+                if packet.size and packet.is_keyframe and packet.pts is not None and index not in found:
+                    shown = packet.pts * packet.time_base
+                    if window[0] <= shown < window[1]:
+                        found[index] = shown
+                if len(found) == len(indices):
+                    break
+        except av.FFmpegError as exc:
+            log.warning("source cannot be scanned uri=%s error=%s", source.uri, reason(exc))
+    return found
 
 
 def _note_first(peek: Peek, packet: Any, is_cover: bool) -> None:

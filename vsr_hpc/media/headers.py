@@ -21,6 +21,8 @@ from vsr_hpc.media.picture import Mastering
 # --- MP4
 
 _PARENTS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
+_NO_LANGUAGE = b"\x7f\xff"
+_LANGUAGE_OFFSET = {0: 20, 1: 32}  # inside the body of mdhd, by its version
 _MATRIX_OFFSET = {0: 40, 1: 52}  # ISO/IEC 14496-12, 8.3.2: inside the body of tkhd, by its version
 
 
@@ -71,6 +73,44 @@ def _edited(kind: bytes, body: bytes, matrix: tuple[int, ...] | None, extra: byt
     elif kind in _PARENTS:
         body = b"".join(_edited(inner, each, matrix, extra) for inner, each in _boxes(body))
     return _box(kind, body)
+
+
+def edit_mov_languages(path: Path, languages: dict[int, str]) -> None:
+    """Write languages (by track position) where the muxer left them open: QuickTime has few codes of its own.
+
+    Any three-letter code may stand there packed into 15 bits, as in MP4.
+    """
+    with path.open("r+b") as file:
+        for position, at in enumerate(_language_places(file)):
+            name = languages.get(position, "")
+            file.seek(at)
+            is_open = file.read(2) == _NO_LANGUAGE
+            if is_open and len(name) == 3 and all("a" <= letter <= "z" for letter in name):
+                first, second, third = (ord(letter) - 0x60 for letter in name)
+                file.seek(at)
+                file.write(struct.pack(">H", first << 10 | second << 5 | third))
+
+
+def _language_places(file: BinaryIO) -> Iterator[int]:
+    """Where each track's language stands in a file."""
+    folders = [(0, file.seek(0, 2))]
+    while folders:
+        at, stop = folders.pop()
+        while at + 8 <= stop:
+            file.seek(at)
+            size, kind = struct.unpack(">I4s", file.read(8))
+            start = at + 8
+            if size == 1:
+                (size,) = struct.unpack(">Q", file.read(8))
+                start += 8
+            end = at + size if size else stop
+            if kind == b"mdhd":
+                yield start + _LANGUAGE_OFFSET[file.read(1)[0]]
+            elif kind in (b"moov", b"trak", b"mdia"):
+                folders.append((end, stop))
+                at, stop = start, end
+                continue
+            at = end
 
 
 # --- Matroska

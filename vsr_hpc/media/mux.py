@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import lcm
 from pathlib import Path
@@ -28,9 +28,11 @@ from vsr_hpc.media.carry import (
     add_file,
     audio_encoder,
     converted_text,
+    first_keys,
     peeked,
     primed_template,
     track_position,
+    unskipped_opus,
 )
 from vsr_hpc.media.clip import Clip
 from vsr_hpc.media.containers import (
@@ -47,6 +49,7 @@ from vsr_hpc.media.headers import (
     NAME_PADDING,
     TrackEdit,
     edit_matroska_file,
+    edit_mov_languages,
 )
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.source import Source, open_input
@@ -79,6 +82,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _FAR_START = Fraction(1)
+_EVER = Fraction(10**9)
 # Tags that FFmpeg makes up about the file or the encoder at hand; on the output they would be lies.
 _STALE_CONTAINER_TAGS = ("major_brand", "minor_version", "compatible_brands", "duration")
 _STALE_STREAM_TAGS = ("duration", "number_of_frames", "number_of_bytes", "bps", "vendor_id")
@@ -173,11 +177,15 @@ class _Merge:
         self.notes = list(plan.notes)
         self.tracks: dict[int, Track] = {}
         self.edits: dict[int, TrackEdit] = {}
+        self.languages: dict[int, str] = {}
+        self.keys: dict[int, Fraction] = {}
         self.offset = Fraction(0)
         self.depth = 0
-        begin = int(timeline.pts[self.start]) * timeline.time_base
-        end = timeline.end if self.stop == len(timeline) else int(timeline.pts[self.stop])
-        self.window = (begin, end * timeline.time_base)
+        base = timeline.time_base
+        self.begin = int(timeline.pts[self.start]) * base
+        # Sound may begin, or be primed, before the first picture, and go on after the last.
+        end = int(timeline.pts[self.stop]) * base if self.stop < len(timeline) else _EVER
+        self.window = (self.begin if self.start else -_EVER, end)
         self.is_cut = (self.start, self.stop) != (0, len(timeline))
 
     def run(self, segments: Sequence[SegmentPart]) -> MergeReport:
@@ -190,6 +198,7 @@ class _Merge:
             peek = Peek(first={}, priming={}, covers={}, packets={})
             if wanted or keeps_chapters or self.clip.images is None:
                 peek = peeked(self.source, wanted)
+                self._find_keys()
                 container = stack.enter_context(open_input(self.source))
             out: Any = av.open(
                 str(self.output), "w", format=self.plan.muxer, options=self._options(container)
@@ -204,15 +213,17 @@ class _Merge:
             packets = _by_time(self._video(fetched, video), self._others(container))
             for packet in packets:
                 self._mux(out, packet)
+            tick = video.time_base  # PyAV 19 tells it of an open container only
             out.close()
         if self.edits:
             edit_matroska_file(self.output, self.edits)
+        if self.languages:
+            edit_mov_languages(self.output, self.languages)
         for track in self.tracks.values():
             if track.mended:
                 self.notes.append(f"{track.name}: {track.mended} packets had timestamps out of order, mended")
         copied = time.monotonic()
         size, digest = _synced_sha256(self.output)
-        tick = video.time_base
         log.info("merge done output=%s frames=%d size=%d", self.output, self.stop - self.start, size)
         return MergeReport(
             frames=self.stop - self.start,
@@ -271,6 +282,9 @@ class _Merge:
         stream = out.add_stream_from_template(template.streams.video[0], opaque=True)
         stream.time_base = self.timeline.time_base
         stream.codec_context.sample_aspect_ratio = self.picture.sample_aspect
+        if self.clip.frame_rate and self.plan.muxer in ("matroska", "webm"):
+            # without it the muxer writes no durations, not even the last frame's (PyAV 17 drops it)
+            stream.codec_context.framerate = self.clip.frame_rate
         if self.encoding.codec == "h265" and self.plan.muxer in ("mp4", "mov"):
             stream.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
         return stream
@@ -303,14 +317,13 @@ class _Merge:
             track.out.time_base = Fraction(1, 1000)
         else:
             priming = peek.priming.get(plan.index, 0)
-            if (
-                priming
-                and self.plan.muxer in ("matroska", "webm")
-                and plan.kind == "audio"
-                and not self.start
-            ):
-                template = stack.enter_context(primed_template(template, peek.packets[plan.index], priming))
+            if priming and self.plan.muxer in ("matroska", "webm") and plan.kind == "audio":
+                # a range that begins later has nothing to skip, whatever the source's header says
+                skipped = 0 if self.start else priming
+                template = stack.enter_context(primed_template(template, peek.packets[plan.index], skipped))
             track.out = out.add_stream_from_template(template, opaque=True)
+            if self.start and plan.codec == "opus":
+                track.out.codec_context.extradata = unskipped_opus(track.out.codec_context.extradata)
         self._dress(track.out, track.source, is_new=plan.action == "transcode")
         self.tracks[plan.index] = track
 
@@ -326,6 +339,8 @@ class _Merge:
             and not key.lower().startswith(_STALE_PREFIX)
             and (keep is None or key.lower() in keep)
         )
+        if self.plan.muxer == "mov" and stream.metadata.get("language"):
+            self.languages[stream.index] = stream.metadata["language"]
 
     def _container_tags(self, container: Any) -> dict[str, str]:
         if "metadata" in self.request.drop:
@@ -356,10 +371,9 @@ class _Merge:
 
     def _choose_offset(self, peek: Peek) -> Fraction:
         """One shift for all streams: none where the source starts near zero, to zero where it does not."""
-        begin = self.window[0]
         if self.start:
-            return -begin
-        earliest = begin
+            return -self.begin
+        earliest = self.begin
         for index, track in self.tracks.items():
             if index in peek.first and track.plan.kind == "audio":
                 rate = track.source.codec_context.sample_rate or 1
@@ -451,7 +465,7 @@ class _Merge:
         track.next_pts = begin + duration
         if track.plan.is_cover:
             packet.pts = packet.dts = nearest(-self.offset / base)
-        elif self.is_cut and not self._is_inside(track, begin, begin + duration):
+        elif self.is_cut and not self._is_inside(track, packet, begin, begin + duration):
             return
         if track.plan.action == "transcode":
             yield from self._recoded(track, packet)
@@ -467,10 +481,32 @@ class _Merge:
             packet.duration = nearest((last - first) / base)
         yield self._placed(track, packet)
 
-    def _is_inside(self, track: Track, begin: Fraction, end: Fraction) -> bool:
+    def _find_keys(self) -> None:
+        """Copied videos of a range begin at a key picture; one that has none there is left out."""
+        if not self.is_cut:
+            return
+        videos = [e.index for e in self.plan.streams if (e.kind, e.action, e.is_cover) == _COPIED_VIDEO]
+        self.keys = first_keys(self.source, videos, self.window)
+        for index in videos:
+            name = f"stream {index} (video)"
+            if index not in self.keys:
+                self.notes.append(f"{name}: left out, no key picture of it lies in the range")
+            elif self.keys[index] > self.begin:
+                late = float(self.keys[index] - self.begin)
+                self.notes.append(f"{name}: begins {late:.3f} s late, at its first key picture")
+        lost = set(videos) - set(self.keys)
+        self.plan = replace(
+            self.plan, streams=tuple(each for each in self.plan.streams if each.index not in lost)
+        )
+
+    def _is_inside(self, track: Track, packet: Any, begin: Fraction, end: Fraction) -> bool:
         first, last = self.window
         if track.plan.kind == "subtitle":
             return begin < last and (end > first or begin >= first)
+        if track.plan.kind == "video":
+            # whole groups in decoding order: without what they refer to, pictures are lost anyway
+            decoded = begin if packet.dts is None else packet.dts * packet.time_base
+            return begin >= self.keys[track.plan.index] and decoded < last
         return first <= begin < last
 
     def _placed(self, track: Track, packet: Any) -> Any:
@@ -515,6 +551,7 @@ class _Merge:
             ) from exc
 
 
+_COPIED_VIDEO = ("video", "copy", False)
 _FROM_SOURCE = ("copy", "text", "transcode", "cover", "attach")
 
 
