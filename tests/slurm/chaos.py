@@ -318,6 +318,7 @@ def kill_whoever_takes(state: Round, shard: int) -> None:
     assert run.done() is None and cluster.task(finish).state == "FAILED"
     assert any(f"shard {shard:05d}" in line for line in state.film.status()["queue"])
     state.film.resume("--retry-poisoned")
+    state.resumes += 1
     state.film.wait_done()
 
 
