@@ -400,7 +400,7 @@ class Control:
         )
 
     def is_cancelled(self, round_number: int) -> bool:
-        return round_number <= self.cancelled
+        return self.cancelled > 0 and round_number <= self.cancelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -456,8 +456,15 @@ class Liveness:
             self._identity[worker] = heartbeat
             if is_process_gone(heartbeat) or (self.task and heartbeat.task == self.task):
                 return True
+        return self._silence_s(worker) > self.run.store.lease_window_s
+
+    def is_silent(self, worker: str) -> bool:
+        """Whether this worker has not moved lately, so that its lease may soon be stale."""
+        return worker != self.worker and self._silence_s(worker) > self.run.store.lease_window_s / 3
+
+    def _silence_s(self, worker: str) -> float:
         _, since = self._moved.setdefault(worker, (0.0, time.monotonic()))
-        return time.monotonic() - since > self.run.store.lease_window_s
+        return time.monotonic() - since
 
 
 def _boot() -> str:

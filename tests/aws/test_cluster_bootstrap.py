@@ -57,7 +57,7 @@ def distribution() -> Path:
     command = [tool, "--variant=minbase", "--include=systemd,python3", SUITE, str(making), MIRROR]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     if done.returncode:
-        require("aws", f"debootstrap {SUITE} failed: {done.stdout.strip().splitlines()[-1:]}")
+        require("ubuntu", f"debootstrap {SUITE} failed: {done.stdout.strip().splitlines()[-1:]}")
     making.rename(kept)
     return kept
 

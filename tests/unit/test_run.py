@@ -10,7 +10,7 @@ import pytest
 from tests.runs import planned_run, tiny_job
 from vsr_hpc.claims import Claims
 from vsr_hpc.errors import JobError
-from vsr_hpc.run import Heartbeat, Process, Receipt, Run, is_process_gone
+from vsr_hpc.run import Control, Heartbeat, Process, Receipt, Run, is_process_gone
 
 
 @pytest.fixture
@@ -175,6 +175,11 @@ def test_a_cancel_holds_for_its_round_and_not_for_the_next(run: Run) -> None:
     assert run.is_cancelled()
     assert run.start_round("local", 1, 6) is not None
     assert not run.is_cancelled()
+
+
+def test_a_worker_of_no_round_is_not_cancelled() -> None:
+    assert not Control.from_names([]).is_cancelled(0)
+    assert Control.from_names(["cancelled.2"]).is_cancelled(0)
 
 
 def test_objects_of_a_run_obey_the_umask(tmp_path: Path) -> None:
