@@ -50,6 +50,11 @@ class Claims:
         """Whether nothing is missing but what was set aside, as of the last listing."""
         return self._listed_at > float("-inf") and not self._open(control)
 
+    def may_come_free(self, control: Control) -> bool:
+        """Whether somebody who holds a missing shard has fallen silent: soon it can be taken over."""
+        held = ((shard, self._held.get(shard, 0)) for shard in self._open(control))
+        return any(self._liveness.is_silent(self._holders[each]) for each in held if each in self._holders)
+
     def forget(self, shard: int) -> None:
         """The shard has a receipt."""
         self._missing.remove(shard)

@@ -206,7 +206,11 @@ class Worker:
         )
 
     def _work(self, bench: Workbench | None, claims: Claims) -> None:
-        """Take shards until none is missing, none comes free for a lease window, or the flag is set."""
+        """Take shards until none is missing, none comes free for a lease window, or the flag is set.
+
+        Where the holder of a shard has fallen silent the wait goes on: leaving now, just before its lease
+        may be taken over, would cost a new round.
+        """
         store, idle_since = self._run.store, time.monotonic()
         while not self._stop.is_set():
             lease = claims.next(self._control)
@@ -215,8 +219,10 @@ class Worker:
                 self._attempt(bench, lease, claims)
                 idle_since = time.monotonic()
                 continue
-            is_patient = self._options.waits and time.monotonic() - idle_since <= store.lease_window_s
-            if claims.is_complete(self._control) or not is_patient:
+            is_patient = time.monotonic() - idle_since <= store.lease_window_s or claims.may_come_free(
+                self._control
+            )
+            if claims.is_complete(self._control) or not (self._options.waits and is_patient):
                 return
             self._beat = self._beat.model_copy(update={"state": "waiting", "shard": None})
             self._stop.wait(min(store.poll_s, 1.0))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,22 @@ def test_a_dead_process_of_this_host_loses_its_lease_at_once(run: Run) -> None:
 
 def test_a_process_of_another_host_is_never_called_dead() -> None:
     assert not is_process_gone(heartbeat("far", host="elsewhere", pid=999_999, boot="other"))
+
+
+def test_a_silent_holder_is_worth_waiting_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    moves = heartbeat("far", host="elsewhere", boot="other")
+    run.beat(moves)
+    assert Claims(run=run, worker="far", node="n1").next(run.control()) is not None
+    waiting = claims(run, "waiting")
+    while waiting.next(run.control()) is not None:
+        pass
+    assert not waiting.may_come_free(run.control())
+    began, window_s = time.monotonic(), run.store.lease_window_s
+    monkeypatch.setattr(time, "monotonic", lambda: began + window_s / 2)
+    assert waiting.may_come_free(run.control())
+    run.beat(moves.model_copy(update={"counter": 1}))
+    assert waiting.next(run.control()) is None
+    assert not waiting.may_come_free(run.control()), "it has moved"
 
 
 def test_the_same_array_task_come_back_takes_its_own_shard_again(run: Run) -> None:
