@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 _BACKEND_ERRORS_IN_A_ROW = 2
 _BACK_OFF_S = 2.0
+_QUIET_S = 0.5
 
 
 class _OtherPlatformError(Exception):
@@ -110,6 +111,7 @@ class Worker:
             started_s=time.time(),
         )
         self._backend_errors = 0
+        self._said_at = float("-inf")
         self._seconds_per_frame: float | None = None
         self._platform: dict[str, str] = {}
         self._log = RunLog()
@@ -168,8 +170,18 @@ class Worker:
             fresh = {"counter": self._beat.counter + 1, "updated_s": time.time(), **changes}
             self._beat = self._beat.model_copy(update=fresh)
             beat = self._beat
+        self._said_at = time.monotonic()
         self._run.beat(beat)
         self._on_beat(beat)
+
+    def _begin(self, shard: Shard) -> None:
+        """Note the shard in hand; said at once unless this worker spoke a moment ago."""
+        changes = {"state": "working", "shard": shard.index, "shard_frames": 0}
+        if time.monotonic() - self._said_at > _QUIET_S:
+            self._say(**changes)
+        else:
+            with self._lock:
+                self._beat = self._beat.model_copy(update=changes)
 
     def _write_log(self) -> None:
         self._log.flush_to(self._run.store, f"{self._beat.worker}.{self._beat.restart}")
@@ -313,7 +325,7 @@ class Worker:
 
     def _do(self, bench: Workbench, shard: Shard, lease: Lease) -> None:
         began, began_s = time.monotonic(), time.time()
-        self._say(state="working", shard=shard.index, shard_frames=0)
+        self._begin(shard)
         work_done = make_segments(
             bench,
             shard,
