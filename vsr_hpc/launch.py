@@ -71,7 +71,8 @@ def ensure_plan(run: Run, *, is_new: bool = False) -> None:
             from vsr_hpc.worker import plan_run
 
             plan_run(run)
-        check_space(run.plan, run.uri, run.store.free_bytes())
+        stored = sum(facts.size_bytes for facts in run.store.list("segments/"))
+        check_space(run.plan, run.uri, run.store.free_bytes(), stored)
     except BaseException:
         if is_new and not run.rounds() and not run.leases():
             run.store.remove_all()

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -34,6 +35,7 @@ from vsr_hpc.upscale.settings import UpscaleRequest
 log = logging.getLogger(__name__)
 
 _BITS_PER_PIXEL = {"h264": 0.35, "h265": 0.3, "av1": 0.25, "ffv1": 6.0, "prores": 3.0}
+_USUAL_QUALITY = {"h264": 18, "h265": 20, "av1": 30}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,13 +158,33 @@ def streams_request(job: JobSpec) -> StreamsRequest:
     return StreamsRequest(audio=job.streams.audio, drop=job.streams.drop)
 
 
-def check_space(prepared_plan: Plan, run_uri: str, free_bytes: int | None) -> None:
-    """Refuse a run that cannot fit where its segments and its output go."""
-    if free_bytes is not None and free_bytes < prepared_plan.scratch_bytes:
+def check_space(plan: Plan, run_uri: str, free_bytes: int | None, stored_bytes: int = 0) -> None:
+    """Refuse a run that cannot fit where its segments go, less what lies there already, and its output."""
+    output = Path(plan.job.output)
+    is_apart = "://" in run_uri or _device(output) != _device(Path(run_uri))
+    here = plan.scratch_bytes // 2 if is_apart else plan.scratch_bytes
+    _refuse_short(run_uri, max(0, here - stored_bytes), free_bytes, "put the run elsewhere with --run")
+    if is_apart:
+        free = shutil.disk_usage(_existing(output)).free
+        _refuse_short(str(output), plan.scratch_bytes // 2, free, "put the output elsewhere")
+
+
+def _refuse_short(place: str, needed: int, free_bytes: int | None, way_out: str) -> None:
+    if free_bytes is not None and free_bytes < needed:
         raise SpaceError(
-            f"{run_uri}: the run needs about {_gib(prepared_plan.scratch_bytes)} for segments and output, "
-            f"{_gib(free_bytes)} are free; free some space or put the run elsewhere with --run"
+            f"{place}: about {_size(needed)} more are needed for segments and output, {_size(free_bytes)} "
+            f"are free; free some space or {way_out}"
         )
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _device(path: Path) -> int:
+    return _existing(path).stat().st_dev
 
 
 def _place_findings(job: JobSpec) -> list[str]:
@@ -363,9 +385,19 @@ def _mean_rate(timeline: Timeline, start: int, stop: int) -> Fraction:
 def _scratch_bytes(prepared: Prepared, frames: int) -> int:
     """Segments and output side by side, generously."""
     pixels = prepared.picture.width * prepared.picture.height * frames
-    codec = prepared.encoding.codec if prepared.encoding else "ffv1"
-    return int(2 * pixels * _BITS_PER_PIXEL[codec] / 8) + prepared.clip.size_bytes + (16 << 20)
+    return int(2 * pixels * _bits_per_pixel(prepared.encoding) / 8) + prepared.clip.size_bytes + (16 << 20)
 
 
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:.1f} GiB"
+def _bits_per_pixel(encoding: Encoding | None) -> float:
+    """As for ordinary pictures; constant quality doubles it for every six steps down."""
+    if encoding is None or encoding.rate_kind == "lossless":
+        return _BITS_PER_PIXEL["ffv1"]
+    bits = _BITS_PER_PIXEL[encoding.codec]
+    usual = _USUAL_QUALITY.get(encoding.codec)
+    if usual is None or encoding.rate_kind not in ("crf", "qp"):
+        return bits
+    return float(min(_BITS_PER_PIXEL["ffv1"], bits * 2 ** ((usual - encoding.rate) / 6)))
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"

@@ -77,9 +77,14 @@ class Watching:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-        if not self._is_quiet and kind is None:
+        if kind is None and not self._is_quiet:
+            self._say_end()
+
+    def _say_end(self) -> None:
+        finished = sum(self._run.plan.shard(shard).frames for shard in self._run.finished())
+        made = max(finished, self._frames) - self._frames_before
+        if made:
             spent = time.monotonic() - self._began
-            made = self._frames - self._frames_before
             noun = "frame" if made == 1 else "frames"
             self._say(f"{made} {noun} in {duration(spent)}, {made / max(spent, 1e-3):.2f} fps")
 
