@@ -77,7 +77,10 @@ class Upscaler:
         picture_out: Picture,
         settings: UpscaleSettings,
         threads: int = 1,
+        *,
+        network: nn.Module | None = None,
     ) -> None:
+        """`network` is another upscaler's, of the same card, precision and device: weights are held once."""
         if (picture_out.width, picture_out.height) != (settings.width, settings.height):
             raise JobError(
                 f"settings make {settings.width}x{settings.height}, the output is "
@@ -92,9 +95,13 @@ class Upscaler:
             check_rgb_path(picture_in)
             check_rgb_path(picture_out)
         _make_repeatable(threads)
-        self._network = None if card.is_filter else self._load(card, weights)
+        self._network = None if card.is_filter else network or self._load(card, weights)
         self.batch = settings.batch
         self.clipped = 0
+
+    @property
+    def network(self) -> nn.Module | None:
+        return self._network
 
     def __call__(self, frames: Sequence[Frame]) -> list[Frame]:
         """Upscale any number of frames, `batch` at a time; short memory halves the batch and nothing else."""

@@ -1,0 +1,33 @@
+"""One ordinary server for all tests that do it no harm: filters by name, a tiny network in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.serving.samples import network_file
+from tests.serving.served import Served, served
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    home = tmp_path_factory.mktemp("served")
+    models = home / "model"
+    network_file(models / "tiny.safetensors")
+    models.chmod(0o555)
+    scratch = home / "scratch"
+    scratch.mkdir()
+    with served(
+        home, "--model", "bicubic", "--model", "nearest", "--model-dir", str(models),
+        "--scratch", str(scratch), "--max-payload-mb", "1", "--max-answer-mb", "2", "--max-clip-s", "2",
+        "--max-megapixels", "0.3", "--max-megapixels-out", "1.2", "--batch", "4",
+    ) as server:  # fmt: skip
+        yield server
+    models.chmod(0o755)
+
+
+@pytest.fixture(scope="session")
+def scratch(server: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return next(tmp_path_factory.getbasetemp().glob("served*")) / "scratch"

@@ -1,0 +1,106 @@
+"""Who is let in: a bounded number of requests, none before the model ran, none while the server ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+from vsr_hpc.serving.clips import Patience
+from vsr_hpc.serving.limits import Limits, Refusal
+
+_LONGEST_RETRY_S = 30
+
+
+class Call:
+    """One accepted request, from its head to its answer."""
+
+    def __init__(self, request_id: str, limits: Limits) -> None:
+        self.id, self.began = request_id, time.monotonic()
+        self.patience = Patience(limits.deadline_s)
+        self.ahead = 1
+        """Pictures of this request that have not been through the device."""
+        self.dropped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the server ends before the answer is ready."""
+
+    def drop(self) -> None:
+        self.patience.give_up()
+        if not self.dropped.done():
+            self.dropped.set_result(None)
+
+
+class Gate:
+    """Counts who is inside. All methods but `before_device` belong to the event loop's thread."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._calls: set[Call] = set()
+        self._snapshot: tuple[Call, ...] = ()
+        self._mean_s = 1.0
+        self.state: Literal["starting", "ready", "draining"] = "starting"
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
+
+    @property
+    def inside(self) -> int:
+        return len(self._calls)
+
+    def before_device(self) -> int:
+        """How many pictures of accepted requests have not been through the device yet. From any thread."""
+        return sum(call.ahead for call in self._snapshot)
+
+    @contextlib.contextmanager
+    def entered(self, request_id: str) -> Iterator[Call]:
+        """A place inside for one request; a Refusal (503, 429) where there is none."""
+        if self.state == "starting":
+            raise Refusal(503, "starting", "the model is still being loaded", {"Retry-After": "5"})
+        if self.state == "draining":
+            raise Refusal(503, "draining", "the server is ending; ask another one", {"Retry-After": "1"})
+        if len(self._calls) >= self._limits.queue:
+            wait_s = max(1, min(_LONGEST_RETRY_S, math.ceil(self._mean_s * len(self._calls) / 2)))
+            raise Refusal(
+                429, "busy", f"{len(self._calls)} requests are being worked on, which is all that is taken "
+                f"at a time; come again in {wait_s} s",
+                {"Retry-After": str(wait_s)}, {"inside": len(self._calls), "limit": self._limits.queue},
+            )  # fmt: skip
+        call = Call(request_id, self._limits)
+        self._calls.add(call)
+        self._snapshot = tuple(self._calls)
+        self._is_empty.clear()
+        try:
+            yield call
+        finally:
+            call.patience.give_up()
+            self._calls.discard(call)
+            self._snapshot = tuple(self._calls)
+            self._mean_s += 0.1 * (time.monotonic() - call.began - self._mean_s)
+            if not self._calls:
+                self._is_empty.set()
+
+    async def drain(self, seconds: float) -> bool:
+        """Let nobody in, wait for all answers; after `seconds` the rest is told. True where none was left."""
+        self.state = "draining"
+        if await self._emptied(seconds):
+            return True
+        for call in tuple(self._calls):
+            call.drop()
+        await self._emptied(2.0)
+        return False
+
+    async def _emptied(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._is_empty.wait(), seconds)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+
+def request_id_from(given: str) -> str:
+    """The caller's own id where it is short, visible ASCII; a new one otherwise."""
+    if 0 < len(given) <= 64 and all("!" <= each <= "~" and each not in '"\\' for each in given):
+        return given
+    return secrets.token_hex(8)
