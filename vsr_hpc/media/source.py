@@ -135,7 +135,11 @@ def file_hash(source: Source) -> str:
 def check_readable(path: str, shown: str) -> None:
     """Refuse what is no regular, readable file: FFmpeg would hang on a pipe and mumble about a folder."""
     target = Path(path)
-    if not target.exists():
+    try:
+        is_there = target.exists()
+    except OSError as exc:  # a folder that may not be entered, a name that is too long
+        raise MediaError(f"{shown}: cannot be reached ({exc.strerror})") from exc
+    if not is_there:
         raise MediaError(f"{shown}: there is no such file")
     if target.is_dir():
         raise MediaError(f"{shown}: is a folder without images that we know; give a video file")
@@ -176,5 +180,7 @@ def _reason(exc: Exception) -> str:
     text = getattr(exc, "strerror", None) or str(exc)
     return {
         "Invalid data found when processing input": "its content is no known video, damaged, or cut off",
+        "End of file": "it ends before its first frame",
+        "Device or resource busy": "its header claims a picture that is too large for FFmpeg",
         "Invalid argument": "its content is of a kind that is not read here, such as a playlist",
     }.get(text, text)
