@@ -66,15 +66,26 @@ def _colour_faults(was: Picture, now: Picture) -> Iterator[str]:
             yield f"matrix was {MATRIX_NAMES.get(one.matrix)}, is {MATRIX_NAMES.get(other.matrix)}"
         if one.is_full_range != other.is_full_range:
             yield f"range was {_range(one.is_full_range)}, is {_range(other.is_full_range)}"
-        is_sited = now.pixel.log2_chroma_w and was.pixel.log2_chroma_w and one.siting != "unspecified"
-        if is_sited and one.siting != other.siting:
-            yield f"chroma siting was {one.siting}, is {other.siting}"
+        sited, resited = _siting(was), _siting(now)
+        if sited not in ("", "unspecified", resited) and resited:
+            yield f"chroma siting was {sited}, is {resited}"
     for name, before, after in (
         ("primaries", one.primaries, other.primaries),
         ("transfer", one.transfer, other.transfer),
     ):
         if before != after:
             yield f"{name} was {before}, is {after} (H.273)"
+
+
+def _siting(picture: Picture) -> str:
+    """Where chroma lies; nothing where it is not subsampled.
+
+    H.264 and H.265 speak of it in 4:2:0 alone (annex E): 4:2:2 is always co-sited.
+    """
+    if not picture.pixel.log2_chroma_w:
+        return ""
+    siting = picture.colour.siting
+    return "left" if siting == "unspecified" and not picture.pixel.log2_chroma_h else siting
 
 
 def picture_notes(was: Picture, now: Picture) -> list[str]:

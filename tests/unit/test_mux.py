@@ -614,6 +614,14 @@ def test_container_that_cannot_hold_the_picture_is_refused(
         ready.merge(tmp_path / f"out{suffix}")
 
 
+def test_transparency_in_mp4_is_refused_with_the_containers_that_hold_it(tmp_path: Path) -> None:
+    source = numbered_clip(tmp_path / "in.mkv", frames=6, codec="ffv1", pix_fmt="yuva420p")
+    ready = case(source, "ffv1", cuts=(3,))
+    (finding,) = check_container(ready.clip, ready.encoding, "out.mp4", StreamsRequest())
+    assert finding.endswith("name the output .mkv, or .mov with --codec prores")
+    assert not check_container(ready.clip, ready.encoding, "out.mkv", StreamsRequest())
+
+
 def test_sound_that_the_container_cannot_hold_names_the_ways_out(tmp_path: Path) -> None:
     ready = case(numbered_clip(tmp_path / "in.mkv", frames=6, audio="wavpack"), cuts=(3,))
     (finding,) = check_container(ready.clip, ready.encoding, "out.mp4", StreamsRequest())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from vsr_hpc.errors import MediaError
 from vsr_hpc.media.images import write_image
 from vsr_hpc.media.picture import Colour
 from vsr_hpc.packets import Track, recoded_faults, skip_faults, text_faults
+from vsr_hpc.promises import picture_faults
 from vsr_hpc.verify import Verification, verify
 
 Sheets = list[NDArray[np.uint8]]
@@ -285,6 +286,19 @@ def test_a_missing_matrix_may_be_named_as_players_guess_it(tmp_path: Path) -> No
     assert verify(source, enlarge(source, tmp_path / "a.mkv", colour=Colour(matrix=6)), deep=False).ok
     output = enlarge(source, tmp_path / "b.mkv", colour=Colour(matrix=1))
     assert only(verify(source, output, deep=False)) == ("colour", "matrix was unspecified, is bt709")
+
+
+def test_siting_is_held_to_where_the_formats_speak_of_it() -> None:
+    def faults_of(pix_fmt: str, before: Any, after: Any) -> list[str]:
+        shape = clips.picture(pix_fmt=pix_fmt)
+        was, now = (replace(shape, colour=replace(shape.colour, siting=each)) for each in (before, after))
+        return [text for _, text in picture_faults(was, now, None)]
+
+    assert faults_of("yuv420p", "topleft", "left") == ["chroma siting was topleft, is left"]
+    assert faults_of("yuv420p", "left", "unspecified") == ["chroma siting was left, is unspecified"]
+    assert faults_of("yuv422p", "left", "unspecified") == []  # co-sited always; H.265 has no word for it
+    assert faults_of("yuv422p", "center", "unspecified") == ["chroma siting was center, is left"]
+    assert faults_of("yuv444p", "left", "unspecified") == faults_of("yuv420p", "unspecified", "left") == []
 
 
 def test_lower_depth_and_another_aspect_are_found(tmp_path: Path) -> None:

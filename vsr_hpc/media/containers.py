@@ -132,7 +132,12 @@ def plan_container(
         if kind not in DROP_KINDS
     ]
     notes: list[str] = []
-    if encoding.codec not in _VIDEO[muxer]:
+    if encoding.codec not in _VIDEO[muxer] and encoding.pixel.has_alpha:
+        findings.append(
+            f"{suffix} does not hold {encoding.codec} with transparency ({encoding.pixel.name}); name the "
+            "output .mkv, or .mov with --codec prores"
+        )
+    elif encoding.codec not in _VIDEO[muxer]:
         others = [name for name, other in MUXERS.items() if encoding.codec in _VIDEO[other]]
         findings.append(
             f"{suffix} does not hold {encoding.codec}; name the output {' or '.join(others)}, or choose "
