@@ -152,7 +152,11 @@ def status(
     settings: Setting = None,
     is_json: IsJson = False,
 ) -> None:
-    """What a cluster is doing: its state, its fleet, its head node, its nodes."""
+    """What a cluster is doing: its state, its fleet, its head node, its nodes.
+
+    \b
+    vsr cluster status --values values.yaml
+    """
     from vsr_hpc.cluster import lifecycle
 
     state = lifecycle.status(*_which(name, region, values, settings))
@@ -169,7 +173,11 @@ def status(
 def stop(
     name: Name = None, region: Region = None, values: ValuesFile = None, settings: Setting = None
 ) -> None:
-    """Stop the compute fleet: no node runs or starts; the head node stays."""
+    """Stop the compute fleet: no node runs or starts; the head node stays.
+
+    \b
+    vsr cluster stop --values values.yaml
+    """
     from vsr_hpc.cluster import lifecycle
 
     typer.echo(lifecycle.set_fleet(*_which(name, region, values, settings), is_running=False))
@@ -179,7 +187,11 @@ def stop(
 def start(
     name: Name = None, region: Region = None, values: ValuesFile = None, settings: Setting = None
 ) -> None:
-    """Let the compute fleet run again."""
+    """Let the compute fleet run again.
+
+    \b
+    vsr cluster start --values values.yaml
+    """
     from vsr_hpc.cluster import lifecycle
 
     typer.echo(lifecycle.set_fleet(*_which(name, region, values, settings), is_running=True))
