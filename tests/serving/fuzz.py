@@ -108,7 +108,35 @@ paths = st.one_of(
     _pairs.map(lambda pairs: "/invocations?" + "&".join(f"{key}={value}" for key, value in pairs)),
     st.sampled_from(("/models", "/models/x/invoke", "/models/%2e%2e/invoke", "/invocations/", "//", "/%00")),
 )
-methods = st.sampled_from(("POST", "POST", "POST", "POST", "GET", "PUT", "DELETE"))
+_methods = st.sampled_from(("POST",) * 9 + ("GET", "PUT", "DELETE"))
+_RIGHT = {
+    b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp",
+    b"\x1a\x45": "video/x-matroska", b"{": "application/json", b"\x0a\x23\xd7\xce": "application/x-recordio",
+}  # fmt: skip
+_good_pairs = st.lists(
+    st.sampled_from(
+        ("scale=2", "scale=1", "scale=1.5", "size=40x30", "model=tiny", "model=nearest", "crf=30",
+         "codec=h264", "codec=ffv1", "preset=ultrafast", "blend=0.5", "grain=4", "seed=7", "audio=none",
+         "deinterlace=true",
+         "quality=50", "stream=true")
+    ),
+    max_size=2, unique_by=lambda pair: pair.split("=")[0],
+)  # fmt: skip
+
+Request = tuple[str, str, bytes, dict[str, str]]
+
+
+@st.composite
+def plausible(draw: st.DrawFn) -> Request:
+    """A damaged body under its right name with options that exist: what gets far inside."""
+    body = draw(bodies)
+    kind = next((kind for magic, kind in _RIGHT.items() if body.startswith(magic)), "video/mp4")
+    sent = {"Content-Type": kind, "X-Amzn-SageMaker-Custom-Attributes": ";".join(draw(_good_pairs))}
+    accept = draw(st.sampled_from(("", "*/*", "image/png", "image/webp", "video/mp4", "application/json")))
+    return "POST", "/invocations", body, sent | ({"Accept": accept} if accept else {})
+
+
+requests = st.one_of(plausible(), plausible(), plausible(), st.tuples(_methods, paths, bodies, headers))
 
 
 def check(server: Served, method: str, path: str, body: bytes, sent: dict[str, str]) -> int:

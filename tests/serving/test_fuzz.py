@@ -10,11 +10,9 @@ from tests.serving.served import Served
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(method=fuzz.methods, path=fuzz.paths, body=fuzz.bodies, sent=fuzz.headers)
-def test_no_request_is_answered_by_a_fault(
-    server: Served, method: str, path: str, body: bytes, sent: dict[str, str]
-) -> None:
-    fuzz.check(server, method, path, body, sent)
+@given(sent=fuzz.requests)
+def test_no_request_is_answered_by_a_fault(server: Served, sent: fuzz.Request) -> None:
+    fuzz.check(server, *sent)
 
 
 def test_after_all_that_the_server_is_well(server: Served) -> None:

@@ -148,3 +148,22 @@ def test_what_cannot_be_answered_in_the_drain_is_told_so(tmp_path: Path, heavy: 
         assert reply.status == 503, "".join(server.lines)
         assert (reply.status, reply.error["code"]) == (503, "draining")
         assert server.process.wait(20) == 0
+
+
+def test_ping_answers_while_the_device_and_the_clients_are_busy(narrow: Served) -> None:
+    """SageMaker gives a ping two seconds; here the event loop only has to be free of the work itself."""
+    with ThreadPoolExecutor(2) as clients:
+        asked = [
+            clients.submit(narrow.invoke, still("png", 576, 432, seed), "image/png", attributes="model=heavy")
+            for seed in range(2)
+        ]
+        while not all(each.done() for each in asked):
+            assert narrow.request("GET", "/ping", timeout_s=10).status == 200
+
+
+def test_answers_do_not_wait_for_the_acknowledgement_of_their_head() -> None:
+    """asyncio sets TCP_NODELAY only where the listening socket names its protocol (40 ms a request)."""
+    from vsr_hpc.serving.server import _bound
+
+    with _bound("127.0.0.1", 0) as listening:
+        assert listening.proto == socket.IPPROTO_TCP

@@ -45,7 +45,7 @@ _ROUTES = ("/ping", "/invocations", "/metrics", "/execution-parameters", "/model
 class _ModelToLoad(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
-    model_name: str = Field(min_length=1, max_length=1024, pattern=r"^[^/\s]+$")
+    model_name: str = Field(min_length=1, max_length=1024, pattern=r"^[!-.0-~]+$")
     url: str = Field(min_length=1, max_length=4096)
 
 
@@ -70,6 +70,7 @@ def application(service: Service) -> ASGIApp:
         ClientDisconnect: _gone,
     }
     inner = Starlette(routes=routes, exception_handlers=handlers)
+    inner.router.redirect_slashes = False
     return _Logged(inner, service)
 
 
@@ -463,7 +464,8 @@ async def _live(settings: ServeSettings, listening: socket.socket) -> None:
 
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named, asyncio switches Nagle's algorithm off; without, each answer takes 40 ms more.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))

@@ -198,7 +198,7 @@ class Shelf:
         key = (bench.model.name, bench.settings.precision)
         with self._lock:
             ready = self._upscalers.get(bench)
-            network = self._networks.get(key)
+            network = self._networks.get(key) if self._models.get(key[0]) is bench.model else None
             if ready is not None:
                 self._upscalers.move_to_end(bench)
             if network is not None:
@@ -216,10 +216,12 @@ class Shelf:
         except ModelError as exc:
             raise BackendError(f"model {model.name} cannot be loaded: {exc}") from exc
         with self._lock:
+            if self._models.get(model.name) is not model:
+                return made  # let go meanwhile: who still asked for it is served, nothing of it is kept
             self._upscalers[bench] = made
             while len(self._upscalers) > _UPSCALERS:
                 self._upscalers.popitem(last=False)
-            if made.network is not None and model.name in self._models:
+            if made.network is not None:
                 self._networks[key] = made.network
         return made
 

@@ -1,0 +1,336 @@
+"""Asking a served model from outside: a server by its URL, or a SageMaker endpoint by its name.
+
+A payload over the real-time limit goes through S3 and the endpoint's asynchronous side by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from vsr_hpc.errors import BackendError, JobError, MediaError, VsrError
+from vsr_hpc.serving.limits import SAGEMAKER_PAYLOAD_BYTES
+from vsr_hpc.serving.options import MEDIA_TYPES, Content
+
+log = logging.getLogger(__name__)
+
+Way = Literal["url", "real-time", "async"]
+
+_BY_SUFFIX: dict[str, Content] = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".webp": "webp",
+    ".mp4": "mp4",
+    ".mkv": "mkv",
+    ".json": "json",
+    ".jsonl": "jsonlines",
+}
+_TRIES = 5
+_LONGEST_PAUSE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One thing to be made bigger, and how."""
+
+    source: Path
+    output: Path
+    options: tuple[tuple[str, str], ...] = ()
+    target_model: str | None = None
+    """Of a multi-model endpoint."""
+    variant: str | None = None
+    timeout_s: float = 900.0
+    payload_bytes: int = SAGEMAKER_PAYLOAD_BYTES
+    is_async: bool = False
+    s3: str | None = None
+    """Where an asynchronous input goes: s3://bucket/prefix; beside the endpoint's outputs if left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What was written, and how it came."""
+
+    output: Path
+    size_bytes: int
+    media_type: str
+    way: Way
+    seconds: float
+    facts: tuple[tuple[str, str], ...] = ()
+
+
+def invoke(endpoint: str, question: Question) -> Reply:
+    """Ask `endpoint` (a URL or a name) and write the answer. MediaError or JobError where it refuses."""
+    began = time.monotonic()
+    body = _read(question.source)
+    headers = _headers(question)
+    if "://" in endpoint:
+        way: Way = "url"
+        answer, kind, attributes = _by_url(endpoint, question, body, headers)
+    elif question.is_async or len(body) > question.payload_bytes:
+        way = "async"
+        answer, kind, attributes = _by_s3(endpoint, question, body, headers)
+    else:
+        way = "real-time"
+        answer, kind, attributes = _by_name(endpoint, question, body, headers)
+    _write(question.output, answer)
+    facts = tuple(_pair(part) for part in attributes.split(";") if "=" in part)
+    return Reply(
+        output=question.output,
+        size_bytes=len(answer),
+        media_type=kind,
+        way=way,
+        seconds=round(time.monotonic() - began, 3),
+        facts=facts,
+    )
+
+
+def _headers(question: Question) -> dict[str, str]:
+    headers = {"Content-Type": _media_type(question.source), "Accept": _media_type(question.output)}
+    if question.options:
+        headers["X-Amzn-SageMaker-Custom-Attributes"] = ";".join(f"{k}={v}" for k, v in question.options)
+    return headers
+
+
+def _media_type(path: Path) -> str:
+    content = _BY_SUFFIX.get(path.suffix.lower())
+    if content is None:
+        raise JobError(f"{path}: a served model takes and gives {' '.join(_BY_SUFFIX)}")
+    return MEDIA_TYPES[content]
+
+
+# A server by its URL --------------------------------------------------------------------------------------
+
+
+def _by_url(
+    endpoint: str, question: Question, body: bytes, headers: Mapping[str, str]
+) -> tuple[bytes, str, str]:
+    import http.client
+
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise JobError(f"{endpoint}: write http://HOST:PORT, https://HOST, or an endpoint's name")
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    path = parts.path.rstrip("/")
+    if not path.endswith(("/invocations", "/invoke")):
+        path += f"/models/{question.target_model}/invoke" if question.target_model else "/invocations"
+
+    def ask() -> tuple[int, Mapping[str, str], bytes]:
+        connection = kind(parts.hostname or "", parts.port, timeout=question.timeout_s)
+        try:
+            connection.request("POST", path, body, dict(headers))
+            answer = connection.getresponse()
+            return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+        except (OSError, http.client.HTTPException) as exc:
+            raise BackendError(f"{endpoint} does not answer: {exc or type(exc).__name__}") from exc
+        finally:
+            connection.close()
+
+    until = time.monotonic() + question.timeout_s
+    for attempt in range(_TRIES):
+        status, found, answer = ask()
+        pause_s = _pause_s(attempt, found.get("retry-after"))
+        if status not in (429, 503) or attempt + 1 == _TRIES or time.monotonic() + pause_s > until:
+            break
+        log.info("endpoint is busy status=%d pause_s=%.1f", status, pause_s)
+        time.sleep(pause_s)
+    if status != 200:
+        raise _refused(endpoint, status, answer)
+    attributes = found.get("x-amzn-sagemaker-custom-attributes", "")
+    return answer, found.get("content-type", ""), attributes
+
+
+def _pause_s(attempt: int, retry_after: str | None) -> float:
+    if retry_after is not None and retry_after.isdigit():
+        return min(_LONGEST_PAUSE_S, float(retry_after))
+    return min(_LONGEST_PAUSE_S, 0.5 * 2.0**attempt)
+
+
+def _refused(endpoint: str, status: int, answer: bytes) -> VsrError:
+    """The server's own words as an error for whoever must act."""
+    try:
+        text = str(json.loads(answer)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        text = answer[:300].decode(errors="replace").strip() or "no reason given"
+    message = f"{endpoint} answers {status}: {text}"
+    if status in (429, 503) or status >= 500:
+        return BackendError(message)
+    is_about_the_clip = status in (413, 415) or b'"code": "media"' in answer[:60]
+    return MediaError(message) if is_about_the_clip else JobError(message)
+
+
+# A SageMaker endpoint by its name ---------------------------------------------------------------------------
+
+
+def _by_name(
+    endpoint: str, question: Question, body: bytes, headers: Mapping[str, str]
+) -> tuple[bytes, str, str]:
+    wanted: dict[str, Any] = {"EndpointName": endpoint, "Body": body, **_parameters(question, headers)}
+    if question.target_model:
+        wanted["TargetModel"] = question.target_model
+    if question.variant:
+        wanted["TargetVariant"] = question.variant
+    with _translated(endpoint):
+        answer = _client("sagemaker-runtime", question.timeout_s).invoke_endpoint(**wanted)
+        return answer["Body"].read(), answer.get("ContentType", ""), answer.get("CustomAttributes", "")
+
+
+def _parameters(question: Question, headers: Mapping[str, str]) -> dict[str, str]:
+    found = {"ContentType": headers["Content-Type"], "Accept": headers["Accept"]}
+    attributes = headers.get("X-Amzn-SageMaker-Custom-Attributes")
+    return found | ({"CustomAttributes": attributes} if attributes else {})
+
+
+def _by_s3(
+    endpoint: str, question: Question, body: bytes, headers: Mapping[str, str]
+) -> tuple[bytes, str, str]:
+    """Upload, invoke, wait for the output or the failure, take it, remove the upload."""
+    bucket, prefix = _input_place(endpoint, question)
+    key = f"{prefix}{hashlib.sha256(body).hexdigest()[:16]}-{os.getpid()}-{time.time_ns():x}"
+    s3 = _client("s3", question.timeout_s)
+    with _translated(endpoint):
+        s3.put_object(Bucket=bucket, Key=key, Body=body, ContentType=headers["Content-Type"])
+        try:
+            begun = _client("sagemaker-runtime", 70).invoke_endpoint_async(
+                EndpointName=endpoint,
+                InputLocation=f"s3://{bucket}/{key}",
+                InvocationTimeoutSeconds=max(1, min(3600, int(question.timeout_s))),
+                **_parameters(question, headers),
+            )
+            log.info("asynchronous request begun output=%s", begun["OutputLocation"])
+            answer, kind = _awaited(
+                s3, endpoint, begun["OutputLocation"], begun.get("FailureLocation"), question.timeout_s
+            )
+        finally:
+            s3.delete_object(Bucket=bucket, Key=key)
+    return answer, kind or headers["Accept"], ""
+
+
+def _awaited(s3: Any, endpoint: str, output: str, failure: str | None, timeout_s: float) -> tuple[bytes, str]:
+    until, pause_s = time.monotonic() + timeout_s, 0.25
+    while True:
+        found = _object(s3, output)
+        if found is not None:
+            return found
+        told = _object(s3, failure) if failure else None
+        if told is not None:
+            raise _refused(endpoint, 424, told[0])
+        if time.monotonic() + pause_s > until:
+            raise BackendError(
+                f"{endpoint}: no answer at {output} within {timeout_s:g} s; the endpoint may be scaling "
+                "up from zero. The answer will lie there once it is done; --timeout waits longer"
+            )
+        time.sleep(pause_s)
+        pause_s = min(5.0, pause_s * 1.5)
+
+
+def _object(s3: Any, uri: str) -> tuple[bytes, str] | None:
+    from botocore.exceptions import ClientError
+
+    bucket, key = _taken_apart(uri)
+    try:
+        found = s3.get_object(Bucket=bucket, Key=key)
+    except ClientError as exc:
+        if exc.response["Error"]["Code"] in ("NoSuchKey", "404"):
+            return None
+        raise
+    return found["Body"].read(), str(found.get("ContentType", ""))
+
+
+def _input_place(endpoint: str, question: Question) -> tuple[str, str]:
+    """(bucket, prefix) for the input: where the user says, or beside the endpoint's own outputs."""
+    place = question.s3
+    if place is None:
+        sagemaker = _client("sagemaker", 60)
+        with _translated(endpoint):
+            config = sagemaker.describe_endpoint_config(
+                EndpointConfigName=sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
+            )
+        outputs = config.get("AsyncInferenceConfig", {}).get("OutputConfig", {}).get("S3OutputPath")
+        if outputs is None:
+            size = question.source.stat().st_size
+            raise JobError(
+                f"{question.source}: {size} bytes do not fit into a real-time request "
+                f"({question.payload_bytes}), and endpoint {endpoint} is not asynchronous; "
+                "send less, or create it with async in its endpoint.yaml"
+            )
+        place = f"{outputs.rstrip('/')}/inputs"
+    bucket, prefix = _taken_apart(place)
+    return bucket, f"{prefix.rstrip('/')}/" if prefix else ""
+
+
+def _taken_apart(uri: str) -> tuple[str, str]:
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not bucket:
+        raise JobError(f"{uri}: write s3://bucket/prefix")
+    return bucket, key
+
+
+def _client(service: str, timeout_s: float) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    # SageMaker answers within 60 s; a client that waits less would send the same request twice.
+    patience = Config(
+        connect_timeout=10,
+        read_timeout=max(70.0, timeout_s),
+        retries={"mode": "standard", "total_max_attempts": _TRIES},
+    )
+    return boto3.client(service, config=patience)
+
+
+@contextlib.contextmanager
+def _translated(endpoint: str) -> Iterator[None]:
+    from botocore import exceptions as aws
+
+    try:
+        yield
+    except aws.ClientError as exc:
+        error = exc.response.get("Error", {})
+        code, text = str(error.get("Code", "")), str(error.get("Message", exc))
+        if code == "ModelError":
+            status = int(exc.response.get("OriginalStatusCode", 0) or 0)
+            told = str(exc.response.get("OriginalMessage", text)).encode()
+            raise _refused(endpoint, status or 424, told) from exc
+        if code in ("ThrottlingException", "ServiceUnavailable", "InternalFailure", "ModelNotReadyException"):
+            raise BackendError(f"{endpoint}: {code}: {text}") from exc
+        raise JobError(f"{endpoint}: {code}: {text}") from exc
+    except (aws.NoCredentialsError, aws.NoRegionError, aws.ParamValidationError) as exc:
+        raise JobError(f"{endpoint}: {exc}") from exc
+    except aws.BotoCoreError as exc:
+        raise BackendError(f"{endpoint}: {exc}") from exc
+
+
+# Files ----------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise MediaError(f"{path}: cannot be read ({exc.strerror})") from exc
+
+
+def _write(path: Path, body: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(body)
+        temporary.replace(path)
+    except OSError as exc:
+        temporary.unlink(missing_ok=True)
+        raise JobError(f"{path}: cannot be written ({exc.strerror})") from exc
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    return key.strip(), value.strip()
