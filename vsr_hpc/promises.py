@@ -133,8 +133,9 @@ def chapter_faults(
 def stream_tag_faults(was: Stream, now: Stream, *, has_metadata: bool) -> Iterator[str]:
     if _language(was) != _language(now):
         yield f"language was {_language(was) or 'unset'}, is {_language(now) or 'unset'}"
-    if has_metadata and was.title and was.title != now.title:
-        yield f"title was {was.title!r}, is {now.title!r}"
+    before, after = _title(was), _title(now)
+    if has_metadata and before and before != after:
+        yield f"title was {before!r}, is {after!r}"
     lost = set(was.disposition) - set(now.disposition) - {"default"}
     if lost:
         yield f"disposition {', '.join(sorted(lost))} is lost"
@@ -149,6 +150,11 @@ def tag_faults(was: Pairs, now: Pairs) -> Iterator[str]:
             continue
         found = theirs.get(key.lower())
         yield f"tag {key} was {value!r}, is {'missing' if found is None else repr(found)}"
+
+
+def _title(stream: Stream) -> str:
+    """FFmpeg reads the title of an MP4 track as its name."""
+    return stream.title or dict(stream.metadata).get("name", "")
 
 
 def _language(stream: Stream) -> str:

@@ -553,6 +553,18 @@ def test_every_container_keeps_the_languages_code(language: str, suffix: str, tm
         assert after.streams.video[0].language in (None, "und")
 
 
+def test_a_tracks_title_goes_from_container_to_container(tmp_path: Path) -> None:
+    """FFmpeg writes it into MP4 as a title and reads it back as a name."""
+    case(rich_source(tmp_path / "in.mkv", tmp_path)).merge(
+        tmp_path / "one.mp4", StreamsRequest(drop=("attachment",))
+    )
+    case(tmp_path / "one.mp4").merge(tmp_path / "two.mp4")
+    case(tmp_path / "two.mp4").merge(tmp_path / "three.mkv")
+    for name, key in (("one.mp4", "name"), ("two.mp4", "name"), ("three.mkv", "title")):
+        with av.open(str(tmp_path / name)) as made:
+            assert made.streams.audio[0].metadata[key] == "Ton", name
+
+
 def test_far_start_is_moved_to_zero_and_said(tmp_path: Path) -> None:
     source = numbered_clip(tmp_path / "in.mkv", frames=12, pts=range(72, 84))
     ready = case(source)

@@ -332,9 +332,12 @@ class _Merge:
         stream.disposition = int(like.disposition)
         stale = _STALE_STREAM_TAGS + (_ENCODER_TAGS if is_new else ())
         keep = ("language", "timecode") if "metadata" in self.request.drop else None
+        tags = dict(like.metadata)
+        if "name" in tags:  # how FFmpeg reads a track's title from MP4; writing, it wants "title"
+            tags.setdefault("title", tags.pop("name"))
         stream.metadata.update(
             (key, value)
-            for key, value in like.metadata.items()
+            for key, value in tags.items()
             if key.lower() not in stale
             and not key.lower().startswith(_STALE_PREFIX)
             and (keep is None or key.lower() in keep)
