@@ -6,11 +6,9 @@ Packets are copied, never re-encoded. Each segment's sha256 is checked against i
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import logging
 import os
-import re
 import shutil
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from vsr_hpc.claims import take_single
 from vsr_hpc.errors import BackendError, JobError, SpaceError, VerifyError
 from vsr_hpc.media.images import extract_archives
 from vsr_hpc.media.mux import MergeReport, SegmentPart, merge
+from vsr_hpc.media.names import is_pattern, numbered_files
 from vsr_hpc.prepare import streams_request
 from vsr_hpc.run import Done, Liveness, Receipt, Run, SegmentFacts
 from vsr_hpc.source import open_source
@@ -133,9 +132,8 @@ def is_in_place(done: Done) -> bool:
     output = Path(done.output)
     if output.is_file():
         return output.stat().st_size == done.size_bytes
-    parts = re.split(r"%0?\d*d", output.name)  # a pattern of stills
-    if len(parts) > 1:
-        return any(output.parent.glob("*".join(map(glob.escape, parts))))
+    if is_pattern(output.name):
+        return output.parent.is_dir() and bool(numbered_files(output))
     return output.is_dir()
 
 

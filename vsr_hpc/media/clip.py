@@ -14,11 +14,11 @@ from vsr_hpc.media import indexing
 from vsr_hpc.media.boxes import Edit, Track, matroska_crops, mp4_tracks
 from vsr_hpc.media.decoder import ALPHA_DECODERS, open_decoder
 from vsr_hpc.media.interlace import Interlace, judge_scan, sample_scan
+from vsr_hpc.media.names import ImageSequence
 from vsr_hpc.media.picture import Colour, Picture
 from vsr_hpc.media.pixels import is_full_range_by_name, pixel_format
 from vsr_hpc.media.sequence import (
     DEFAULT_RATE,
-    ImageSequence,
     find_stills,
     means_stills,
     stills_hash,

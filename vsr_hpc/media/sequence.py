@@ -13,28 +13,14 @@ import av.error
 import numpy as np
 
 from vsr_hpc.errors import MediaError
+from vsr_hpc.media.names import ImageSequence, find_sequence
 from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.media.source import MAX_PIXELS, MAX_SIDE, Source
+from vsr_hpc.media.stills import SUFFIXES, read_image
 from vsr_hpc.media.timeline import Timeline
 
-_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".exr", ".jpg", ".jpeg", ".webp"})
 DEFAULT_RATE = Fraction(25)
 """What FFmpeg assumes of a folder of images."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageSequence:
-    """Files that are the frames of one clip, in order. `is_still`: one picture was named, no folder."""
-
-    folder: str
-    names: tuple[str, ...]
-    is_still: bool = False
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def path(self, index: int) -> Path:
-        return Path(self.folder) / self.names[index]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +36,11 @@ class Stills:
 def means_stills(source: Source) -> bool:
     """Whether a source names images: a folder, or anything that ends like a still."""
     path = Path(source.uri)
-    return path.is_dir() or path.suffix.lower() in _SUFFIXES
+    return path.is_dir() or path.suffix.lower() in SUFFIXES
 
 
 def find_stills(source: Source, *, allow_gaps: bool) -> Stills:
     """The images that a source names; MediaError where there are none, gaps, or different sizes."""
-    from vsr_hpc.media.images import read_image  # it needs Clip, which needs this module
-
     found = _found(source, allow_gaps)
     first = found.path(0)
     width, height = _size_of(first)
@@ -96,8 +80,6 @@ def stills_timeline(sequence: ImageSequence, rate: Fraction) -> Timeline:
 
 def read_still(sequence: ImageSequence, index: int, picture: Picture) -> Frame:
     """Frame `index`; MediaError where it is not like the first image."""
-    from vsr_hpc.media.images import read_image
-
     found, planes, _ = read_image(sequence.path(index))
     if (found.width, found.height, found.pixel) != (picture.width, picture.height, picture.pixel):
         raise MediaError(
@@ -123,8 +105,6 @@ def _found(source: Source, allow_gaps: bool) -> ImageSequence:
         raise MediaError(
             f"{source.uri}: images are read from a folder on this machine; copy them there first"
         )
-    from vsr_hpc.media.images import find_sequence
-
     found = find_sequence(source.uri, allow_gaps=allow_gaps)
     folder = str(Path(found.folder).absolute())
     return ImageSequence(folder=folder, names=found.names, is_still=found.is_still)
