@@ -173,6 +173,7 @@ def make_segments(
         upscaled.end()
 
     def encode() -> None:
+        earlier: list[Thumbnail] = []
         for chunk, batches in itertools.groupby(upscaled, key=lambda item: item[0]):
             path = bench.scratch / f"{shard.name}-{chunk}-{threading.get_ident()}{_suffix(bench.plan)}"
             writer = bench.new_writer(path)
@@ -183,8 +184,10 @@ def make_segments(
                             writer.write(frame)
                 with clock.timed("encode"):
                     facts = writer.close()
+                inputs = thumbnails.pop(chunk)
                 with clock.timed("check"):
-                    segment = _checked(bench, chunk, path, facts, thumbnails.pop(chunk))
+                    segment = _checked(bench, chunk, path, facts, inputs, earlier)
+                earlier = [*earlier, *inputs][-fidelity.REACH :]
             except BaseException:
                 writer.abort()
                 raise
@@ -239,9 +242,18 @@ def _suffix(plan: Plan) -> str:
 
 
 def _checked(
-    bench: Workbench, chunk: int, path: Path, facts: WrittenFacts, inputs: list[Thumbnail]
+    bench: Workbench,
+    chunk: int,
+    path: Path,
+    facts: WrittenFacts,
+    inputs: list[Thumbnail],
+    earlier: list[Thumbnail],
 ) -> SegmentFacts:
-    """Decode the segment back, count its frames and hold them against its input."""
+    """Decode the segment back, count its frames and hold them against its input.
+
+    `earlier` inputs of the shard tell a frame that shows the chunk before. Later ones may not be there yet,
+    and the verdict must not depend on who was faster.
+    """
     picture, frames = bench.read_back(path)
     outputs = [_thumbnail(frame, picture, like=inputs[0]) for frame in frames]
     start, stop = bench.plan.chunk(chunk)
@@ -250,7 +262,13 @@ def _checked(
             f"chunk {chunk}: {stop - start} frames planned, {len(inputs)} read, "
             f"{len(outputs)} came back from its segment"
         )
-    verdict = fidelity.compare(inputs, outputs, first=start, psnr_floor=bench.plan.card.psnr_floor)
+    verdict = fidelity.compare(
+        [*earlier, *inputs],
+        outputs,
+        first=start,
+        context=len(earlier),
+        psnr_floor=bench.plan.card.psnr_floor,
+    )
     if verdict.wrong:
         index, shown = verdict.wrong[0]
         like = "black or garbage" if shown is None else f"input frame {shown}"

@@ -222,6 +222,27 @@ def test_a_wrong_picture_never_gets_a_receipt(tmp_path: Path, monkeypatch: pytes
     assert run.missing() == {1}
 
 
+def test_a_chunks_first_frame_that_shows_the_chunk_before_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both chunks lie in one shard; the picture before the border is what tells a repetition from damage."""
+    run = planned_run(tiny_job(tmp_path, frames=48), 0.001)
+    assert run.plan.chunk_borders[:4] == (0, 4, 8, 12)
+    assert run.plan.shard_borders[1] == 3
+
+    class Repeating(_Differing):
+        def __call__(self, frames: list[Frame]) -> list[Frame]:
+            made = super().__call__(frames)
+            if made[0].index == 8:
+                made = [replace(made[0], planes=self.last.planes)]
+            self.last = made[-1]
+            return made
+
+    monkeypatch.setattr(worker, "build_upscaler", lambda plan, threads: (Repeating(0), {"device": "stub"}))
+    with pytest.raises(MediaError, match="output frame 8 looks like input frame 7"):
+        finished(run)
+
+
 def test_cancel_stops_a_run_and_resume_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = planned_run(tiny_job(tmp_path, frames=120))
 
