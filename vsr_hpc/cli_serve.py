@@ -222,6 +222,45 @@ def invoke(
         typer.echo(str(reply.output))
 
 
+SpecFile = Annotated[Path, typer.Argument(metavar="ENDPOINT.yaml", help="What the endpoint should be.")]
+Name = Annotated[str, typer.Argument(help="The endpoint's name.")]
+
+
+@app.command()
+def create(
+    spec: SpecFile,
+    is_plan: Annotated[bool, typer.Option("--plan", help="Only say what would change.")] = False,
+) -> None:
+    """Make a SageMaker endpoint as the file says, or change it into that; nothing is done twice.
+
+    \b
+    vsr endpoint create endpoint.yaml --plan
+    """
+    from vsr_hpc.serving import endpoints
+
+    wanted = endpoints.load_spec(spec)
+    steps = endpoints.plan(wanted) if is_plan else endpoints.apply(wanted)
+    for step in steps:
+        typer.echo(str(step))
+
+
+@app.command()
+def status(name: Name) -> None:
+    """What state a SageMaker endpoint is in, as JSON."""
+    from vsr_hpc.serving import endpoints
+
+    typer.echo(json.dumps(endpoints.status(name), indent=1))
+
+
+@app.command()
+def delete(name: Name) -> None:
+    """Remove a SageMaker endpoint with its models and configurations, and nothing else."""
+    from vsr_hpc.serving import endpoints
+
+    for step in endpoints.delete(name):
+        typer.echo(str(step))
+
+
 def _option(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator or not key.strip() or any(each in text for each in ";,"):

@@ -14,9 +14,11 @@ import urllib.request
 import uuid
 from typing import Any
 
+from moto.core.responses import ActionResult
 from moto.s3.models import s3_backends
 from moto.sagemaker.exceptions import AWSValidationException
 from moto.sagemaker.models import FakeEndpointConfig, sagemaker_backends
+from moto.sagemaker.responses import SageMakerResponse
 from moto.sagemakerruntime.responses import SageMakerRuntimeResponse
 
 _PASSED = ("Content-Type", "Accept", "X-Amzn-SageMaker-Custom-Attributes")
@@ -98,6 +100,24 @@ def invoke_endpoint_async(self: Any) -> tuple[int, dict[str, Any], str]:
     return 202, {**found, "X-Amzn-SageMaker-FailureLocation": failure}, json.dumps({"InferenceId": name})
 
 
+def update_endpoint(self: Any) -> ActionResult:
+    """At once; rolled back where the container's environment has FAILS."""
+    backend = self.sagemaker_backend
+    endpoint = backend.endpoints[self._get_param("EndpointName")]
+    wanted = self._get_param("EndpointConfigName")
+    config = backend.endpoint_configs[wanted]
+    model = backend._models[backend_model(backend, config)]
+    if model.primary_container["Environment"].get("FAILS") != "true":
+        endpoint.endpoint_config_name = wanted
+    return ActionResult({"EndpointArn": endpoint.arn})
+
+
+def backend_model(backend: Any, config: Any) -> str:
+    name = config.production_variants[0]["ModelName"]
+    return next(key for key, each in backend._models.items() if each.model_name == name)
+
+
+SageMakerResponse.update_endpoint = update_endpoint
 FakeEndpointConfig.validate_instance_type = lambda self, kind: None
 SageMakerRuntimeResponse.use_raw_body = True
 SageMakerRuntimeResponse.invoke_endpoint = invoke_endpoint

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +63,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_error(tmp_path: 
 def test_sagemakers_own_start_needs_no_arguments(tmp_path: Path, heavy: Path) -> None:
     surroundings = {"VSR_SERVE_MODEL_DIR": str(heavy), "VSR_SERVE_MODELS": "nearest"}
     with served(tmp_path, environment=surroundings) as server:
-        assert server.events()[-1] == {"event": "ready", "models": ["nearest", "heavy"]}
+        assert {"event": "ready", "models": ["nearest", "heavy"]} in server.events()
 
 
 def test_a_full_server_says_429_and_when_to_come_again(narrow: Served) -> None:
@@ -167,3 +169,9 @@ def test_answers_do_not_wait_for_the_acknowledgement_of_their_head() -> None:
 
     with _bound("127.0.0.1", 0) as listening:
         assert listening.proto == socket.IPPROTO_TCP
+
+
+def test_the_server_listens_before_torch_is_imported() -> None:
+    code = "import sys, vsr_hpc.serving.server; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -179,8 +179,8 @@ def _by_name(
         wanted["TargetModel"] = question.target_model
     if question.variant:
         wanted["TargetVariant"] = question.variant
-    with _translated(endpoint):
-        answer = _client("sagemaker-runtime", question.timeout_s).invoke_endpoint(**wanted)
+    with translated(endpoint):
+        answer = client("sagemaker-runtime", question.timeout_s).invoke_endpoint(**wanted)
         return answer["Body"].read(), answer.get("ContentType", ""), answer.get("CustomAttributes", "")
 
 
@@ -196,11 +196,11 @@ def _by_s3(
     """Upload, invoke, wait for the output or the failure, take it, remove the upload."""
     bucket, prefix = _input_place(endpoint, question)
     key = f"{prefix}{hashlib.sha256(body).hexdigest()[:16]}-{os.getpid()}-{time.time_ns():x}"
-    s3 = _client("s3", question.timeout_s)
-    with _translated(endpoint):
+    s3 = client("s3", question.timeout_s)
+    with translated(endpoint):
         s3.put_object(Bucket=bucket, Key=key, Body=body, ContentType=headers["Content-Type"])
         try:
-            begun = _client("sagemaker-runtime", 70).invoke_endpoint_async(
+            begun = client("sagemaker-runtime", 70).invoke_endpoint_async(
                 EndpointName=endpoint,
                 InputLocation=f"s3://{bucket}/{key}",
                 InvocationTimeoutSeconds=max(1, min(3600, int(question.timeout_s))),
@@ -250,8 +250,8 @@ def _input_place(endpoint: str, question: Question) -> tuple[str, str]:
     """(bucket, prefix) for the input: where the user says, or beside the endpoint's own outputs."""
     place = question.s3
     if place is None:
-        sagemaker = _client("sagemaker", 60)
-        with _translated(endpoint):
+        sagemaker = client("sagemaker", 60)
+        with translated(endpoint):
             config = sagemaker.describe_endpoint_config(
                 EndpointConfigName=sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
             )
@@ -276,7 +276,8 @@ def _taken_apart(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _client(service: str, timeout_s: float) -> Any:
+def client(service: str, timeout_s: float) -> Any:
+    """A boto3 client that waits long enough and tries again a bounded number of times."""
     import boto3
     from botocore.config import Config
 
@@ -290,7 +291,8 @@ def _client(service: str, timeout_s: float) -> Any:
 
 
 @contextlib.contextmanager
-def _translated(endpoint: str) -> Iterator[None]:
+def translated(endpoint: str) -> Iterator[None]:
+    """AWS's errors inside the block as errors for whoever must act."""
     from botocore import exceptions as aws
 
     try:
