@@ -20,6 +20,7 @@ from vsr_hpc.status import STAGES, RunStatus, read_status
 
 _PLAIN_EVERY_S = 10.0
 _READ_EVERY_S = 1.0
+_MERGE_PATIENCE_S = 60.0
 
 
 def duration(seconds: float) -> str:
@@ -195,6 +196,8 @@ def status_lines(status: RunStatus) -> list[RenderableType]:
         Text(f"set aside: shard {each.shard:05d} after {len(each.nodes)} nodes: {each.reason}", style="red")
         for each in status.poisoned
     ]
+    if status.state in _NEXT:
+        lines.append(Text(_NEXT[status.state].format(uri=status.uri), style="yellow"))
     if status.done is not None:
         lines.append(
             Text(
@@ -216,11 +219,24 @@ def say_status(status: RunStatus) -> None:
 _UNBROKEN = 1000
 
 
+_NEXT = {
+    "incomplete": "nobody works on it: `vsr resume {uri}` goes on",
+    "cancelled": "`vsr resume {uri}` goes on",
+    "poisoned": "`vsr resume {uri} --retry-poisoned` tries what was set aside again",
+    "merging": "all shards are done: `vsr finish {uri}` merges them, unless somebody is at it",
+}
+
+
 def watch(read: Callable[[], RunStatus], *, every_s: float = 1.0) -> RunStatus:
     """Show a run's status in place until it is complete or nothing works on it any more."""
     status = read()
+    merging_since: float | None = None
     with Live(Group(*status_lines(status)), console=Console(), refresh_per_second=4) as live:
         while status.state in ("running", "planning", "finishing", "merging", "waiting"):
+            is_left_alone = status.state == "merging"  # by a command elsewhere, or by nobody
+            merging_since = (merging_since or time.monotonic()) if is_left_alone else None
+            if merging_since is not None and time.monotonic() - merging_since > _MERGE_PATIENCE_S:
+                break
             time.sleep(every_s)
             status = read()
             live.update(Group(*status_lines(status)))
