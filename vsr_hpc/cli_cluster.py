@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from vsr_hpc.errors import JobError
 
@@ -279,6 +278,8 @@ def storage_init(
 
 
 def _values(path: Path | None, settings: list[str] | None) -> Any:
+    import yaml
+
     from vsr_hpc.cluster.values import load_values
 
     chosen = path or (Path("values.yaml") if Path("values.yaml").is_file() else None)
