@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import typer
 from tests.clips import frame_number, numbered_clip, numbered_planes, picture
 from tests.commands import MODULE, process, vsr
 from vsr_hpc import __version__, cli
+from vsr_hpc.errors import VsrError
 from vsr_hpc.job import load_job
 from vsr_hpc.media.demo import make_demo_clip
 from vsr_hpc.media.images import read_image, write_image
@@ -430,3 +432,22 @@ def test_one_side_of_the_size_may_be_left_to_follow(clip: Path, here: Path) -> N
     assert vsr("upscale", clip, "out.mkv", "--size", "160x", "--preset", "ultrafast").code == 0
     answer = json.loads(Path("out.mkv.vsr/plan.json").read_text())
     assert (answer["picture"]["width"], answer["picture"]["height"]) == (160, 120)
+
+
+# The guide
+
+
+def test_the_guide_names_every_command_exit_code_and_variable() -> None:
+    guide = (ROOT / "docs" / "cli.md").read_text()
+    for name, _ in _commands():
+        group = name.split()[0]
+        assert f"`vsr {name}" in guide or f"`vsr {group} …`" in guide, f"vsr {name} is not in docs/cli.md"
+    for error in (VsrError, *VsrError.__subclasses__()):
+        assert f"| {error.exit_code} |" in guide
+    sources = "".join(path.read_text() for path in (ROOT / "vsr_hpc").rglob("*.py"))
+    for variable in set(
+        re.findall(r"\b(?:VSR_(?!SERVE|S3_\b)[A-Z0-9_]+[A-Z0-9]|XDG_[A-Z]+_HOME)\b", sources)
+    ):
+        assert f"`{variable}`" in guide, f"{variable} is not in docs/cli.md"
+    for variable in re.findall(r"`(VSR_[A-Z0-9_]+|XDG_[A-Z_]+)`", guide):
+        assert variable in sources, f"{variable} is in docs/cli.md and nowhere else"
