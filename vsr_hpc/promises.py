@@ -130,14 +130,14 @@ def chapter_faults(
             yield f"chapter {number} begins at {float(begins):.3f} s, in the source at {float(start):.3f} s"
 
 
-def stream_tag_faults(was: Stream, now: Stream, *, has_metadata: bool) -> Iterator[str]:
+def stream_tag_faults(was: Stream, now: Stream, drop: Sequence[str]) -> Iterator[str]:
     if _language(was) != _language(now):
         yield f"language was {_language(was) or 'unset'}, is {_language(now) or 'unset'}"
     before, after = _title(was), _title(now)
-    if has_metadata and before and before != after:
+    if "metadata" not in drop and before and before != after:
         yield f"title was {before!r}, is {after!r}"
     lost = set(was.disposition) - set(now.disposition) - {"default"}
-    if lost:
+    if lost and "disposition" not in drop:
         yield f"disposition {', '.join(sorted(lost))} is lost"
 
 

@@ -224,6 +224,7 @@ class _Verify:
         for check, text in picture_faults(self.clip.picture, made.picture, expected):
             self.find(check, text)
         self.notes += picture_notes(self.clip.picture, made.picture)
+        self.absent |= self._without_packets(made)
         self._compare_streams(made, shown)
         self._compare_tags(made)
 
@@ -340,6 +341,20 @@ class _Verify:
             self.notes.append(f"stream {number} (video): left out, no key picture of it lies in the range")
         return found
 
+    def _without_packets(self, made: Clip) -> frozenset[int]:
+        """Streams that hold nothing in the range, where the output's container has left them out."""
+        wanted, there = self._by_kind(self.clip), self._by_kind(made, is_output=True)
+        missing = [kind for kind in wanted if len(there.get(kind, [])) < len(wanted[kind])]
+        doubtful = [each for kind in missing for each in wanted[kind] if kind != "attachment"]
+        if not doubtful:
+            return frozenset()
+        tracks = read_tracks(self.source, doubtful, self._window())
+        found = frozenset(number for number, track in tracks.items() if not track.pts)
+        for each in doubtful:
+            if each.index in found:
+                self.notes.append(f"{_name(each)}: holds nothing in what was asked for")
+        return found
+
     def _paired(self, made: Clip) -> list[tuple[Stream, Stream]]:
         """Streams of the source and their counterparts: the n-th of a kind is the n-th of that kind."""
         pairs: list[tuple[Stream, Stream]] = []
@@ -402,7 +417,7 @@ class _Verify:
                 self.find("tags", text)
         one, other = self.clip.video_stream, made.video_stream
         for stream, like in [(one, other), *self._kept_pairs(made)]:
-            for text in stream_tag_faults(stream, like, has_metadata="metadata" not in self.request.drop):
+            for text in stream_tag_faults(stream, like, self.request.drop):
                 self.find("tags", f"{_name(stream)}: {text}")
         if "metadata" not in self.request.drop:
             for text in tag_faults(self.clip.metadata, made.metadata):

@@ -142,6 +142,30 @@ def test_a_range_of_everything_into_mp4_drops_the_font_knowingly(tmp_path: Path)
     assert result.ok, faults(result)
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov"])
+def test_sound_that_begins_after_the_range_leaves_no_trace(suffix: str, tmp_path: Path) -> None:
+    """MP4 and QuickTime have no empty tracks; what follows keeps its language."""
+    one = numbered_clip(tmp_path / "one.mkv", frames=24, audio=True)
+    source, output = tmp_path / "in.mkv", tmp_path / f"out{suffix}"
+    with av.open(str(one)) as read, av.open(str(source), "w") as out:
+        picture, late, whole = (out.add_stream_from_template(read.streams[i], opaque=True) for i in (0, 1, 1))
+        late.metadata["language"], whole.metadata["language"] = "deu", "nld"
+        for packet in (each for each in read.demux() if each.size):
+            if packet.stream_index == 1 and packet.pts * packet.time_base > 0.6:
+                twin = av.Packet(bytes(packet))
+                twin.pts, twin.dts, twin.time_base = packet.pts, packet.dts, packet.time_base
+                twin.duration, twin.stream = packet.duration, late
+                out.mux(twin)
+            packet.stream = (picture, whole)[packet.stream_index]
+            out.mux(packet)
+    upscaled(source, output, range={"to": "0.4"})
+    result = verify(source, output, stop="0.4")
+    assert result.ok, faults(result)
+    languages = [each.language for each in probe(local_source(output)).streams if each.kind == "audio"]
+    assert languages == ["deu", "nld"][suffix != ".mkv" :]
+    assert bool(result.notes) == (suffix != ".mkv")
+
+
 def test_transparency_is_upscaled_into_ffv1_and_refused_elsewhere(tmp_path: Path) -> None:
     source = numbered_clip(tmp_path / "in.mkv", frames=6, codec="ffv1", pix_fmt="yuva420p")
     upscaled(source, tmp_path / "out.mkv")

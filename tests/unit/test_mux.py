@@ -642,6 +642,33 @@ def test_sound_that_the_container_cannot_hold_names_the_ways_out(tmp_path: Path)
     assert not check_container(ready.clip, ready.encoding, "out.mp4", StreamsRequest(audio="aac"))
 
 
+@pytest.mark.parametrize(
+    ("output", "unsaid"),
+    [("out.mkv", []), ("out.mp4", ["original"]), ("out.mov", ["original", "forced"])],
+)
+def test_dispositions_that_a_container_cannot_say_need_leave(
+    output: str, unsaid: list[str], tmp_path: Path
+) -> None:
+    flags = av.stream.Disposition.forced | av.stream.Disposition.original
+    plain = numbered_clip(tmp_path / "plain.mkv", frames=6, audio="ac3")
+    with av.open(str(plain)) as one, av.open(str(tmp_path / "in.mkv"), "w") as out:
+        made = [out.add_stream_from_template(each, opaque=True) for each in one.streams]
+        made[1].disposition = int(flags)
+        for packet in one.demux():
+            if packet.size:
+                packet.stream = made[packet.stream_index]
+                out.mux_one(packet)
+    ready = case(tmp_path / "in.mkv", cuts=(3,))
+    findings = check_container(ready.clip, ready.encoding, output, StreamsRequest())
+    assert [f"disposition {', '.join(unsaid)}; " in each for each in findings] == [True] * bool(unsaid)
+    request = StreamsRequest(drop=("disposition",) if unsaid else ())
+    ready.merge(tmp_path / output, request)
+    with av.open(str(tmp_path / output)) as after:
+        kept = [each for each in ("forced", "original") if each not in unsaid]
+        found = after.streams.audio[0].disposition
+        assert all(found & av.stream.Disposition[each] for each in kept)
+
+
 def test_unknown_kind_to_drop_is_refused(tmp_path: Path) -> None:
     ready = case(numbered_clip(tmp_path / "in.mkv", frames=6), cuts=(3,))
     (finding,) = check_container(ready.clip, ready.encoding, "out.mkv", StreamsRequest(drop=("fonts",)))

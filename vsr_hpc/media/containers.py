@@ -41,6 +41,7 @@ DROP_KINDS = {
     "chapters": "chapters",
     "metadata": "titles and other tags",
     "timecode": "timecode tracks",
+    "disposition": "what a stream is for (forced, comment), where the container has no word for it",
     "alpha": "transparency",
     "hdr10plus": "HDR10+ dynamic metadata",
     "dolby-vision": "Dolby Vision's second layer and dynamic metadata",
@@ -50,6 +51,13 @@ DROP_KINDS = {
 _LISTED_BUT_REFUSED = {
     "mov": ("av1", "vp9", "vp8", "vvc", "opus", "flac", "truehd"),
     "mp4": ("truehd",),
+}
+# What FFmpeg's muxers can say of a stream (tried with each flag); the first is everywhere.
+_DISPOSITIONS = {
+    "mp4": "default dub comment forced hearing_impaired visual_impaired captions descriptions",
+    "mov": "default",
+    "matroska": "default dub original comment forced hearing_impaired visual_impaired descriptions",
+    "webm": "default forced captions descriptions",
 }
 # FFmpeg's decoder names stand for the format that they decode.
 _FORMAT_OF = {
@@ -198,7 +206,9 @@ def _plan_stream(
             f"{name}: its MP4 edit list does more than a delay and one cut, which a copy would lose; recode "
             "it with --audio aac or opus, or use --drop audio"
         )
-    elif action == "text":
+    if action in ("video", "copy", "text", "transcode") and "disposition" not in request.drop:
+        findings += _disposition_findings(stream, name, suffix)
+    if action == "text":
         notes.append(f"{name}: text kept as {codec}, styles are lost")
     elif action == "drop":
         notes.append(f"{name}: dropped as asked")
@@ -238,6 +248,20 @@ def _fate(clip: Clip, stream: Stream, muxer: str, request: StreamsRequest) -> tu
     if stream.kind == "subtitle" and codec in _TEXT and not _holds(muxer, stream) and muxer in _TEXT_OF:
         return "text", _TEXT_OF[muxer]
     return ("copy" if _holds(muxer, stream) else None), codec
+
+
+def _disposition_findings(stream: Stream, name: str, suffix: str) -> list[str]:
+    unsaid = unsaid_dispositions(stream, MUXERS[suffix])
+    homes = [each for each in (".mkv", ".mp4") if not unsaid_dispositions(stream, MUXERS[each])]
+    way_out = f"name the output {' or '.join(homes)}, or " if homes else ""
+    text = f"{name}: {suffix} has no word for its disposition {', '.join(unsaid)}; {way_out}accept that loss "
+    return [text + "with --drop disposition"] if unsaid else []
+
+
+def unsaid_dispositions(stream: Stream, muxer: str) -> tuple[str, ...]:
+    """What the stream is for, as far as this muxer cannot say it."""
+    known = _DISPOSITIONS[muxer].split()
+    return () if _is_cover(stream) else tuple(each for each in stream.disposition if each not in known)
 
 
 def _is_cover(stream: Stream) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd
@@ -75,14 +75,14 @@ def _edited(kind: bytes, body: bytes, matrix: tuple[int, ...] | None, extra: byt
     return _box(kind, body)
 
 
-def edit_mov_languages(path: Path, languages: dict[int, str]) -> None:
-    """Write languages (by track position) where the muxer left them open: QuickTime has few codes of its own.
+def edit_mov_languages(path: Path, languages: Sequence[str]) -> None:
+    """Write languages, one for each track, where the muxer left them open: it knows few of QuickTime's codes.
 
     Any three-letter code may stand there packed into 15 bits, as in MP4.
     """
     with path.open("r+b") as file:
-        for position, at in enumerate(_language_places(file)):
-            name = languages.get(position, "")
+        # tracks of the muxer's own (chapters, timecode) follow those that are named
+        for name, at in zip(languages, _language_places(file), strict=False):
             file.seek(at)
             is_open = file.read(2) == _NO_LANGUAGE
             if is_open and len(name) == 3 and all("a" <= letter <= "z" for letter in name):

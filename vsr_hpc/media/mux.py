@@ -178,6 +178,7 @@ class _Merge:
         self.tracks: dict[int, Track] = {}
         self.edits: dict[int, TrackEdit] = {}
         self.languages: dict[int, str] = {}
+        self.written: set[int] = set()
         self.keys: dict[int, Fraction] = {}
         self.offset = Fraction(0)
         self.depth = 0
@@ -218,8 +219,13 @@ class _Merge:
         if self.edits:
             edit_matroska_file(self.output, self.edits)
         if self.languages:
-            edit_mov_languages(self.output, self.languages)
+            # the muxer leaves tracks without packets out, and keeps covers elsewhere
+            covers = {each.out.index for each in self.tracks.values() if each.plan.is_cover}
+            tracks = sorted(self.written - covers)
+            edit_mov_languages(self.output, [self.languages.get(each, "") for each in tracks])
         for track in self.tracks.values():
+            if track.last_dts is None:
+                self.notes.append(f"{track.name}: holds nothing in what was asked for")
             if track.mended:
                 self.notes.append(f"{track.name}: {track.mended} packets had timestamps out of order, mended")
         copied = time.monotonic()
@@ -540,6 +546,7 @@ class _Merge:
 
     def _mux(self, out: Any, packet: Any) -> None:
         index = packet.stream_index
+        self.written.add(index)
         try:
             out.mux_one(packet)
         except av.FFmpegError as exc:
