@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from vsr_hpc import __version__, cli_cluster
+from vsr_hpc import __version__, cli_cluster, cli_serve
 from vsr_hpc.environment import set_identity, set_thread_policy
 from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError, VerifyError, VsrError
 
@@ -38,6 +38,8 @@ models_app = typer.Typer(help="The models that are known, and their weights.", n
 app.add_typer(models_app, name="models")
 app.add_typer(cli_cluster.app, name="cluster")
 app.add_typer(cli_cluster.storage_app, name="storage")
+app.command("serve")(cli_serve.serve)
+app.add_typer(cli_serve.app, name="endpoint")
 
 
 class Codec(str, Enum):

@@ -54,8 +54,8 @@ def test_every_command_of_the_readme_runs(desk: Path) -> None:
     for command in found:
         made_up = {"realesr-animevideov3": "my-weights.pth", "FILE.pth": "my-weights.pth", "OUT": "out.mkv"}
         words = [made_up.get(word, word) for word in shlex.split(command)[1:]]
-        if words == ["upscale"] or "..." in words:
-            continue
+        if "slurm" in words:
+            continue  # tests/slurm does that one, on a real Slurm
         if words[0] == "upscale" and len(words) > 2:
             words.append("--overwrite")
             words += ["--new"] if Path(desk / f"{words[2]}.vsr").exists() else []
