@@ -138,13 +138,12 @@ def frame_range(wanted: RangeSection, timeline: Timeline) -> tuple[int, int]:
     return start, stop if wanted.frames is None else min(stop, start + wanted.frames)
 
 
-def upscale_request(job: JobSpec, pixel: PixelFormat) -> UpscaleRequest:
-    """The engine's view of a job."""
+def upscale_request(job: JobSpec, picture: Picture) -> UpscaleRequest:
+    """The engine's view of a job whose output is settled: its size is `picture`'s, not worked out again."""
     wanted = job.picture
     return UpscaleRequest(
-        scale=None if wanted.scale is None else Fraction(str(wanted.scale)).limit_denominator(10_000),
-        size=wanted.size,
-        pixel=pixel,
+        size=(picture.width, picture.height),
+        pixel=picture.pixel,
         tile=None if wanted.tile == "auto" else 0 if wanted.tile == "none" else wanted.tile,
         batch=None if wanted.batch == "auto" else wanted.batch,
         precision=None if wanted.precision == "auto" else wanted.precision,

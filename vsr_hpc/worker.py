@@ -395,7 +395,7 @@ def build_upscaler(plan: Plan | Prepared, threads: int) -> tuple[Upscaler, dict[
     from vsr_hpc.upscale.engine import Upscaler, platform_record, resolve_settings, tune_allocator
 
     tune_allocator()
-    request = upscale_request(plan.job, plan.picture.pixel)
+    request = upscale_request(plan.job, plan.picture)
     settings = resolve_settings(request, plan.card, plan.clip.picture)
     path = weights.ensure(plan.card) if plan.card.weights else None
     upscaler = Upscaler(plan.card, path, plan.clip.picture, plan.picture, settings, threads=threads)

@@ -361,3 +361,11 @@ def test_a_worker_leaves_after_two_backend_errors_and_its_shard_counts_no_attemp
     ends = [run.ending(name, state.generation) for name, state in run.leases().items()]
     assert [end.cause for end in ends if end is not None] == ["backend", "backend"]
     assert run.poisoned() == ()
+
+
+def test_a_still_of_another_layout_keeps_the_planned_size(tmp_path: Path) -> None:
+    """35 x 1.1 rounds to 38 on a 4:2:0 grid and to 39 without one: the plan's size is the one."""
+    clip = numbered_clip(tmp_path / "clip.mp4", frames=1, size=(70, 48))
+    job = tiny_job(tmp_path, input=str(clip), output=str(tmp_path / "out.png"), picture={"scale": 1.1})
+    job = job.model_copy(update={"output": str(tmp_path / "out_%02d.png")})
+    assert finished(planned_run(job)).frames == 1

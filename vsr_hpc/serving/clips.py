@@ -86,7 +86,7 @@ def make_clip(
     plan, packed = make_plan(prepared, lambda ready, index: None)
     timeline = Timeline.from_bytes(packed)
     _check_length(plan, timeline, limits)
-    request = upscale_request(job, out.pixel)
+    request = upscale_request(job, out)
     settings = resolve_settings(request, model.card, prepared.clip.picture, device)
     if batch is not None:
         settings = replace(settings, batch=batch)
