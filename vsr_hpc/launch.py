@@ -19,7 +19,7 @@ from vsr_hpc.job import JobSpec, RangeSection, RunSection, StreamsSection
 from vsr_hpc.media import clip as clips
 from vsr_hpc.media.writer import encoder_build
 from vsr_hpc.models.cards import WEIGHT_SUFFIXES
-from vsr_hpc.plan import Plan, check_same, fingerprint
+from vsr_hpc.plan import Plan, PlanError, check_same, fingerprint
 from vsr_hpc.prepare import Prepared, check_space, frame_range, prepare
 from vsr_hpc.run import Done, Heartbeat, Run
 from vsr_hpc.source import open_source
@@ -220,6 +220,17 @@ def plan_only(job: JobSpec) -> tuple[Plan, tuple[str, ...]]:
     return plan, prepared.notes
 
 
+def _plan_beside(store: Store) -> Plan | None:
+    """What was asked for, where the run still stands and this version can read it."""
+    if not store.exists("plan.json"):
+        return None
+    try:
+        return Run(store).plan
+    except PlanError as exc:
+        log.warning("the run beside the output is not asked: %s", exc)
+        return None
+
+
 def verify_here(
     source: str, output: str, *, is_deep: bool, streams: StreamsSection, wanted: RangeSection
 ) -> Verification:
@@ -227,7 +238,7 @@ def verify_here(
     from vsr_hpc.verify import verify
 
     beside = open_store(f"{output.rstrip('/')}.vsr")
-    plan = Run(beside).plan if beside.exists("plan.json") else None
+    plan = _plan_beside(beside)
     if plan is not None and Path(plan.clip.uri).resolve() == Path(source).resolve():
         streams, wanted = plan.job.streams, plan.job.range
     else:
