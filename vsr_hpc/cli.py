@@ -548,11 +548,8 @@ def main() -> None:
         sys.exit(app(standalone_mode=False))  # the value of typer.Exit, None where a command just ends
     except VsrError as exc:
         _fail(str(exc), exc.exit_code)
-    except typer.Abort:
+    except (KeyboardInterrupt, typer.Abort):  # newer versions of typer make an exit code of it themselves
         sys.exit(130)
-    except KeyboardInterrupt:
-        _say("aborted; call again to go on from the last finished shard")
-        os._exit(130)  # a stage may be inside the network; a second Ctrl-C refuses to wait for it
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
@@ -663,10 +660,14 @@ def _carry_out(run: Run, job: JobSpec, *, is_new: bool, is_quiet: bool, is_json:
     if job.on != "local":
         _start_elsewhere(run, job, is_quiet=is_quiet, is_json=is_json)
         return None
-    ensure_plan(run, is_new=is_new)  # Ctrl-C ends it at once, nothing is lost
     stop = StopFlag()
-    with signals_set(stop), Watching(run, stop, is_quiet=is_quiet) as watching:
-        done = run_here(run, stop, how=job.run, on_beat=watching.on_beat, on_tick=watching.on_tick)
+    try:
+        ensure_plan(run, is_new=is_new)
+        with signals_set(stop), Watching(run, stop, is_quiet=is_quiet) as watching:
+            done = run_here(run, stop, how=job.run, on_beat=watching.on_beat, on_tick=watching.on_tick)
+    except KeyboardInterrupt:  # while planning, or for the second time
+        _say("aborted; call again to go on from the last finished shard")
+        os._exit(130)  # a stage may be inside the network, and would be waited for
     if done is None:
         _stopped(run, stop)
     return done

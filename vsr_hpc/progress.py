@@ -83,8 +83,8 @@ class Watching:
 
     def _say_end(self) -> None:
         finished = sum(self._run.plan.shard(shard).frames for shard in self._run.finished())
-        made = max(finished, self._frames) - self._frames_before
-        if made:
+        made = finished - self._frames_before  # frames of a shard that was dropped do not count
+        if made > 0:
             spent = time.monotonic() - self._began
             noun = "frame" if made == 1 else "frames"
             self._say(f"{made} {noun} in {duration(spent)}, {made / max(spent, 1e-3):.2f} fps")

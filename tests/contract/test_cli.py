@@ -7,8 +7,10 @@ import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from vsr_hpc.job import load_job
 from vsr_hpc.media.demo import make_demo_clip
 from vsr_hpc.media.images import read_image, write_image
 from vsr_hpc.media.reader import read_segment
-from vsr_hpc.run import Run
+from vsr_hpc.run import Run, is_process_gone
 
 _FAST = ("--preset", "ultrafast", "--scale", "2")
 ROOT = Path(__file__).parents[2]
@@ -236,6 +238,33 @@ def _begun(document: dict[str, Any]) -> Run:
     ensure_plan(run)
     run.start_round("local", 1, run.plan.shard_count)
     return run
+
+
+def test_a_second_ctrl_c_aborts_at_once_with_all_workers(here: Path) -> None:
+    numbered_clip(here / "in.mkv", frames=240, size=(320, 180))
+    options = ["--scale", "6", "--model", "lanczos", "--chunk-s", "2", "--workers", "2"]
+    command = [*MODULE, "upscale", "in.mkv", "out.mkv", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as caller:
+        assert caller.stderr is not None
+        while caller.poll() is None and not _states("out.mkv.vsr").count("working"):
+            time.sleep(0.05)
+        caller.send_signal(signal.SIGINT)
+        while "stopping after the frames in hand" not in (line := caller.stderr.readline()):
+            assert line, "it ended without a word"
+        caller.send_signal(signal.SIGINT)
+        said = caller.stderr.read()
+    assert (caller.returncode, said) == (
+        130,
+        "vsr: aborted; call again to go on from the last finished shard\n",
+    )
+    assert all(is_process_gone(beat) for beat in Run.open("out.mkv.vsr").heartbeats())
+
+
+def _states(uri: str) -> list[str]:
+    if not Path(uri, "plan.json").exists():
+        return []
+    return [beat.state for beat in Run.open(uri).heartbeats()]
 
 
 def test_an_output_that_is_gone_is_not_taken_as_made(made: Path) -> None:

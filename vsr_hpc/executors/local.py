@@ -52,13 +52,17 @@ def run_workers(
     """
     children = [_start(run, place, gpus, threads) for place in range(workers)]
     limit = 2 + run.plan.job.run.max_attempts
+    grace_s = _CHILD_GRACE_S
     try:
         while children and not stop.is_set():
             time.sleep(_POLL_S)
             on_tick()
             children = _survivors(run, children, gpus, threads, limit)
+    except KeyboardInterrupt:
+        grace_s = 0.0  # the second Ctrl-C
+        raise
     finally:
-        _end(children)
+        _end(children, grace_s)
         on_tick()
 
 
@@ -127,15 +131,18 @@ def _last_words(child: _Child) -> str:
     return re.sub(r"^vsr: ", "", "\n".join(lines[-20:]))
 
 
-def _end(children: list[_Child]) -> None:
+def _end(children: list[_Child], grace_s: float) -> None:
+    """Let workers drain for so long, then kill them; a Ctrl-C while they do cuts that short."""
     for child in children:
         with contextlib.suppress(ProcessLookupError):
             child.process.send_signal(signal.SIGTERM)
-    until = time.monotonic() + _CHILD_GRACE_S
-    for child in children:
-        try:
-            child.process.wait(max(0.1, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
+    until = time.monotonic() + grace_s
+    try:
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(max(0.0, until - time.monotonic()))
+    finally:
+        for child in children:
             child.process.kill()
             child.process.wait()
-        child.said.close()
+            child.said.close()
