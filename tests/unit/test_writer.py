@@ -219,7 +219,10 @@ def test_default_codec_holds_the_source_without_loss_of_format(name: str, colour
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        (VideoRequest(codec="h264", encoder_params=(("bitrate", "4000"),)), "--then-encode"),
+        (
+            VideoRequest(codec="h264", encoder_params=(("bitrate", "4000"),)),
+            "encode that file once afterwards",
+        ),
         (VideoRequest(codec="h264", encoder_params=(("vbv-maxrate", "4000"),)), "six runs, six files"),
         (VideoRequest(codec="h265", encoder_params=(("pass", "2"),)), "two passes"),
         (VideoRequest(codec="h264", encoder_params=(("nal-hrd", "cbr"),)), "buffer model"),

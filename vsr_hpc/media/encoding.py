@@ -109,7 +109,7 @@ _PASS_PARAMS = "pass passes multi-pass-opt-analysis multi-pass-opt-distortion sl
 _HRD_PARAMS = "nal-hrd hrd filler nal_hrd hrd-concat cbr"
 _THEN_ENCODE = (
     "every segment is encoded on its own, so nothing can hold a rate over the whole film; "
-    "use --crf, or upscale with --lossless and encode that file once afterwards (--then-encode)"
+    "use --crf, or upscale with --lossless and encode that file once afterwards"
 )
 
 
