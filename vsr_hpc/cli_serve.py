@@ -99,7 +99,10 @@ def serve(
             "--threads", envvar="VSR_SERVE_THREADS", min=0, help="CPU threads of the network; 0: all."
         ),
     ] = 0,
-    device: Annotated[Device | None, typer.Option("--device", envvar="VSR_SERVE_DEVICE")] = None,
+    device: Annotated[
+        Device | None,
+        typer.Option("--device", envvar="VSR_SERVE_DEVICE", help="A GPU where there is one, by default."),
+    ] = None,
     resident: Annotated[
         int, typer.Option("--resident", envvar="VSR_SERVE_RESIDENT", min=1, help="Networks kept in memory.")
     ] = 4,
@@ -246,7 +249,11 @@ def create(
 
 @app.command()
 def status(name: Name) -> None:
-    """What state a SageMaker endpoint is in, as JSON."""
+    """What state a SageMaker endpoint is in, as JSON.
+
+    \b
+    vsr endpoint status my-endpoint
+    """
     from vsr_hpc.serving import endpoints
 
     typer.echo(json.dumps(endpoints.status(name), indent=1))
@@ -254,7 +261,11 @@ def status(name: Name) -> None:
 
 @app.command()
 def delete(name: Name) -> None:
-    """Remove a SageMaker endpoint with its models and configurations, and nothing else."""
+    """Remove a SageMaker endpoint with its models and configurations, and nothing else.
+
+    \b
+    vsr endpoint delete my-endpoint
+    """
     from vsr_hpc.serving import endpoints
 
     for step in endpoints.delete(name):
