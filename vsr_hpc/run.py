@@ -329,10 +329,12 @@ class Run:
         numbers = [int(facts.name[7:-5]) for facts in self.store.list("rounds/")]
         return max(numbers, default=0)
 
-    def start_round(self, executor: str, workers: int, missing: int) -> Round | None:
-        """Announce a round; None where somebody else has just begun it."""
+    def start_round(
+        self, executor: str, workers: int, missing: int, number: int | None = None
+    ) -> Round | None:
+        """Announce a round, the next one or a certain one; None where somebody else has just begun it."""
         started = Round(
-            number=self.round_number() + 1,
+            number=number or self.round_number() + 1,
             executor=executor,
             workers=workers,
             user=getpass.getuser(),

@@ -108,6 +108,7 @@ def start(run: Run, job: JobSpec) -> RoundJobs:
     """Begin a round of workers, unless one is under way: then that one is the answer."""
     if not slurm.has_slurm():
         raise JobError("on: slurm needs sbatch here; submit on a login or head node of the cluster")
+    number = run.round_number() + 1  # before looking: whoever begins it meanwhile is met when it is created
     present = active_round(run)
     if present is not None:
         log.warning("a round is under way round=%d", present.round)
@@ -117,7 +118,7 @@ def start(run: Run, job: JobSpec) -> RoundJobs:
     missing = len(run.missing() - set(run.control().poisoned)) if is_planned else 0
     wanted = min(job.run.workers, missing) if is_planned else job.run.workers
     workers = max(1, min(wanted, slurm.number_in(slurm.setting("MaxArraySize"), 1001)))
-    begun = run.start_round("slurm", workers, missing)
+    begun = run.start_round("slurm", workers, missing, number)
     if begun is None:
         return _begun_elsewhere(run)
     folder = _folder(run, job.slurm, begun.number)
