@@ -101,6 +101,7 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Metadata]]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
     yield _Metadata
     server.shutdown()
     server.server_close()
