@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.clips import frame_number, numbered_clip
 from tests.kills import killed, undisturbed
@@ -25,6 +26,7 @@ from vsr_hpc.interrupts import Reason, StopFlag
 from vsr_hpc.launch import run_here, submit
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.reader import read_segment
+from vsr_hpc.models.networks import Compact
 from vsr_hpc.run import Run, is_process_gone
 from vsr_hpc.status import read_status
 from vsr_hpc.verify import verify
@@ -274,15 +276,21 @@ def test_killed_processes_cost_the_shard_in_hand_and_no_byte(tmp_path: Path) -> 
 
 def test_workers_leave_when_their_caller_is_killed(tmp_path: Path) -> None:
     clip = numbered_clip(tmp_path / "clip.mkv", frames=240, size=(160, 90))
+    weights = tmp_path / "slow.pth"
+    torch.manual_seed(1)
+    torch.save({"params": Compact(num_feat=64, num_conv=32, scale=4).state_dict()}, weights)
     output = tmp_path / "out.mkv"
-    command = ["upscale", str(clip), str(output), "--scale", "2", "--chunk-s", "0.25", "--workers", "2", "-q"]
-    caller = subprocess.Popen([sys.executable, "-m", "vsr_hpc", *command])
-    run = _wait_for(lambda: Run.open(f"{output}.vsr"))
-    beats = _wait_for(lambda: [beat for beat in run.heartbeats() if beat.state == "working"])
-    caller.kill()
-    caller.wait()
+    options = ["--model", str(weights), "--precision", "fp32", "--chunk-s", "0.25", "--workers", "2", "-q"]
+    caller = subprocess.Popen([sys.executable, "-m", "vsr_hpc", "upscale", str(clip), str(output), *options])
+    try:
+        run = _wait_for(lambda: Run.open(f"{output}.vsr"))
+        beats = _wait_for(lambda: [beat for beat in run.heartbeats() if beat.state == "working"])
+    finally:
+        caller.kill()
+        caller.wait()
     _wait_for(lambda: not read_status(run).alive)
     _wait_for(lambda: all(is_process_gone(beat) for beat in beats))
+    assert run.done() is None
 
 
 def test_ctrl_c_drains_and_says_how_to_go_on(tmp_path: Path) -> None:
