@@ -25,6 +25,7 @@ _TRANSCODE_SLACK_S = Fraction(2, 1000)
 _PRIMING_SAMPLES = (1024, 312)
 """Of FFmpeg's AAC encoder and of libopus."""
 _LENGTH_SLACK_S = Fraction(1, 20)
+_FIRST_PACKETS = 50
 _MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|\{\\[^}]*\}")
 _TEXT_FORM = frozenset({"subrip", "mov_text", "text", "webvtt"})
 
@@ -45,6 +46,8 @@ class Track:
     trim: int = 0
     """Samples to leave out at the end."""
     rate: int = 0
+    heard_s: Fraction | None = None
+    """When its first decoded sample is due, where that was looked up."""
 
     def add(self, data: bytes, pts: int, duration: int) -> None:
         self.pts.append(pts)
@@ -246,21 +249,48 @@ def step_faults(ours: Track, theirs: Track, offset: Fraction, tick: Fraction) ->
         yield f"{share} are out of step, the first (number {wrong[0]}) {_late(late)}"
 
 
-def recoded_faults(ours: Track, theirs: Track, offset: Fraction) -> Iterator[str]:
-    """Sound that was encoded anew: it begins and ends where the source's does."""
-    if not ours.pts or not theirs.pts:
-        if ours.pts:
+def recoded_faults(
+    ours: Track, theirs: Track, offset: Fraction, window: tuple[Fraction, Fraction] | None = None
+) -> Iterator[str]:
+    """Sound that was encoded anew: it begins and ends where the source's does, or where the window does."""
+    if not ours.pts:
+        return
+    begin, end = _heard_s(ours), ours.stop_s
+    if window is not None:
+        begin, end = max(begin, window[0]), min(end, window[1])
+    if not theirs.pts:
+        if begin < end:
             yield "is empty"
         return
-    begins = [each.start_s + Fraction(each.skip, each.rate or 1) for each in (ours, theirs)]
-    late = begins[1] - begins[0] - offset
+    heard = _heard_s(theirs)
+    late = heard - begin - offset
     # MP4 cannot skip priming where sound begins after the picture: it plays as silence, and all is in step
     primed = (0, *(_PRIMING_SAMPLES if not theirs.skip else ()))
     if all(abs(late + Fraction(each, theirs.rate or 1)) > _TRANSCODE_SLACK_S for each in primed):
         yield f"begins {_late(late)} against the picture"
-    length = (theirs.stop_s - begins[1]) - (ours.stop_s - begins[0])
-    if abs(length) > _LENGTH_SLACK_S:
+    length = (theirs.stop_s - heard) - (end - begin)
+    filled = (theirs.stops[0] - theirs.pts[0]) * theirs.time_base  # the last packet may be
+    if not -_LENGTH_SLACK_S <= length <= max(_LENGTH_SLACK_S, filled):
         yield f"lasts {ms(abs(length))} {'longer' if length > 0 else 'shorter'} than the source's"
+
+
+def _heard_s(track: Track) -> Fraction:
+    return track.start_s + Fraction(track.skip, track.rate or 1) if track.heard_s is None else track.heard_s
+
+
+def first_sound(source: Source, stream: Stream) -> Fraction | None:
+    """When the first sample is heard. Not every decoder gives sound for its first packet."""
+    with open_input(source) as container:
+        each: Any = container.streams[stream.index]
+        for number, packet in enumerate(container.demux(each)):
+            try:
+                for frame in packet.decode():
+                    return None if frame.pts is None else Fraction(frame.pts * frame.time_base)
+            except av.error.FFmpegError:
+                continue
+            if number > _FIRST_PACKETS:
+                break
+    return None
 
 
 def skip_faults(ours: Track, theirs: Track) -> Iterator[str]:

@@ -35,6 +35,7 @@ from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.reader import read_frames
 from vsr_hpc.packets import (
     Track,
+    first_sound,
     ms,
     packet_faults,
     read_tracks,
@@ -297,7 +298,10 @@ class _Verify:
         pairs = self._paired(made)
         if not pairs:
             return
-        ours = read_tracks(self.source, [one for one, _ in pairs], self._window())
+        recoded = [one for one, _ in pairs if self._is_recoded(one)]
+        copied = [one for one, _ in pairs if not self._is_recoded(one)]
+        ours = read_tracks(self.source, copied, self._window()) if copied else {}
+        ours |= read_tracks(self.source, recoded, None) if recoded else {}
         try:
             theirs = read_tracks(self.target, [other for _, other in pairs], None)
         except MediaError as exc:
@@ -394,7 +398,9 @@ class _Verify:
         if self._is_recoded(one):
             if made != self.request.audio:
                 yield "sound", f"is {made}, {self.request.audio} was asked for"
-            yield from (("sound", text) for text in recoded_faults(ours, theirs, offset))
+            ours.heard_s, theirs.heard_s = first_sound(self.source, one), first_sound(self.target, other)
+            for text in recoded_faults(ours, theirs, offset, self._window()):
+                yield "sound", text
             return
         is_converted = codec != made and ours.texts is not None and theirs.texts is not None
         is_same = codec == made or {codec, made} <= _MPEG_LAYERS

@@ -421,6 +421,84 @@ def test_recoded_sound_stays_in_step_and_repeats(mode: Any, suffix: str, tmp_pat
     assert shift[1] == max(shift)
 
 
+@pytest.mark.parametrize(
+    ("codec", "name"), [("flac", "in.mkv"), (True, "in.mp4"), ("ac3", "in.mp4"), ("pcm_s16le", "in.mov")]
+)
+@pytest.mark.parametrize(("mode", "suffix"), [("aac", ".mp4"), ("aac", ".mkv"), ("opus", ".mkv")])
+def test_recoded_sound_of_a_range_is_cut_to_the_sample(
+    codec: Any, name: str, mode: Any, suffix: str, tmp_path: Path
+) -> None:
+    source = numbered_clip(tmp_path / name, frames=24, audio=codec)
+    ready = case(source, frames=(7, 18), cuts=(12,))
+    ready.merge(tmp_path / f"out{suffix}", StreamsRequest(audio=mode), frames=(7, 18))
+    start, samples = sound(tmp_path / f"out{suffix}")
+    _, original = sound(source)
+    assert abs(start) < 0.001
+    assert -24 <= samples.shape[1] - 22000 <= 1024 + 960  # 11 frames; the last packet may be filled up
+    begin = round(int(ready.timeline.pts[7]) * ready.timeline.time_base * 48000)
+    wave, wanted = samples[0], original[0].astype(np.float32)
+    shift = [
+        float(np.corrcoef(wave[1000:20000], wanted[begin + n + 1000 : begin + n + 20000])[0, 1])
+        for n in (-20, 0, 20)
+    ]
+    assert shift[1] > 0.98
+    assert shift[1] == max(shift)
+
+
+@pytest.mark.parametrize("mode", ["aac", "opus"])
+@pytest.mark.parametrize(
+    ("layout", "rate"),
+    [("1 channels", 48000), ("stereo", 37800), ("5.1(side)", 48000), ("2.1", 44100), ("7.1", 192000)],
+)
+def test_every_layout_and_rate_is_recoded(layout: str, rate: int, mode: Any, tmp_path: Path) -> None:
+    """PCM without named speakers, the 5.1(side) of films, rates that no encoder takes."""
+    plain = numbered_clip(tmp_path / "plain.mkv", frames=12)
+    with av.open(str(plain)) as one, av.open(str(tmp_path / "in.mkv"), "w") as out:
+        video = out.add_stream_from_template(one.streams.video[0], opaque=True)
+        made = out.add_stream("pcm_s16le", rate=rate, layout="mono" if layout[0] == "1" else layout)
+        channels = made.layout.nb_channels
+        for packet in one.demux():
+            if packet.size:
+                packet.stream = video
+                out.mux_one(packet)
+        wave = np.sin(np.arange(rate // 2) * 2 * np.pi * 60 / rate) * 9000  # what a subwoofer keeps, too
+        frame = av.AudioFrame.from_ndarray(
+            wave.astype(np.int16).repeat(channels)[None], format="s16", layout=made.layout.name
+        )
+        frame.sample_rate, frame.pts = rate, 0
+        out.mux(made.encode(frame))
+    ready = case(tmp_path / "in.mkv")
+    assert not check_container(ready.clip, ready.encoding, "out.mkv", StreamsRequest(audio=mode))
+    ready.merge(tmp_path / "out.mkv", StreamsRequest(audio=mode))
+    with av.open(str(tmp_path / "out.mkv")) as after:
+        mixer = av.AudioResampler(format="flt", layout=after.streams.audio[0].layout.name)
+        frames = [made for frame in after.decode(audio=0) for made in mixer.resample(frame)]
+        found = after.streams.audio[0]
+        assert abs(float(frames[0].time)) < 0.001
+        assert abs(sum(frame.samples for frame in frames) / found.sample_rate - 0.5) < 0.05
+        loudest = np.abs(frames[5].to_ndarray().reshape(-1, found.layout.nb_channels)).max(axis=0)
+        assert (loudest > 0.05).sum() == channels
+
+
+def test_more_channels_than_an_encoder_takes_are_refused(tmp_path: Path) -> None:
+    ready = case(numbered_clip(tmp_path / "in.mkv", frames=6, audio="flac"), cuts=(3,))
+    streams = tuple(replace(each, channels=16, layout="hexadecagonal") for each in ready.clip.streams)
+    clip = replace(ready.clip, streams=streams)
+    (finding,) = check_container(clip, ready.encoding, "out.mkv", StreamsRequest(audio="aac"))
+    assert "16 channels are more than aac takes" in finding
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("aac", ".webm"), ("opus", ".mov")])
+def test_recoded_sound_that_the_container_cannot_hold_is_refused(
+    mode: Any, suffix: str, tmp_path: Path
+) -> None:
+    codec: Codec = "av1" if suffix == ".webm" else "h264"
+    ready = case(numbered_clip(tmp_path / "in.mkv", frames=6, audio="libopus"), codec, cuts=(3,))
+    (finding,) = check_container(ready.clip, ready.encoding, f"out{suffix}", StreamsRequest(audio=mode))
+    assert f"cannot hold {mode}" in finding
+    assert f"--audio {'opus' if mode == 'aac' else 'aac'}" in finding
+
+
 def test_sound_can_be_left_out(tmp_path: Path) -> None:
     source = numbered_clip(tmp_path / "in.mp4", frames=6, audio=True)
     case(source).merge(tmp_path / "out.mp4", StreamsRequest(audio="none"))

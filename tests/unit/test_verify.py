@@ -530,6 +530,29 @@ def test_recoded_sound_must_begin_and_end_with_the_sources() -> None:
     ]
 
 
+def test_recoded_sound_of_a_range_is_held_to_the_range() -> None:
+    ours, window = sound(0, 100), (Fraction(1, 2), Fraction(1))
+    theirs = sound(-1024, 25, skip=1024)
+    assert list(recoded_faults(ours, theirs, Fraction(-1, 2), window)) == []
+    assert list(recoded_faults(ours, sound(960, 23), Fraction(-1, 2), window)) == [
+        "begins 20.000 ms late against the picture"
+    ]
+    assert list(recoded_faults(ours, sound(-1024, 20, skip=1024), Fraction(-1, 2), window)) == [
+        "lasts 94.667 ms shorter than the source's"
+    ]
+    coarse = Track(time_base=Fraction(1, 8000), rate=8000, skip=1024)
+    for number in range(6):  # the last packet is filled up: 1024 samples are 128 ms here
+        coarse.add(bytes([number]), 1024 * (number - 1), 1024)
+    assert list(recoded_faults(ours, coarse, Fraction(-1, 2), window)) == [
+        "lasts 140.000 ms longer than the source's"
+    ]
+    coarse.stops[-1] -= 128
+    assert list(recoded_faults(ours, coarse, Fraction(-1, 2), window)) == []
+    empty = Track(time_base=Fraction(1, 48000))
+    assert list(recoded_faults(ours, empty, Fraction(-1, 2), window)) == ["is empty"]
+    assert list(recoded_faults(ours, empty, Fraction(-9), (Fraction(9), Fraction(10)))) == []
+
+
 def test_priming_that_is_no_longer_left_out_is_found() -> None:
     ours = sound(-1024, 10, skip=1024)
     assert list(skip_faults(ours, sound(-1024, 10, skip=1024))) == []

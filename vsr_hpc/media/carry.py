@@ -13,16 +13,19 @@ from fractions import Fraction
 from typing import Any
 
 import av
+from av.filter import Graph
 
-from vsr_hpc.media.containers import StreamPlan
+from vsr_hpc.media.containers import StreamPlan, recoded_layout
 from vsr_hpc.media.encoding import reason
 from vsr_hpc.media.headers import NAME_PADDING, TrackEdit, edit_matroska_tracks
 from vsr_hpc.media.source import Source, open_input
+from vsr_hpc.media.splice import nearest
 
 log = logging.getLogger(__name__)
 
 _BITEXACT = 1 << 23
 _PEEK_PACKETS = 2000
+_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|\{\\[^}]*\}")
 ASS_HEADER = (
     b"[Script Info]\r\nScriptType: v4.00+\r\nPlayResX: 384\r\nPlayResY: 288\r\n\r\n[V4+ Styles]\r\n"
@@ -158,13 +161,44 @@ def _note_first(peek: Peek, packet: Any, is_cover: bool) -> None:
 
 def audio_encoder(out: Any, template: Any, codec: str) -> Any:
     context = template.codec_context
-    rate = 48000 if codec == "opus" else min(context.sample_rate, 96000)
+    layout = recoded_layout(codec, context.layout.name, context.layout.nb_channels)
+    rate = 48000
+    if codec == "aac":
+        rate = next((each for each in _AAC_RATES if each >= context.sample_rate), _AAC_RATES[-1])
     stream = out.add_stream({"opus": "libopus", "aac": "aac"}[codec], rate=rate)
-    stream.layout = context.layout.name
-    stream.bit_rate = (64000 if codec == "opus" else 96000) * context.layout.nb_channels
+    stream.layout = layout or "stereo"
+    stream.bit_rate = (64000 if codec == "opus" else 96000) * stream.layout.nb_channels
     stream.codec_context.flags |= _BITEXACT
     stream.codec_context.thread_count = 1
     return stream
+
+
+def trimmed(frame: Any, window: tuple[Fraction, Fraction]) -> Any:
+    """The samples of a decoded frame that lie inside a window of time; None where none does."""
+    rate = frame.sample_rate
+    begin = (frame.pts or 0) * frame.time_base
+    first, last = (nearest((each - begin) * rate) for each in window)
+    first, last = max(0, first), min(frame.samples, last)
+    if first >= last:
+        return None
+    made = frame if (first, last) == (0, frame.samples) else _cut(frame, first, last)
+    made.pts, made.time_base = nearest(begin * rate) + first, Fraction(1, rate)
+    return made
+
+
+def _cut(frame: Any, first: int, last: int) -> Any:
+    """Samples [first, last) of a frame, by FFmpeg's filter: PyAV reads beyond the end of eight channels."""
+    graph = Graph()
+    frame.pts, frame.time_base = 0, Fraction(1, frame.sample_rate)
+    ends = (
+        graph.add_abuffer(template=None, sample_rate=frame.sample_rate, format=frame.format,
+                          layout=frame.layout, time_base=frame.time_base),
+        graph.add("atrim", f"start_sample={first}:end_sample={last}"),
+        graph.add("abuffersink"),
+    )  # fmt: skip
+    graph.link_nodes(*ends).configure()
+    ends[0].push(frame)
+    return ends[-1].pull()
 
 
 def converted_text(packet: Any, track: Track) -> Any:

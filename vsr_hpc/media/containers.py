@@ -52,6 +52,13 @@ _LISTED_BUT_REFUSED = {
     "mov": ("av1", "vp9", "vp8", "vvc", "opus", "flac", "truehd"),
     "mp4": ("truehd",),
 }
+# Speakers that the encoders take, fewest first; by number, as FFmpeg guesses, where a source names none.
+_LAYOUTS = {
+    "opus": "mono stereo 3.0 quad 5.0 5.1 6.1 7.1",
+    "aac": "mono stereo 2.1 3.0 4.0 quad 3.1 5.0 4.1 5.1 6.1 7.1",
+}
+_LAYOUT_OF = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+_BACK_OF = {"SL": "BL", "SR": "BR"}
 # What FFmpeg's muxers can say of a stream (tried with each flag); the first is everywhere.
 _DISPOSITIONS = {
     "mp4": "default dub comment forced hearing_impaired visual_impaired captions descriptions",
@@ -189,7 +196,14 @@ def _plan_stream(
 ) -> StreamPlan:
     action, codec = _fate(clip, stream, muxer, request)
     name = f"stream {stream.index} ({stream.kind} {format_name(stream.codec)})"
-    if action is None:
+    if action is None and stream.kind == "audio" and request.audio in ("aac", "opus"):
+        homes = [each for each in (".mkv", ".mp4", ".mov") if _takes(MUXERS[each], request.audio)]
+        findings.append(
+            f"{name}: {suffix} cannot hold {request.audio}; name the output {' or '.join(homes)}, choose "
+            f"--audio {'opus' if request.audio == 'aac' else 'aac'}, or use --drop audio"
+        )
+        action, codec = "drop", stream.codec
+    elif action is None:
         kind = "cover" if _is_cover(stream) else stream.kind
         homes = [s for s in (".mkv", ".mp4", ".mov") if _holds(MUXERS[s], stream) and MUXERS[s] != muxer]
         way_out = f"name the output {' or '.join(homes)}" if homes else ""
@@ -201,6 +215,11 @@ def _plan_stream(
             f"{name}: {suffix} cannot hold it; {way_out}{', or' if way_out else ''} use --drop {kind}"
         )
         action, codec = "drop", stream.codec
+    elif action == "transcode" and recoded_layout(codec, stream.layout, stream.channels) is None:
+        findings.append(
+            f"{name}: {stream.channels} channels are more than {codec} takes here; copy it into .mkv, or use "
+            "--drop audio"
+        )
     elif action == "copy" and stream.kind == "audio" and not stream.has_plain_edits:
         findings.append(
             f"{name}: its MP4 edit list does more than a delay and one cut, which a copy would lose; recode "
@@ -242,7 +261,7 @@ def _fate(clip: Clip, stream: Stream, muxer: str, request: StreamsRequest) -> tu
     if stream.kind in drop or (stream.kind == "audio" and request.audio == "none"):
         return "drop", codec
     if stream.kind == "audio" and request.audio in ("aac", "opus"):
-        return "transcode", request.audio
+        return ("transcode" if _takes(muxer, request.audio) else None), request.audio
     if stream.kind == "attachment":
         return ("attach" if muxer == "matroska" else None), codec
     if stream.kind == "subtitle" and codec in _TEXT and not _holds(muxer, stream) and muxer in _TEXT_OF:
@@ -283,9 +302,32 @@ def _holds(muxer: str, stream: Stream) -> bool:
         return muxer == "matroska"
     if stream.kind == "data":
         return muxer in ("mp4", "mov") and _is_telemetry(stream)
-    if codec in _LISTED_BUT_REFUSED.get(muxer, ()):
-        return False
-    return codec in _held(muxer)
+    return _takes(muxer, codec)
+
+
+def recoded_layout(codec: str, layout: str, channels: int | None) -> str | None:
+    """The fewest speakers that this encoder takes with all of the source's; None where there are too many.
+
+    Side and back speakers count as the same: what films call 5.1 is 5.1(side), which libopus refuses.
+    """
+    wanted = _speakers(layout) or _speakers(_LAYOUT_OF.get(channels or 2, ""))
+    fitting = (each for each in _LAYOUTS[codec].split() if wanted <= _speakers(each))
+    return next(fitting, None) if wanted else None
+
+
+def _speakers(layout: str) -> frozenset[str]:
+    try:
+        names = [each.name for each in av.AudioLayout(layout).channels]
+    except (ValueError, av.FFmpegError):
+        return frozenset()
+    if "NONE" in names:  # so many channels, and no word for what
+        return frozenset()
+    has_both = {"SL", "BL"} <= set(names)
+    return frozenset(names if has_both else (_BACK_OF.get(each, each) for each in names))
+
+
+def _takes(muxer: str, codec: str) -> bool:
+    return codec not in _LISTED_BUT_REFUSED.get(muxer, ()) and codec in _held(muxer)
 
 
 @lru_cache(maxsize=8)

@@ -32,6 +32,7 @@ from vsr_hpc.media.carry import (
     peeked,
     primed_template,
     track_position,
+    trimmed,
     unskipped_opus,
 )
 from vsr_hpc.media.clip import Clip
@@ -83,6 +84,8 @@ log = logging.getLogger(__name__)
 
 _FAR_START = Fraction(1)
 _EVER = Fraction(10**9)
+_PREROLL_S = Fraction(1, 4)
+"""Sound decoded before a range, for decoders that need a while to be right."""
 # Tags that FFmpeg makes up about the file or the encoder at hand; on the output they would be lies.
 _STALE_CONTAINER_TAGS = ("major_brand", "minor_version", "compatible_brands", "duration")
 _STALE_STREAM_TAGS = ("duration", "number_of_frames", "number_of_bytes", "bps", "vendor_id")
@@ -512,6 +515,8 @@ class _Merge:
         first, last = self.window
         if track.plan.kind == "subtitle":
             return begin < last and (end > first or begin >= first)
+        if track.plan.action == "transcode":  # what is decoded is cut to the sample
+            return end > first - _PREROLL_S and begin < last
         if track.plan.kind == "video":
             # whole groups in decoding order: without what they refer to, pictures are lost anyway
             decoded = begin if packet.dts is None else packet.dts * packet.time_base
@@ -541,6 +546,10 @@ class _Merge:
             log.warning("sound packet lost stream=%s error=%s", track.name, reason(exc))
             return
         for frame in decoded:
+            if self.is_cut:
+                frame = trimmed(frame, self.window)
+            if frame is None:
+                continue
             for made in track.encoder.encode(frame):
                 yield self._placed(track, made)
 
