@@ -20,7 +20,7 @@ ORDER = """
 errors  environment  interrupts
 job  inputs  instances
 store  s3  store_s3  media/  models/
-source  fidelity  upscale/
+source  fidelity  upscale/  profiles
 plan
 run
 prepare  status  runlog  claims  staging  pipeline  promises  packets
@@ -43,7 +43,7 @@ SEAMS = {
 }
 
 ON_A_HEAD_NODE = """
-job plan prepare run status launch progress verify finish
+job plan profiles prepare run status launch progress verify finish
 executors.local executors.slurm executors.slurm_task
 cluster.check cluster.lifecycle cluster.pack cluster.storage
 cli cli_cluster cli_serve
