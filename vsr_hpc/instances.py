@@ -1,7 +1,6 @@
-"""What EC2 instance types are and roughly cost: two dated tables and how to read them.
+"""What EC2 instance types are: EC2's own facts in `instances.yaml`, readable without credentials.
 
-`instances.yaml` holds facts (EC2's own DescribeInstanceTypes), `prices.yaml` approximate list prices.
-Nothing here calls AWS, so it also works on a laptop without credentials.
+What they cost is in `prices`.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from typing import Any, Literal
 import yaml
 
 from vsr_hpc.errors import JobError
-
-Purchase = Literal["spot", "on-demand"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,34 +36,6 @@ class InstanceType:
         return self.name.partition(".")[0]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prices:
-    """Approximate list prices of one region; `is_guess` where the region has no factor of its own."""
-
-    date: str
-    region: str
-    factor: float
-    is_guess: bool
-    on_demand: Mapping[str, float]
-    spot_share: Mapping[str, float]
-    storage: Mapping[str, float]
-    other: Mapping[str, float]
-    month_hours: float
-
-    def per_hour(self, instance_type: str, purchase: Purchase) -> float | None:
-        """US dollars per hour, or None where the table does not know the type."""
-        listed = self.on_demand.get(instance_type)
-        if listed is None:
-            return None
-        if purchase == "on-demand":
-            return listed * self.factor
-        family = instance_type.partition(".")[0]
-        return listed * self.factor * self.spot_share.get(family, self.spot_share["default"])
-
-    def per_gb_month(self, kind: str) -> float:
-        return self.storage[kind] * self.factor
-
-
 def _read(name: str) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load(files("vsr_hpc").joinpath(name).read_text("utf-8"))
     return content
@@ -86,20 +55,3 @@ def find_instance(name: str) -> InstanceType:
         hint = f"of that family it knows {', '.join(near)}" if near else f"it knows {len(known)} others"
         raise JobError(f"{name!r} is not an instance type that vsr_hpc/instances.yaml knows; {hint}")
     return known[name]
-
-
-@lru_cache(maxsize=16)
-def prices(region: str) -> Prices:
-    table = _read("prices.yaml")
-    factors = table["region_factor"]
-    return Prices(
-        date=str(table["date"]),
-        region=region,
-        factor=float(factors.get(region, factors["other"])),
-        is_guess=region not in factors,
-        on_demand=MappingProxyType(table["on_demand_usd_per_hour"]),
-        spot_share=MappingProxyType(table["spot_share"]),
-        storage=MappingProxyType(table["storage_usd_per_gb_month"]),
-        other=MappingProxyType(table["other_usd"]),
-        month_hours=float(table["month_hours"]),
-    )

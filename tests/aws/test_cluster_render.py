@@ -17,7 +17,8 @@ from vsr_hpc.cluster.render import config_folder, find_template, render
 from vsr_hpc.cluster.rules import pools
 from vsr_hpc.cluster.values import Values, load_values
 from vsr_hpc.errors import JobError
-from vsr_hpc.instances import all_instances, find_instance, prices
+from vsr_hpc.instances import all_instances, find_instance
+from vsr_hpc.prices import prices
 
 TEMPLATES = ("spot-gpu", "spot-gpu-fsx", "dev")
 FULL = {

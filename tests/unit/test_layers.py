@@ -18,11 +18,12 @@ PACKAGE = Path(__file__).parents[2] / "vsr_hpc"
 # decides bytes (cards, clips); what lies between run and worker has its own rows.
 ORDER = """
 errors  environment  interrupts
-job  inputs  instances
-store  s3  store_s3  media/  models/
+job  inputs  instances  prices
+price_list  store  s3  store_s3  media/  models/
 source  fidelity  upscale/  profiles
 plan
 run
+outputs
 prepare  status  runlog  claims  staging  pipeline  promises  packets
 finish  verify  progress
 worker

@@ -8,7 +8,7 @@ from typing import Any
 
 from vsr_hpc.cluster.document import Document, at, items
 from vsr_hpc.cluster.rules import Pool, pools
-from vsr_hpc.instances import Prices, Purchase, prices
+from vsr_hpc.prices import Prices, Purchase, prices
 
 # What ParallelCluster 3.16 makes for the head node: health, cpu, memory, disk and the like.
 _ALARMS = 6

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vsr_hpc.cluster.document import Document, Finding, Level, Path, at, items
-from vsr_hpc.instances import InstanceType, Purchase, all_instances, prices
+from vsr_hpc.instances import InstanceType, all_instances
+from vsr_hpc.prices import Purchase, prices
 
 QUEUES: Path = ("Scheduling", "SlurmQueues")
 _SPOT = ("lowest-price", "capacity-optimized", "price-capacity-optimized", "capacity-optimized-prioritized")

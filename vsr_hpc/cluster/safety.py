@@ -8,7 +8,7 @@ from typing import Any
 
 from vsr_hpc.cluster.document import Finding, Path, at, items
 from vsr_hpc.cluster.rules import AMI_GIB, QUEUES, Rule, Subject, pools
-from vsr_hpc.instances import prices
+from vsr_hpc.prices import prices
 
 _SECRET = re.compile(r"(AKIA|ASIA)[0-9A-Z]{16}|(?i:secret|password|token)=\S+|-----BEGIN")
 _TAGS = ("vsr-project", "vsr-cluster")
