@@ -6,18 +6,15 @@ Packets are copied, never re-encoded. Each segment's sha256 is checked against i
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
-import os
-import shutil
 import time
 from pathlib import Path
 
 from vsr_hpc.claims import take_single
-from vsr_hpc.errors import BackendError, JobError, SpaceError, VerifyError
+from vsr_hpc.errors import VerifyError
 from vsr_hpc.media.images import extract_archives
 from vsr_hpc.media.mux import MergeReport, SegmentPart, merge
-from vsr_hpc.media.names import is_pattern, numbered_files
+from vsr_hpc.outputs import disk_errors_explained, open_output, remove_partial
 from vsr_hpc.prepare import streams_request
 from vsr_hpc.run import Done, Liveness, Receipt, Run, SegmentFacts
 from vsr_hpc.source import open_source
@@ -51,20 +48,17 @@ def finish(run: Run) -> Done:
         return done
     began = time.monotonic()
     receipts = _complete_receipts(run)
-    output = Path(run.plan.job.output)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial{output.suffix}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        parts = tuple(_part(run, segment) for receipt in receipts for segment in receipt.segments)
-        report = _merge(run, parts, partial, output)
-        _refuse_stranger(run, output, report)
-        _replace(partial, output)
-    except OSError as exc:
-        raise _translated(exc, output) from exc
-    finally:
-        _remove(partial)
+    output = open_output(run.plan.job.output)
+    with disk_errors_explained(output.uri):
+        partial = output.partial()
+        try:
+            parts = tuple(_part(run, segment) for receipt in receipts for segment in receipt.segments)
+            report = _merge(run, parts, partial)
+            output.publish(partial, report.sha256, replaces=run.plan.job.overwrite)
+        finally:
+            remove_partial(partial)
     done = Done(
-        output=str(output),
+        output=output.uri,
         frames=report.frames,
         size_bytes=report.size_bytes,
         sha256=report.sha256,
@@ -77,7 +71,7 @@ def finish(run: Run) -> Done:
     run.write_done(done)
     if not run.plan.job.run.keep_segments:
         _sweep(run)
-    log.info("run finished output=%s frames=%d sha256=%s", output, done.frames, done.sha256)
+    log.info("run finished output=%s frames=%d sha256=%s", output.uri, done.frames, done.sha256)
     return done
 
 
@@ -109,7 +103,7 @@ def _part(run: Run, segment: SegmentFacts) -> SegmentPart:
     )
 
 
-def _merge(run: Run, parts: tuple[SegmentPart, ...], partial: Path, output: Path) -> MergeReport:
+def _merge(run: Run, parts: tuple[SegmentPart, ...], partial: Path) -> MergeReport:
     plan = run.plan
     if plan.encoding is None:
         return extract_archives(parts, partial)
@@ -123,43 +117,13 @@ def _merge(run: Run, parts: tuple[SegmentPart, ...], partial: Path, output: Path
         output=partial,
         request=streams_request(plan.job),
         frames=(plan.start, plan.stop),
-        name=output,
+        name=Path(plan.job.output),
     )
 
 
 def is_in_place(done: Done) -> bool:
     """Whether the output of a finished run still stands where it was put."""
-    output = Path(done.output)
-    if output.is_file():
-        return output.stat().st_size == done.size_bytes
-    if is_pattern(output.name):
-        return output.parent.is_dir() and bool(numbered_files(output))
-    return output.is_dir()
-
-
-def _refuse_stranger(run: Run, output: Path, report: MergeReport) -> None:
-    """A file that came to stand at the output since the job was checked is not ours to replace."""
-    if not output.is_file() or run.plan.job.overwrite:
-        return
-    if _sha256(output) != report.sha256:
-        raise JobError(f"{output}: a file has appeared here since the job began; move it away and call again")
-
-
-def _replace(partial: Path, output: Path) -> None:
-    if partial.is_dir():
-        folder = output.parent if "%" in output.name else output
-        folder.mkdir(exist_ok=True)
-        for path in sorted(partial.iterdir()):
-            path.replace(folder / path.name)
-        return
-    partial.replace(output)
-
-
-def _remove(partial: Path) -> None:
-    if partial.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-    else:
-        partial.unlink(missing_ok=True)
+    return open_output(done.output).is_there(done.size_bytes, done.sha256)
 
 
 def _sweep(run: Run) -> None:
@@ -168,19 +132,3 @@ def _sweep(run: Run) -> None:
         run.store.delete_many(facts.name for facts in run.store.list(prefix))
     for path in run.store.scratch.iterdir():
         path.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
-
-
-def _translated(exc: OSError, output: Path) -> SpaceError | BackendError:
-    import errno
-
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return SpaceError(f"{output}: the disk is full; free some space and call again, nothing is lost")
-    return BackendError(f"{output}: {exc.strerror or exc}")

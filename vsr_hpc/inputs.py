@@ -25,7 +25,7 @@ def expand(paths: list[str]) -> tuple[tuple[str, str], ...]:
         return ((found[0], output),)
     if len(found) > 1 and Path(output).suffix.lower() in _CLIP_SUFFIXES | _IMAGE_SUFFIXES:
         raise JobError(f"{len(found)} inputs cannot all become {output}; name a folder as the last argument")
-    pairs = tuple((clip, str(Path(output) / _output_name(clip))) for clip in found)
+    pairs = tuple((clip, _joined(output, _output_name(clip))) for clip in found)
     doubled = {target for _, target in pairs if [other for _, other in pairs].count(target) > 1}
     if doubled:
         raise JobError(f"several inputs would become {', '.join(sorted(doubled))}; upscale them one by one")
@@ -65,6 +65,10 @@ def _is_sequence(source: str) -> bool:
     if "://" in source:
         return False
     return path.is_dir() or (not path.is_file() and any(mark in source for mark in "%*?["))
+
+
+def _joined(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}" if "://" in folder else str(Path(folder) / name)
 
 
 def _output_name(clip: str) -> str:

@@ -245,7 +245,7 @@ def verify_here(
         plan = None
     return verify(
         open_source(source),
-        output,
+        open_source(output),
         deep=is_deep,
         audio=streams.audio,
         drop=streams.drop,

@@ -27,6 +27,7 @@ from vsr_hpc.media.stills import SUFFIXES as IMAGE_SUFFIXES
 from vsr_hpc.media.stills import still_picture
 from vsr_hpc.media.writer import encoder_build
 from vsr_hpc.models.cards import Card, find_card
+from vsr_hpc.outputs import check_remote_output, open_output
 from vsr_hpc.plan import Plan, chunk_borders, fingerprint, shard_borders
 from vsr_hpc.source import RangedSource, open_source
 from vsr_hpc.upscale.geometry import Geometry, check_rgb_path, is_planewise, output_geometry
@@ -159,13 +160,13 @@ def streams_request(job: JobSpec) -> StreamsRequest:
 
 def check_space(plan: Plan, run_uri: str, free_bytes: int | None, stored_bytes: int = 0) -> None:
     """Refuse a run that cannot fit where its segments go, less what lies there already, and its output."""
-    output = Path(plan.job.output)
-    is_apart = "://" in run_uri or _device(output) != _device(Path(run_uri))
+    disk = open_output(plan.job.output).disk
+    is_apart = "://" in run_uri or _device(disk) != _device(Path(run_uri))
     here = plan.scratch_bytes // 2 if is_apart else plan.scratch_bytes
     _refuse_short(run_uri, max(0, here - stored_bytes), free_bytes, "put the run elsewhere with --run")
     if is_apart:
-        free = shutil.disk_usage(_existing(output)).free
-        _refuse_short(str(output), plan.scratch_bytes // 2, free, "put the output elsewhere")
+        free = shutil.disk_usage(_existing(disk)).free
+        _refuse_short(str(disk), plan.scratch_bytes // 2, free, "put the output elsewhere")
 
 
 def _refuse_short(place: str, needed: int, free_bytes: int | None, way_out: str) -> None:
@@ -188,7 +189,9 @@ def _device(path: Path) -> int:
 
 def _place_findings(job: JobSpec) -> list[str]:
     if "://" in job.output:
-        return [f"output: {job.output} is an address; name a local path, and copy the file there afterwards"]
+        if job.output == job.input:
+            return [f"output: {job.output} is the input itself; name another object"]
+        return check_remote_output(job.output, replaces=job.overwrite)
     try:
         return _local_findings(job)
     except OSError as exc:

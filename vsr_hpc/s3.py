@@ -103,6 +103,9 @@ class S3Address:
         return f"s3://{self.bucket}/{self.key}"
 
 
+SHA256_MARK = "vsr-sha256"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Facts:
     """What tells one content of an object from another."""
@@ -110,6 +113,8 @@ class S3Facts:
     size_bytes: int
     etag: str
     version: str | None
+    sha256: str | None = None
+    """Of the content, where whoever wrote it noted it (`SHA256_MARK`)."""
 
 
 class S3Connection:
@@ -130,7 +135,10 @@ class S3Connection:
         with explained(address):
             answer = self.client.head_object(Bucket=address.bucket, Key=address.key)
         return S3Facts(
-            size_bytes=answer["ContentLength"], etag=answer["ETag"], version=answer.get("VersionId")
+            size_bytes=answer["ContentLength"],
+            etag=answer["ETag"],
+            version=answer.get("VersionId"),
+            sha256=answer.get("Metadata", {}).get(SHA256_MARK),
         )
 
     def read_into(

@@ -15,7 +15,18 @@ from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore import exceptions as aws
 
 from vsr_hpc.errors import BackendError
-from vsr_hpc.s3 import S3Address, S3Connection, S3Options, explained, pause, refusal, retries, status
+from vsr_hpc.s3 import (
+    SHA256_MARK,
+    S3Address,
+    S3Connection,
+    S3Facts,
+    S3Options,
+    explained,
+    pause,
+    refusal,
+    retries,
+    status,
+)
 from vsr_hpc.store import MissingObject, ObjectFacts, check_name, process_folder, temporary_name, translated
 
 log = logging.getLogger(__name__)
@@ -108,9 +119,8 @@ class S3Store:
 
     def exists(self, name: str) -> bool:
         try:
-            self._connection.head(self._address(name))
+            self.facts(name)
         except MissingObject:
-            self._connection.check_bucket(self._root.bucket)  # a HEAD's 404 does not say which is missing
             return False
         return True
 
@@ -127,12 +137,35 @@ class S3Store:
         while batch := list(islice(left, _DELETED_AT_ONCE)):
             self._delete_batch(batch)
 
-    def put_file(self, name: str, path: Path) -> None:
+    def facts(self, name: str) -> S3Facts:
+        """MissingObject where it is not there, JobError where the bucket is not."""
+        try:
+            return self._connection.head(self._address(name))
+        except MissingObject:
+            self._connection.check_bucket(self._root.bucket)  # a HEAD's 404 does not say which is missing
+            raise
+
+    def prove_writable(self, name: str) -> None:
+        """Begin an upload of this name and drop it: needs the same rights, and leaves nothing."""
         address = self._address(name)
+        with explained(address):
+            begun = self._client.create_multipart_upload(
+                Bucket=address.bucket, Key=address.key, **self._upload_settings()
+            )
+        try:
+            self._client.abort_multipart_upload(
+                Bucket=address.bucket, Key=address.key, UploadId=begun["UploadId"]
+            )
+        except (aws.ClientError, aws.BotoCoreError) as exc:
+            log.warning("half upload not ended object=%s why=%s", address.uri, exc)
+
+    def put_file(self, name: str, path: Path, *, sha256: str | None = None) -> None:
+        address = self._address(name)
+        settings: dict[str, object] = dict(self._upload_settings())
+        if sha256 is not None:
+            settings["Metadata"] = {SHA256_MARK: sha256}
         with explained(address), _reading(path):
-            self._uploads.upload(
-                str(path), address.bucket, address.key, extra_args=self._upload_settings()
-            ).result()
+            self._uploads.upload(str(path), address.bucket, address.key, extra_args=settings).result()
         path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -204,7 +237,7 @@ class S3Store:
 
     def _address(self, name: str) -> S3Address:
         check_name(name)
-        return S3Address(bucket=self._root.bucket, key=f"{self._root.key}/{name}")
+        return S3Address(bucket=self._root.bucket, key=f"{self._root.key}/{name}".lstrip("/"))
 
     def _upload_settings(self) -> dict[str, str]:
         options = self._connection.options

@@ -240,8 +240,9 @@ OUTPUTS = [
     ("out.avi", "name it with one of .mp4 .m4v .mov .mkv .webm"),
     ("out", "name it with one of"),
     ("out.png", "one file cannot hold several pictures"),
-    ("s3://films/out.mkv", "is an address; name a local path"),
-    ("http://host/out.mkv", "is an address; name a local path"),
+    ("s3://Bad_Bucket/out.mkv", "is not an S3 address"),
+    ("s3://films/out", "names no single file"),
+    ("http://host/out.mkv", "name a local path or s3://bucket/name"),
     ("out\udcff.mkv", "is not UTF-8"),
 ]
 
