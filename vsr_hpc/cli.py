@@ -16,7 +16,19 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from vsr_hpc import __version__, cli_cluster, cli_serve
+from vsr_hpc import __version__, cli_batch, cli_cluster, cli_serve
+from vsr_hpc.cli_job import (
+    Audio,
+    AudioOption,
+    Drop,
+    Frames,
+    Start,
+    Stop,
+    as_option,
+    asked_job,
+    document,
+    takes_job_options,
+)
 from vsr_hpc.environment import set_identity, set_thread_policy
 from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError, VerifyError, VsrError
 
@@ -40,21 +52,7 @@ app.add_typer(cli_cluster.app, name="cluster")
 app.add_typer(cli_cluster.storage_app, name="storage")
 app.command("serve")(cli_serve.serve)
 app.add_typer(cli_serve.app, name="endpoint")
-
-
-class Codec(str, Enum):
-    h264 = "h264"
-    h265 = "h265"
-    av1 = "av1"
-    ffv1 = "ffv1"
-    prores = "prores"
-
-
-class Audio(str, Enum):
-    copy = "copy"
-    aac = "aac"
-    opus = "opus"
-    none = "none"
+app.add_typer(cli_batch.app, name="batch")
 
 
 class Where(str, Enum):
@@ -82,57 +80,6 @@ IsNew = Annotated[
 RunUri = Annotated[
     str, typer.Argument(help="The run: its folder (OUT.vsr), s3://bucket/prefix, or the output.")
 ]
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="A model's name (`vsr models list`) or a weights file.")
-]
-Scale = Annotated[float | None, typer.Option("--scale", "-s", help="Factor; the model's own where left out.")]
-Size = Annotated[str | None, typer.Option("--size", help="Output size instead of a factor: 1920x1080.")]
-Tile = Annotated[str, typer.Option("--tile", help="Tile side in input pixels, auto or none.")]
-Batch = Annotated[str, typer.Option("--batch", help="Frames per forward pass, or auto.")]
-Precision = Annotated[str, typer.Option("--precision", help="fp32, bf16, fp16 or auto.")]
-Blend = Annotated[float, typer.Option("--blend", help="Share of the plain bicubic picture, 0 to 1.")]
-Grain = Annotated[float, typer.Option("--grain", help="Film grain to add, in 8-bit codes; seeded by frame.")]
-CodecOption = Annotated[
-    Codec | None, typer.Option("--codec", help="By default one that holds the source's depth.")
-]
-Encoder = Annotated[str | None, typer.Option("--encoder", help="An FFmpeg encoder, for example h264_nvenc.")]
-Crf = Annotated[int | None, typer.Option("--crf", help="Constant quality; lower is better.")]
-Qp = Annotated[int | None, typer.Option("--qp", help="Constant quantiser.")]
-Lossless = Annotated[bool, typer.Option("--lossless", help="Lose nothing in encoding.")]
-Preset = Annotated[str | None, typer.Option("--preset", help="The encoder's preset.")]
-PixFmt = Annotated[
-    str | None, typer.Option("--pix-fmt", help="A planar FFmpeg pixel format; the source's if left out.")
-]
-EncoderParams = Annotated[str, typer.Option("--encoder-params", help="key=value:key=value for the encoder.")]
-EncoderThreads = Annotated[
-    int | None, typer.Option("--encoder-threads", help="Bytes depend on it; 4 by default.")
-]
-AudioOption = Annotated[Audio, typer.Option("--audio", help="What becomes of sound.")]
-Drop = Annotated[
-    list[str], typer.Option("--drop", help="A kind of stream to leave out knowingly; may be repeated.")
-]
-Start = Annotated[str | None, typer.Option("--from", help="Begin here: seconds or HH:MM:SS.mmm.")]
-Stop = Annotated[str | None, typer.Option("--to", help="Stop here: seconds or HH:MM:SS.mmm.")]
-Frames = Annotated[int | None, typer.Option("--frames", help="At most this many frames.")]
-Deinterlace = Annotated[bool, typer.Option("--deinterlace", help="Make whole frames of interlaced fields.")]
-FieldOrder = Annotated[str, typer.Option("--field-order", help="auto, progressive, tff or bff.")]
-Rate = Annotated[
-    str | None, typer.Option("--rate", help="Frame rate of an image sequence, for example 24000/1001.")
-]
-AllowGaps = Annotated[bool, typer.Option("--allow-gaps", help="Accept missing numbers in an image sequence.")]
-Workers = Annotated[
-    int, typer.Option("--workers", "-w", help="Worker processes; one per visible GPU by default.")
-]
-Gpus = Annotated[str | None, typer.Option("--gpus", help="Which GPUs: 0,1.")]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads for all workers together.")]
-ChunkS = Annotated[
-    float | None, typer.Option("--chunk-s", help="Seconds of clip in one chunk; about 10 by default.")
-]
-ShardS = Annotated[float, typer.Option("--shard-s", help="Seconds of work in one shard, about.")]
-RunLocation = Annotated[str | None, typer.Option("--run", help="Where the run is kept; OUT.vsr by default.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that stands at the output.")]
-KeepSegments = Annotated[bool, typer.Option("--keep-segments", help="Keep the segments after the merge.")]
-Strict = Annotated[bool, typer.Option("--strict", help="One platform for all workers: equal bytes promised.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -150,48 +97,16 @@ def _root(
 
 
 @app.command(no_args_is_help=True)
+@takes_job_options
 def upscale(
     paths: Annotated[
         list[str], typer.Argument(metavar="IN... OUT", help="Clip, still, folder or pattern; then output.")
     ],
-    model: Model = "bicubic",
-    scale: Scale = None,
-    size: Size = None,
-    tile: Tile = "auto",
-    batch: Batch = "auto",
-    precision: Precision = "auto",
-    blend: Blend = 0.0,
-    grain: Grain = 0.0,
-    codec: CodecOption = None,
-    encoder: Encoder = None,
-    crf: Crf = None,
-    qp: Qp = None,
-    lossless: Lossless = False,
-    preset: Preset = None,
-    pix_fmt: PixFmt = None,
-    encoder_params: EncoderParams = "",
-    encoder_threads: EncoderThreads = None,
-    audio: AudioOption = Audio.copy,
-    drop: Drop = [],  # noqa: B006 - typer copies it
-    start: Start = None,
-    stop: Stop = None,
-    frames: Frames = None,
-    deinterlace: Deinterlace = False,
-    field_order: FieldOrder = "auto",
-    rate: Rate = None,
-    allow_gaps: AllowGaps = False,
-    workers: Workers = 1,
-    gpus: Gpus = None,
-    threads: Threads = None,
-    chunk_s: ChunkS = None,
-    shard_s: ShardS = 45.0,
-    run: RunLocation = None,
-    overwrite: Overwrite = False,
-    keep_segments: KeepSegments = False,
-    strict: Strict = False,
     new: IsNew = False,
     is_quiet: IsQuiet = False,
     is_json: IsJson = False,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Make a clip bigger on this machine. Called again after any interruption, it goes on where it was.
 
@@ -201,34 +116,11 @@ def upscale(
     vsr upscale a.mp4 b.mp4 folder/            several inputs into a folder
     vsr upscale frames/ bigger/ --rate 24      a folder of images
     """
-    common: dict[str, Any] = {
-        "model": model,
-        "overwrite": overwrite,
-        "picture": {
-            "scale": scale, "size": size, "tile": _number_or_word(tile), "batch": _number_or_word(batch),
-            "precision": precision, "blend": blend, "grain": grain, "deinterlace": deinterlace,
-            "field_order": field_order,
-        },
-        "video": {
-            "codec": codec.value if codec else None, "encoder": encoder, "crf": crf, "qp": qp,
-            "lossless": lossless, "preset": preset, "pix_fmt": pix_fmt, "params": _pairs(encoder_params),
-            "threads": encoder_threads,
-        },
-        "streams": {"audio": audio.value, "drop": tuple(drop)},
-        "range": {"from": start, "to": stop, "frames": frames},
-        "images": {"rate": rate, "allow_gaps": allow_gaps},
-        "run": {
-            "location": run, "workers": workers, "gpus": _numbers(gpus), "threads": threads,
-            "chunk_s": chunk_s, "shard_s": shard_s, "keep_segments": keep_segments,
-            "reproducible": "strict" if strict else "mixed",
-        },
-    }  # fmt: skip
     from vsr_hpc.inputs import expand
     from vsr_hpc.job import parse_job
 
     jobs = [
-        parse_job({**common, "input": source, "output": place}, "", spelled=_flag)
-        for source, place in expand(paths)
+        parse_job(document(given, source, place), "", spelled=as_option) for source, place in expand(paths)
     ]
     if len(jobs) == 1:
         _launch(jobs[0], is_new=new, is_quiet=is_quiet, is_json=is_json)
@@ -237,8 +129,12 @@ def upscale(
 
 
 @app.command(no_args_is_help=True)
+@takes_job_options
 def submit(
-    job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A job file; jobs/ has some to copy.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="JOB.yaml | IN OUT", help="A job file (jobs/ has some), or two places."),
+    ],
     on: Annotated[
         Where | None, typer.Option("--on", help="Where to run it; the job file's `on` otherwise.")
     ] = None,
@@ -248,18 +144,21 @@ def submit(
     new: IsNew = False,
     is_quiet: IsQuiet = False,
     is_json: IsJson = False,
+    *,
+    given: dict[str, Any],
 ) -> None:
-    """Run a job file. Prints the run's URI; the same job submitted again continues.
+    """Run a job wherever it shall run. Prints the run's URI; the same job submitted again continues.
+
+    Options that are given count for more than the job file.
 
     \b
-    vsr submit jobs/film.yaml --on local
     vsr submit jobs/film.yaml --on slurm
-    vsr submit jobs/film.yaml --dry-run
+    vsr submit jobs/film.yaml --workers 8 --dry-run
+    vsr submit in.mkv out.mkv --on slurm --workers 4 --crf 20
     """
-    from vsr_hpc.job import load_job
     from vsr_hpc.launch import placed
 
-    job = load_job(job_file)
+    job = asked_job(paths, given)
     if on is not None:
         job = job.model_copy(update={"on": on.value})
     if job.on != "local":
@@ -594,17 +493,6 @@ def _say(text: str) -> None:
     print(f"vsr: {text}", file=sys.stderr)  # noqa: T201
 
 
-def _flag(key: str) -> str:
-    """The option that sets a job's key: people see what they typed."""
-    odd = {
-        "run.location": "--run", "run.reproducible": "--strict", "video.params": "--encoder-params",
-        "video.threads": "--encoder-threads",
-    }  # fmt: skip
-    if key in odd or "." not in key:
-        return odd.get(key, key)
-    return f"--{key.split('.')[1].replace('_', '-')}"
-
-
 def _launch(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool) -> None:
     done = _begin(job, is_new=is_new, is_quiet=is_quiet, is_json=is_json)
     if done is not None:
@@ -750,38 +638,21 @@ def _open(uri: str) -> Run:
     from vsr_hpc.run import Run
 
     beside = f"{uri.rstrip('/')}.vsr"
-    if "://" not in uri and not (Path(uri) / "job.json").exists() and (Path(beside) / "job.json").exists():
+    if not uri.rstrip("/").endswith(".vsr") and not _is_run(uri) and _is_run(beside):
         return Run.open(beside)
     return Run.open(uri)
+
+
+def _is_run(uri: str) -> bool:
+    from vsr_hpc.store import open_store
+
+    return open_store(uri).exists("job.json")
 
 
 def _answer(found: Any) -> None:
     from pydantic import TypeAdapter
 
     typer.echo(json.dumps(TypeAdapter(Any).dump_python(found, mode="json"), indent=1))
-
-
-def _number_or_word(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
-
-
-def _numbers(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError as exc:
-        raise JobError(f"--gpus {text!r}: write numbers with commas, for example 0,1") from exc
-
-
-def _pairs(text: str) -> dict[str, str]:
-    pairs = {}
-    for part in filter(None, text.split(":")):
-        key, separator, value = part.partition("=")
-        if not separator:
-            raise JobError(f"--encoder-params: {part!r} is not key=value")
-        pairs[key] = value
-    return pairs
 
 
 __all__ = ["MediaError", "app", "main"]

@@ -480,3 +480,29 @@ def test_the_guide_names_every_command_exit_code_and_variable() -> None:
         assert f"`{variable}`" in guide, f"{variable} is not in docs/cli.md"
     for variable in re.findall(r"`(VSR_[A-Z0-9_]+|XDG_[A-Z_]+)`", guide):
         assert variable in sources, f"{variable} is in docs/cli.md and nowhere else"
+
+
+def test_submit_takes_two_places_and_options_as_upscale_does(clip: Path, here: Path) -> None:
+    said = vsr("submit", clip, "out.mkv", *_FAST)
+    assert (said.code, said.out) == (0, "out.mkv\n"), said.err
+    other = vsr("submit", clip, "out.mkv", *_FAST, "--crf", "30")
+    assert other.code == 2
+    assert "video.rate was 18.0, now 30.0" in other.err
+
+
+def test_options_count_for_more_than_the_job_file(clip: Path, here: Path) -> None:
+    Path("job.yaml").write_text(
+        f"input: {clip}\noutput: out.mkv\nmodel: nearest\nvideo: {{crf: 30, preset: medium}}\n"
+    )
+    shown = vsr(
+        "submit", "job.yaml", "--dry-run", "--json", "--crf", "21", "--workers", "3", "--frames", "5"
+    ).json
+    job = shown["job"]
+    assert (job["video"]["crf"], job["video"]["preset"], job["run"]["workers"]) == (21, "medium", 3)
+    assert shown["job"]["range"]["frames"] == 5
+
+
+def test_submit_refuses_more_than_two_places(clip: Path, here: Path) -> None:
+    said = vsr("submit", clip, clip, "out.mkv")
+    assert said.code == 2
+    assert "name a job file, or one input and one output" in said.err

@@ -31,7 +31,7 @@ executors/
 launch
 cluster/
 serving/
-cli_cluster  cli_serve
+cli_cluster  cli_serve  cli_job
 cli
 demo
 __main__
