@@ -141,6 +141,10 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and show the plan; start nothing.")
     ] = False,
+    after: Annotated[
+        str | None,
+        typer.Option("--after", metavar="RUN", help="Begin once this run is complete; its output may be IN."),
+    ] = None,
     new: IsNew = False,
     is_quiet: IsQuiet = False,
     is_json: IsJson = False,
@@ -156,7 +160,7 @@ def submit(
     vsr submit jobs/film.yaml --workers 8 --dry-run
     vsr submit in.mkv out.mkv --on slurm --workers 4 --crf 20
     """
-    from vsr_hpc.launch import placed
+    from vsr_hpc.launch import placed, predecessor
 
     job = asked_job(paths, given)
     if on is not None:
@@ -166,7 +170,8 @@ def submit(
     if dry_run:
         _show_plan(job, is_json=is_json)
     else:
-        _launch(job, is_new=new, is_quiet=is_quiet, is_json=is_json)
+        first = None if after is None else predecessor(after, job)
+        _launch(job, is_new=new, is_quiet=is_quiet, is_json=is_json, after=first)
 
 
 @app.command(no_args_is_help=True)
@@ -493,8 +498,8 @@ def _say(text: str) -> None:
     print(f"vsr: {text}", file=sys.stderr)  # noqa: T201
 
 
-def _launch(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool) -> None:
-    done = _begin(job, is_new=is_new, is_quiet=is_quiet, is_json=is_json)
+def _launch(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None) -> None:
+    done = _begin(job, is_new=is_new, is_quiet=is_quiet, is_json=is_json, after=after)
     if done is not None:
         _report_done(done, is_quiet=is_quiet, is_json=is_json)
 
@@ -523,18 +528,22 @@ def _launch_each(jobs: list[JobSpec], *, is_new: bool, is_quiet: bool, is_json: 
         _fail(f"{len(errors)} of {len(jobs)} inputs were not upscaled", errors[0].exit_code)
 
 
-def _begin(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool) -> Done | None:
+def _begin(
+    job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None
+) -> Done | None:
     from vsr_hpc.launch import submit as begin
 
-    submitted = begin(job, is_new=is_new)
+    submitted = begin(job, is_new=is_new, after=after)
     if not is_quiet:
         for note in submitted.notes:
             typer.echo(f"note: {note}", err=True)
     is_fresh = not submitted.is_continued
-    return _carry_out(submitted.run, job, is_new=is_fresh, is_quiet=is_quiet, is_json=is_json)
+    return _carry_out(submitted.run, job, is_new=is_fresh, is_quiet=is_quiet, is_json=is_json, after=after)
 
 
-def _carry_out(run: Run, job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool) -> Done | None:
+def _carry_out(
+    run: Run, job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None
+) -> Done | None:
     """See a run to its end; None where that goes on elsewhere."""
     from vsr_hpc.interrupts import StopFlag, signals_set
     from vsr_hpc.launch import already_done, ensure_plan, run_here
@@ -546,7 +555,7 @@ def _carry_out(run: Run, job: JobSpec, *, is_new: bool, is_quiet: bool, is_json:
             typer.echo("complete already, nothing to do", err=True)
         return done
     if job.on != "local":
-        _start_elsewhere(run, job, is_quiet=is_quiet, is_json=is_json)
+        _start_elsewhere(run, job, is_quiet=is_quiet, is_json=is_json, after=after)
         return None
     stop = StopFlag()
     try:
@@ -561,11 +570,13 @@ def _carry_out(run: Run, job: JobSpec, *, is_new: bool, is_quiet: bool, is_json:
     return done
 
 
-def _start_elsewhere(run: Run, job: JobSpec, *, is_quiet: bool, is_json: bool) -> None:
+def _start_elsewhere(
+    run: Run, job: JobSpec, *, is_quiet: bool, is_json: bool, after: Run | None = None
+) -> None:
     """Start the workers and leave: the run goes on without this process."""
     from vsr_hpc.launch import start_elsewhere
 
-    begun = start_elsewhere(run, job)
+    begun = start_elsewhere(run, job, after)
     if not is_quiet:
         typer.echo(f"{begun}\nvsr status {run.uri} --watch   shows it", err=True)
     if is_json:

@@ -41,24 +41,41 @@ class Submitted:
     is_continued: bool
 
 
-def submit(job: JobSpec, *, is_new: bool = False) -> Submitted:
-    """Open the job's run, or make one. Refused where the run there was made with other settings."""
+def submit(job: JobSpec, *, is_new: bool = False, after: Run | None = None) -> Submitted:
+    """Open the job's run, or make one. Refused where the run there was made with other settings.
+
+    With `after`, a run that makes this one's input, the clip is looked at when it is there.
+    """
     _check_executor(job)
+    makes_input = after is not None and after.done() is None and after.job().output == job.input
     store = open_store(job.run_uri)
     is_there = store.exists("job.json")
     if is_there and not is_new:
         run = Run(store)
         done = run.done()
         if done is None or is_in_place(done):
-            return Submitted(run=run, notes=_check_continues(run, job), is_continued=True)
+            notes = () if makes_input else _check_continues(run, job)
+            return Submitted(run=run, notes=notes, is_continued=True)
         log.warning("the finished output is gone, starting over output=%s", done.output)
-    prepared = prepare(job)
+    notes = (f"{job.input} is looked at once {after.uri} has made it",) if after and makes_input else ()
+    notes = notes or prepare(job).notes
     if is_there:
         _discard(store)  # only now: a job that is refused throws nothing away
     run = Run.create(store, placed(job))
     _check_same_job(run, job)  # another call may have been faster
     _remember(run)
-    return Submitted(run=run, notes=prepared.notes, is_continued=False)
+    return Submitted(run=run, notes=notes, is_continued=False)
+
+
+def predecessor(uri: str, job: JobSpec) -> Run:
+    """The run that a job is to come after. Refused where nothing can wait for it."""
+    after = Run.open(uri)
+    if after.done() is None and job.on != "aws-batch":
+        raise JobError(
+            f"--after {uri}: that run is not complete, and only AWS Batch waits for one; `vsr resume {uri}` "
+            "goes on with it, then submit this job"
+        )
+    return after
 
 
 def ensure_plan(run: Run, *, is_new: bool = False) -> None:
@@ -91,8 +108,10 @@ def already_done(run: Run) -> Done | None:
 
 
 def _check_executor(job: JobSpec) -> None:
-    if job.on not in ("local", "slurm"):
-        raise JobError(f"on: {job.on} is not available in this version; use local or slurm")
+    if job.on == "aws-batch":
+        from vsr_hpc.executors import aws_batch
+
+        aws_batch.check(job)
 
 
 def run_here(
@@ -136,9 +155,13 @@ def run_here(
     return done
 
 
-def start_elsewhere(run: Run, job: JobSpec) -> str:
+def start_elsewhere(run: Run, job: JobSpec, after: Run | None = None) -> str:
     """Begin a round of workers on the job's executor, unless one is under way; what was begun, in words."""
     _check_executor(job)
+    if job.on == "aws-batch":
+        from vsr_hpc.executors import aws_batch
+
+        return aws_batch.start(run, job, after).text()
     from vsr_hpc.executors import slurm
 
     return slurm.start(run, job).text()
@@ -158,21 +181,32 @@ def cancel(run: Run) -> bool:
     if run.done() is not None:
         return False
     run.cancel()
-    if executor_of(run) == "slurm":
+    where = executor_of(run)
+    if where == "slurm":
         from vsr_hpc.executors import slurm
 
         slurm.cancel(run)
+    if where == "aws-batch":
+        from vsr_hpc.executors import aws_batch
+
+        aws_batch.cancel(run)
     return True
 
 
 def whole_status(run: Run) -> RunStatus:
     """A run's state with what its scheduler says of it."""
     found = read_status(run)
-    if not any(each.executor == "slurm" for each in found.rounds):
-        return found
-    from vsr_hpc.executors import slurm
+    where = found.rounds[-1].executor if found.rounds else "local"
+    if where == "aws-batch":
+        from vsr_hpc.executors import aws_batch
 
-    lines, is_open = slurm.queue_of(run)
+        lines, is_open = aws_batch.queue_of(run)
+    elif any(each.executor == "slurm" for each in found.rounds):
+        from vsr_hpc.executors import slurm
+
+        lines, is_open = slurm.queue_of(run)
+    else:
+        return found
     state = "waiting" if is_open and found.state == "incomplete" else found.state
     return replace(found, state=state, queue=lines)
 
@@ -343,7 +377,7 @@ def _check_same_job(run: Run, job: JobSpec) -> None:
         )
 
 
-_NO_BYTES = frozenset({"on", "run", "slurm", "overwrite"})
+_NO_BYTES = frozenset({"on", "run", "slurm", "batch", "overwrite"})
 """Parts of a job that may change from call to call."""
 
 

@@ -25,13 +25,16 @@ plan
 run
 outputs
 prepare  status  runlog  claims  staging  pipeline  promises  packets
-finish  verify  progress
+verify  progress
+report/
+finish
 worker
 executors/
 launch
 cluster/
+batch/
 serving/
-cli_cluster  cli_serve  cli_job
+cli_cluster  cli_serve  cli_job  cli_batch
 cli
 demo
 __main__
@@ -45,9 +48,9 @@ SEAMS = {
 
 ON_A_HEAD_NODE = """
 job plan profiles prepare run status launch progress verify finish
-executors.local executors.slurm executors.slurm_task
+executors.local executors.slurm executors.slurm_task executors.aws_batch batch.lifecycle batch.removal
 cluster.check cluster.lifecycle cluster.pack cluster.storage
-cli cli_cluster cli_serve
+cli cli_cluster cli_serve cli_batch
 """
 
 
