@@ -1,7 +1,9 @@
-"""Frames of a shard through decoder, device and encoder: three threads side by side with bounded queues.
+"""Frames of a shard through decoder, device, encoder and check: side by side, with bounded queues between.
 
 Each stage counts the seconds it was busy and the seconds it waited, so that "why is it slow" has an answer.
-A segment is decoded back, counted and compared with its input before it is handed on.
+The device may take several batches at once (lanes): on a CPU one per core, on a GPU so that copies of one
+overlap with the sums of another. Their results go on in order, so lanes change no byte. A segment is decoded
+back, counted and compared with its input before it is handed on, while the next one is being encoded.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ import itertools
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,17 +56,20 @@ class Stopped(Exception):
 
 @dataclass(slots=True)
 class StageClock:
-    """Busy and waiting seconds of each stage."""
+    """Busy and waiting seconds of each stage; a stage of several lanes counts the mean of them."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def timed(self, stage: str, lanes: int = 1) -> Iterator[None]:
         began = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+            spent = (time.perf_counter() - began) / lanes
+            with self._lock:
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
 
 class _Pipe(Generic[T]):
@@ -137,85 +143,158 @@ class Workbench:
     """A segment's frames, and what they are as it decodes."""
     publish: Callable[[str, Path], None]
     """Moves a checked segment into the store under its name."""
+    lanes: int = 1
+    """Batches that the device takes at once; `upscaler` is then called from as many threads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Closing:
+    """A chunk whose last frame went to its encoder."""
+
+    chunk: int
+    path: Path
+    writer: ChunkWriter
 
 
 def make_segments(
     bench: Workbench, shard: Shard, *, on_frames: Callable[[int], None], should_drop: Callable[[int], bool]
 ) -> ShardWork:
     """Do one shard. Raises Stopped where `should_drop(frames left)` says that time is up."""
-    clock, failed = StageClock(), threading.Event()
-    decoded: _Pipe[tuple[int, list[Frame]]] = _Pipe(_QUEUED_BATCHES, failed, clock, "device", "decode")
-    upscaled: _Pipe[tuple[int, list[Frame]]] = _Pipe(_QUEUED_BATCHES, failed, clock, "encode", "device")
-    thumbnails: dict[int, list[Thumbnail]] = {}
-    segments: list[SegmentFacts] = []
+    work = _Work(bench, shard, on_frames, should_drop)
     clipped_before = bench.upscaler.clipped
+    stages = (work.decode, work.encode, work.check)
+    with ThreadPoolExecutor(max_workers=len(stages), thread_name_prefix="stage") as pool:
+        others = [pool.submit(work.guarded, stage) for stage in stages]
+        errors: list[BaseException] = []
+        try:
+            work.guarded(work.compute)
+        except BaseException as exc:
+            errors.append(exc)
+        errors += [error for other in others if (error := other.exception()) is not None]
+    if errors:
+        work.abort()
+    _raise_first(errors)
+    return ShardWork(
+        segments=tuple(work.segments),
+        seconds={stage: round(spent, 3) for stage, spent in sorted(work.clock.seconds.items())},
+        clipped=bench.upscaler.clipped - clipped_before,
+    )
 
-    def decode() -> None:
-        for chunk in range(shard.first_chunk, shard.last_chunk):
-            thumbnails[chunk] = []
-            start, stop = bench.plan.chunk(chunk)
-            for batch in _batches(_timed(clock, "decode", _frames(bench, start, stop)), bench.upscaler.batch):
-                with clock.timed("decode"):
-                    thumbnails[chunk] += [_thumbnail(frame, bench.plan.clip.picture) for frame in batch]
-                decoded.put((chunk, batch))
-        decoded.end()
 
-    def compute() -> None:
-        left = shard.frames
-        for chunk, batch in decoded:
-            if should_drop(left):
-                raise Stopped
-            with clock.timed("device"):
-                frames = bench.upscaler(batch)
-            left -= len(frames)
-            on_frames(len(frames))
-            upscaled.put((chunk, frames))
-        upscaled.end()
+_Batch = tuple[int, list[Frame]]
+"""A chunk's number and some frames of it."""
 
-    def encode() -> None:
-        earlier: list[Thumbnail] = []
-        for chunk, batches in itertools.groupby(upscaled, key=lambda item: item[0]):
-            path = bench.scratch / f"{shard.name}-{chunk}-{threading.get_ident()}{_suffix(bench.plan)}"
-            writer = bench.new_writer(path)
-            try:
-                for _, frames in batches:
-                    with clock.timed("encode"):
-                        for frame in frames:
-                            writer.write(frame)
-                with clock.timed("encode"):
-                    facts = writer.close()
-                inputs = thumbnails.pop(chunk)
-                with clock.timed("check"):
-                    segment = _checked(bench, chunk, path, facts, inputs, earlier)
-                earlier = [*earlier, *inputs][-fidelity.REACH :]
-            except BaseException:
-                writer.abort()
-                raise
-            with clock.timed("store"):
-                bench.publish(segment.name, path)
-            segments.append(segment)
 
-    def guarded(stage: Callable[[], None]) -> None:
+class _Work:
+    """What the stages of one shard share; each method below runs in a thread of its own."""
+
+    def __init__(
+        self,
+        bench: Workbench,
+        shard: Shard,
+        on_frames: Callable[[int], None],
+        should_drop: Callable[[int], bool],
+    ) -> None:
+        self._bench, self._shard, self._on_frames, self._should_drop = bench, shard, on_frames, should_drop
+        self.clock, self.segments = StageClock(), list[SegmentFacts]()
+        self._failed = threading.Event()
+        self._thumbnails: dict[int, list[Thumbnail]] = {}
+        self._writers: list[ChunkWriter] = []
+        ends = (self._failed, self.clock)
+        self._decoded: _Pipe[_Batch] = _Pipe(_QUEUED_BATCHES, *ends, reader="device", writer="decode")
+        self._upscaled: _Pipe[_Batch] = _Pipe(_QUEUED_BATCHES, *ends, reader="encode", writer="device")
+        self._closing: _Pipe[_Closing] = _Pipe(1, *ends, reader="check", writer="encode")
+
+    def guarded(self, stage: Callable[[], None]) -> None:
         try:
             stage()
         except BaseException:
-            failed.set()
+            self._failed.set()
             raise
 
-    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="stage") as pool:
-        ends = [pool.submit(guarded, decode), pool.submit(guarded, encode)]
-        errors: list[BaseException] = []
-        try:
-            guarded(compute)
-        except BaseException as exc:
-            errors.append(exc)
-        errors += [error for end in ends if (error := end.exception()) is not None]
-    _raise_first(errors)
-    return ShardWork(
-        segments=tuple(segments),
-        seconds={stage: round(spent, 3) for stage, spent in sorted(clock.seconds.items())},
-        clipped=bench.upscaler.clipped - clipped_before,
-    )
+    def abort(self) -> None:
+        """Remove what was begun and not handed on."""
+        for writer in self._writers:
+            writer.abort()
+
+    def decode(self) -> None:
+        bench, clock = self._bench, self.clock
+        for chunk in range(self._shard.first_chunk, self._shard.last_chunk):
+            self._thumbnails[chunk] = []
+            start, stop = bench.plan.chunk(chunk)
+            for batch in _batches(_timed(clock, "decode", _frames(bench, start, stop)), bench.upscaler.batch):
+                with clock.timed("decode"):
+                    self._thumbnails[chunk] += [_thumbnail(each, bench.plan.clip.picture) for each in batch]
+                self._decoded.put((chunk, batch))
+        self._decoded.end()
+
+    def compute(self) -> None:
+        if self._bench.lanes == 1:
+            for chunk, batch in self._wanted():
+                self._hand_on(chunk, self._upscale(batch))
+        else:
+            self._compute_in_lanes(self._bench.lanes)
+        self._upscaled.end()
+
+    def _compute_in_lanes(self, lanes: int) -> None:
+        """As many batches at once as there are lanes; their results go on in the order they came in."""
+        with ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="lane") as pool:
+            begun: deque[tuple[int, Future[list[Frame]]]] = deque()
+            try:
+                for chunk, batch in self._wanted():
+                    begun.append((chunk, pool.submit(self._upscale, batch)))
+                    while len(begun) > lanes or (begun and begun[0][1].done()):
+                        self._hand_on(begun[0][0], begun.popleft()[1].result())
+                while begun:
+                    self._hand_on(begun[0][0], begun.popleft()[1].result())
+            finally:
+                for _, future in begun:
+                    future.cancel()
+
+    def _wanted(self) -> Iterator[tuple[int, list[Frame]]]:
+        """Decoded batches, until it is said that the rest is not worth beginning."""
+        left = self._shard.frames
+        for chunk, batch in self._decoded:
+            if self._should_drop(left):
+                raise Stopped
+            left -= len(batch)
+            yield chunk, batch
+
+    def _upscale(self, batch: list[Frame]) -> list[Frame]:
+        with self.clock.timed("device", self._bench.lanes):
+            return self._bench.upscaler(batch)
+
+    def _hand_on(self, chunk: int, frames: list[Frame]) -> None:
+        self._on_frames(len(frames))
+        self._upscaled.put((chunk, frames))
+
+    def encode(self) -> None:
+        for chunk, batches in itertools.groupby(self._upscaled, key=lambda item: item[0]):
+            name = f"{self._shard.name}-{chunk}-{threading.get_ident()}{_suffix(self._bench.plan)}"
+            path = self._bench.scratch / name
+            writer = self._bench.new_writer(path)
+            self._writers.append(writer)
+            for _, frames in batches:
+                with self.clock.timed("encode"):
+                    for frame in frames:
+                        writer.write(frame)
+            self._closing.put(_Closing(chunk=chunk, path=path, writer=writer))
+        self._closing.end()
+
+    def check(self) -> None:
+        """Finish segments, hold them against their input and hand them on, one after the other."""
+        bench, clock, earlier = self._bench, self.clock, list[Thumbnail]()
+        for each in self._closing:
+            with clock.timed("encode"):
+                facts = each.writer.close()
+            inputs = self._thumbnails.pop(each.chunk)
+            with clock.timed("check"):
+                segment = _checked(bench, each.chunk, each.path, facts, inputs, earlier)
+            earlier = [*earlier, *inputs][-fidelity.REACH :]
+            with clock.timed("store"):
+                bench.publish(segment.name, each.path)
+            self._writers.remove(each.writer)
+            self.segments.append(segment)
 
 
 def _raise_first(errors: list[BaseException]) -> None:
