@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from vsr_hpc import __version__, cli_batch, cli_cluster, cli_serve
+from vsr_hpc import __version__, cli_batch, cli_cluster, cli_report, cli_serve
 from vsr_hpc.cli_job import (
     Audio,
     AudioOption,
@@ -50,6 +50,7 @@ models_app = typer.Typer(help="The models that are known, and their weights.", n
 app.add_typer(models_app, name="models")
 app.add_typer(cli_cluster.app, name="cluster")
 app.add_typer(cli_cluster.storage_app, name="storage")
+app.command("report", no_args_is_help=True)(cli_report.report)
 app.command("serve")(cli_serve.serve)
 app.add_typer(cli_serve.app, name="endpoint")
 app.add_typer(cli_batch.app, name="batch")

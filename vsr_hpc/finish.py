@@ -16,6 +16,7 @@ from vsr_hpc.media.images import extract_archives
 from vsr_hpc.media.mux import MergeReport, SegmentPart, merge
 from vsr_hpc.outputs import disk_errors_explained, open_output, remove_partial
 from vsr_hpc.prepare import streams_request
+from vsr_hpc.report.make import write_at_end
 from vsr_hpc.run import Done, Liveness, Receipt, Run, SegmentFacts
 from vsr_hpc.source import open_source
 
@@ -72,6 +73,7 @@ def finish(run: Run) -> Done:
     if not run.plan.job.run.keep_segments:
         _sweep(run)
     log.info("run finished output=%s frames=%d sha256=%s", output.uri, done.frames, done.sha256)
+    write_at_end(run, receipts)
     return done
 
 
