@@ -113,7 +113,9 @@ class Verification:
             elif not self.is_deep:
                 yield "  pictures were not compared"
         else:
-            yield f"{self.output}: {len(self.findings)} things are not as in {self.input}"
+            count = len(self.findings)
+            things = "1 thing is" if count == 1 else f"{count} things are"
+            yield f"{self.output}: {things} not as in {self.input}"
         yield from (f"  {each.check}: {each.text}" for each in self.findings)
         yield from (f"  note: {each}" for each in self.notes)
 

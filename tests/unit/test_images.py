@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import struct
 import zlib
 from dataclasses import dataclass, replace
@@ -243,6 +244,36 @@ def test_damaged_image_is_a_media_error(data: bytes, said: str, tmp_path: Path) 
     (tmp_path / "bad.png").write_bytes(data)
     with pytest.raises(MediaError, match=said):
         read_image(tmp_path / "bad.png")
+
+
+def _with_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return png[:33] + chunk + png[33:]
+
+
+@pytest.mark.parametrize(("kind", "is_read"), [(b"zTXt", True), (b"iCCP", False)])
+def test_what_inflates_without_end_is_not_inflated(kind: bytes, is_read: bool, tmp_path: Path) -> None:
+    target, packer = tmp_path / "still.png", zlib.compressobj(9)
+    write_image(target, picture("rgb24"), noise(picture("rgb24")), None)
+    bomb = b"x\0\0" + b"".join(packer.compress(bytes(1 << 24)) for _ in range(64)) + packer.flush()
+    target.write_bytes(_with_chunk(target.read_bytes(), kind, bomb))
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(
+        resource.RLIMIT_AS, (_address_space() + (512 << 20), limits[1])
+    )  # the bomb holds 1 GiB
+    try:
+        if is_read:
+            np.testing.assert_array_equal(read_image(target)[1][0], noise(picture("rgb24"))[0])
+        else:
+            with pytest.raises(MediaError, match="larger than 16 MiB"):
+                read_image(target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def _address_space() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
 
 
 def test_truncated_png_is_a_media_error(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 _KEPT_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"pHYs", b"tEXt", b"zTXt", b"iTXt")
 _COLOUR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"iCCP", b"eXIf", b"pHYs")
+_PACKED_CHUNKS = (b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"eXIf")
+_LARGEST_ICC = 16 << 20
 _EXIF = b"Exif\0\0"
 _ICC = b"ICC_PROFILE\0"
 _ICC_PART = 65000
@@ -92,13 +94,32 @@ def _png(data: bytes) -> StillMeta:
     exif = next((body for kind, body in found if kind == b"eXIf"), None)
     return StillMeta(
         format="png",
-        icc=None if profile is None else zlib.decompress(profile[profile.index(b"\0") + 2 :]),
+        icc=None if profile is None else _inflated(profile[profile.index(b"\0") + 2 :]),
         exif=exif,
         orientation=_exif_orientation(exif),
         chunks=tuple((kind, body) for kind, body in found if kind in _KEPT_CHUNKS),
         has_alpha=header[9] in (4, 6) or b"tRNS" in kinds,
         refusal="is an animated PNG; convert it to a video or a folder first" if b"acTL" in kinds else "",
     )
+
+
+def _inflated(packed: bytes) -> bytes:
+    inflater = zlib.decompressobj()
+    found = inflater.decompress(packed, _LARGEST_ICC)
+    if not inflater.eof:
+        raise ValueError(f"its colour profile is cut off or larger than {_LARGEST_ICC >> 20} MiB")
+    return found
+
+
+def without_packed_chunks(data: bytes) -> bytes:
+    """A PNG for a decoder that would inflate each of them, however large they get; pixels are the same."""
+    kept, at = [data[:8]], 8
+    while at + 12 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        if kind not in _PACKED_CHUNKS:
+            kept.append(data[at : at + 12 + size])
+        at += 12 + size
+    return b"".join(kept)
 
 
 def _into_png(data: bytes, meta: StillMeta) -> bytes:

@@ -23,7 +23,7 @@ from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError
 from vsr_hpc.media.encoding import reason
 from vsr_hpc.media.picture import Colour, Picture, PixelFormat, Plane
 from vsr_hpc.media.pixels import is_full_range_by_name, pixel_format, to_planes
-from vsr_hpc.media.stillmeta import StillMeta, read_meta, with_meta
+from vsr_hpc.media.stillmeta import StillMeta, read_meta, with_meta, without_packed_chunks
 
 StillFormat = Literal["png", "tiff", "exr", "jpeg", "webp"]
 
@@ -105,6 +105,8 @@ def _decoded(kind: StillFormat, data: bytes, name: str) -> av.VideoFrame:
     context: Any = av.CodecContext.create(_DECODERS[kind], "r")
     context.options = {"max_pixels": str(1 << 28)}
     context.thread_count = 1
+    if kind == "png":
+        data = without_packed_chunks(data)
     try:
         frames = [*context.decode(av.Packet(data)), *context.decode(None)]
     except (av.FFmpegError, ValueError) as exc:
