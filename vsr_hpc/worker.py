@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -299,17 +299,9 @@ class Worker:
         self._check_platform(self._platform)
         upscaler.canary()
         self._beat = self._beat.model_copy(update={"device": self._platform["device"]})
-        return Workbench(
-            plan=plan,
-            timeline=self._run.timeline,
-            source=open_source(plan.clip.uri, etag=plan.source_etag),
-            upscaler=upscaler,
-            scratch=self._run.store.scratch,
-            decoder_threads=min(2, self._threads()),
-            new_writer=lambda path: _new_writer(plan, path),
-            read_back=lambda path: _read_back(plan, path),
-            publish=self._run.store.put_file,
-        )
+        store = self._run.store
+        bench = workbench(plan, self._run.timeline, upscaler, store.scratch, self._threads())
+        return replace(bench, publish=store.put_file)
 
     def _check_platform(self, platform: dict[str, str]) -> None:
         """`reproducible: strict` keeps a run on the platform of its first worker."""
@@ -375,6 +367,22 @@ class Worker:
         return finish.try_finish(self._run, self._beat.worker, self._beat.node, liveness) is not None
 
 
+def workbench(plan: Plan, timeline: Timeline, upscaler: Upscaling, scratch: Path, threads: int) -> Workbench:
+    """What a worker works with; segments stay in `scratch` unless `publish` is replaced."""
+    return Workbench(
+        plan=plan,
+        timeline=timeline,
+        source=open_source(plan.clip.uri, etag=plan.source_etag),
+        upscaler=upscaler,
+        scratch=scratch,
+        decoder_threads=min(2, threads),
+        new_writer=lambda path: _new_writer(plan, path),
+        read_back=lambda path: _read_back(plan, path),
+        publish=lambda name, path: None,
+        lanes=int(getattr(upscaler, "lanes", 1)),
+    )
+
+
 def _new_writer(plan: Plan, path: Path) -> ChunkWriter:
     if plan.encoding is None:
         return ArchiveWriter(path, plan.picture, plan.clip, plan.job.output)
@@ -431,4 +439,13 @@ def calibrate(prepared: Prepared, timeline: Timeline, threads: int = 0) -> float
     return (time.perf_counter() - began) / len(frames)
 
 
-__all__ = ["Outcome", "Upscaling", "WorkerOptions", "build_upscaler", "calibrate", "plan_run", "work"]
+__all__ = [
+    "Outcome",
+    "Upscaling",
+    "WorkerOptions",
+    "build_upscaler",
+    "calibrate",
+    "plan_run",
+    "work",
+    "workbench",
+]
