@@ -17,10 +17,12 @@ PACKAGE = Path(__file__).parents[2] / "vsr_hpc"
 # the worker imports `finish`, since whoever finds nothing missing finishes the run; `plan` imports what
 # decides bytes (cards, clips); what lies between run and worker has its own rows.
 ORDER = """
-errors  environment  interrupts
+errors  environment  interrupts  matlab
 job  inputs  instances  prices
 price_list  store  s3  store_s3  media/  models/
 source  fidelity  upscale/  profiles
+originals
+quality  training/
 plan
 run
 outputs
