@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from vsr_hpc import __version__, cli_batch, cli_cluster, cli_report, cli_serve
+from vsr_hpc import __version__, cli_batch, cli_cluster, cli_report, cli_serve, cli_train
 from vsr_hpc.cli_job import (
     Audio,
     AudioOption,
@@ -48,6 +48,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="The models that are known, and their weights.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+models_app.command("train", no_args_is_help=True)(cli_train.train)
 app.add_typer(cli_cluster.app, name="cluster")
 app.add_typer(cli_cluster.storage_app, name="storage")
 app.command("report", no_args_is_help=True)(cli_report.report)

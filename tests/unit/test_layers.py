@@ -36,7 +36,7 @@ launch
 cluster/
 batch/
 serving/
-cli_cluster  cli_report  cli_serve  cli_job  cli_batch
+cli_cluster  cli_report  cli_serve  cli_train  cli_job  cli_batch
 cli
 demo
 __main__

@@ -198,6 +198,8 @@ def test_what_cannot_be_trained_on_is_refused(images: Path, tmp_path: Path) -> N
         (tmp_path / name).write_bytes(b"rubbish")
     with pytest.raises(MediaError, match="cannot be read"):
         train_model(RECIPE, _wish(tmp_path, tmp_path / "out"))
+    with pytest.raises(JobError, match="cannot be a model's name"):
+        train_model(RECIPE, _wish(images, tmp_path / "out3", name="a name"))
     (tmp_path / "c.pt").write_bytes(b"rubbish")
     with pytest.raises(ModelError, match="no checkpoint"):
         train_model(RECIPE, _wish(images, tmp_path / "out2", start=tmp_path / "c.pt"))
@@ -207,3 +209,18 @@ def test_a_killed_save_leaves_the_last_checkpoint(images: Path, tmp_path: Path) 
     train_model(RECIPE, _wish(images, tmp_path), stop_at=2)
     (tmp_path / f".{CHECKPOINT}.1.tmp").write_bytes(b"half")
     assert train_model(RECIPE, _wish(images, tmp_path)) is not None
+
+
+def test_the_command_trains_and_names_what_it_made(images: Path, tmp_path: Path) -> None:
+    from tests.commands import vsr
+
+    asked = ("models", "train", "--images", str(images), "--out", str(tmp_path / "mine"), "--scale", "2")
+    small = ("--steps", "2", "--features", "8", "--layers", "1", "--patch", "12", "--batch", "2")
+    early = vsr(*asked, *small, "--stop-at", "1")
+    assert early.code == 0 and early.out == ""
+    done = vsr(*asked, *small, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["weights"] == str(tmp_path / "mine" / "mine.safetensors")
+    assert "step 2/2" in done.err
+    refused = vsr(*asked, *small, "--no-resume")
+    assert refused.code == 2 and "--resume" in refused.err

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ def train_model(
     """Train to the end, or go on with what lies in the folder; None where `stop_at` ended it early."""
     if not wish.is_resumed and (wish.out / CHECKPOINT).exists():
         raise JobError(f"{wish.out}: a training lies here; --resume goes on with it, or give another --out")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", wish.name):
+        raise JobError(f"{wish.name!r} cannot be a model's name; use letters, digits and . _ + -")
     torch.set_num_threads(wish.threads)
     start = start_state(wish.start) if wish.start else None
     if start is not None:
