@@ -23,18 +23,16 @@ from pydantic import (
 )
 
 from vsr_hpc.errors import JobError, ModelError
-from vsr_hpc.models.recognise import (
-    file_sha256,
-    operations_per_pixel,
-    read_shapes,
-    recognise,
-    theoretical_radius,
-)
+from vsr_hpc.models.costs import operations_per_pixel, theoretical_radius
+from vsr_hpc.models.recognise import UnknownNetworkError, file_sha256, read_shapes, recognise
 
 Kind = Literal["filter", "image", "recurrent"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Network = Literal["nearest", "bicubic", "lanczos", "compact", "rrdb"]
+Network = Literal[
+    "nearest", "bicubic", "lanczos", "compact", "rrdb", "swinir", "basicvsr", "iconvsr", "spandrel"
+]
 
+IMPORT_HINT = "`vsr models import` tries spandrel's networks (pip install 'vsr-hpc[spandrel]')"
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
@@ -52,6 +50,14 @@ class Weights(_Strict):
     """None: not established; recorded at the first download and checked from then on."""
 
 
+class Mix(_Strict):
+    """Other weights of the same network that a model's own are interpolated with, tensor by tensor."""
+
+    weights: Weights
+    share: float = Field(gt=0, le=1)
+    """Of these weights; the model's own have the rest."""
+
+
 class Card(_Strict):
     """A model's description. Equal cards make equal bytes on one platform."""
 
@@ -67,6 +73,11 @@ class Card(_Strict):
     """Input pixels that a tile sees beyond its core."""
     multiple_of: int = Field(default=1, ge=1)
     """The network's input is padded to whole multiples of this, and tiles are cut on it."""
+    context: int = Field(default=0, ge=0, le=240)
+    """Frames that a window of a recurrent network sees on both sides of its core."""
+    denoise_partner: str | None = None
+    """The model with which --denoise interpolates: the same network, trained to keep noise."""
+    mix: Mix | None = None
     precisions: tuple[Precision, ...] = ("fp32",)
     psnr_floor: float
     description: str
@@ -87,6 +98,8 @@ class Card(_Strict):
             raise ValueError(f"{self.name}: network {self.network} is not of kind {self.kind}")
         if (self.weights is None) != (self.kind == "filter"):
             raise ValueError(f"{self.name}: a network needs weights, a filter has none")
+        if self.context and self.kind != "recurrent":
+            raise ValueError(f"{self.name}: only a recurrent network has a context")
         if self.overlap % self.multiple_of:
             raise ValueError(f"{self.name}: overlap={self.overlap} is not a multiple of {self.multiple_of}")
         return self
@@ -94,6 +107,10 @@ class Card(_Strict):
     @property
     def is_filter(self) -> bool:
         return self.kind == "filter"
+
+    @property
+    def is_recurrent(self) -> bool:
+        return self.kind == "recurrent"
 
     @property
     def is_tiled_exactly(self) -> bool:
@@ -137,14 +154,29 @@ def find_card(name_or_path: str | Path) -> Card:
     raise JobError(f"model {text!r} is not known; {hint}`vsr models list` shows all of them")
 
 
+def with_denoise(card: Card, strength: float) -> Card:
+    """The card with the partner's weights mixed in: 1 denoises as the model itself, 0 as its partner."""
+    if card.denoise_partner is None:
+        able = ", ".join(each.name for each in all_cards() if each.denoise_partner)
+        raise JobError(f"model {card.name} has no variant for a denoise strength; {able} has one")
+    partner = find_card(card.denoise_partner)
+    if strength == 1:
+        return card
+    assert partner.weights is not None
+    return card.model_copy(update={"mix": Mix(weights=partner.weights, share=1 - strength)})
+
+
 def card_of_file(path: Path, name: str | None = None) -> Card:
     """Recognise the network in a file of weights by its keys and shapes, without running any of it."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file of weights")
-    found = recognise(read_shapes(path), where=str(path))
+    try:
+        found = recognise(read_shapes(path), where=str(path))
+    except UnknownNetworkError as exc:
+        raise UnknownNetworkError(f"{exc}. {IMPORT_HINT}") from exc
     return Card(
-        name=name or _card_name(path.stem),
-        kind="image",
+        name=name or card_name(path.stem),
+        kind=found.kind,
         network=found.network,
         scale=found.scale,
         parameters=found.parameters,
@@ -157,7 +189,8 @@ def card_of_file(path: Path, name: str | None = None) -> Card:
         licence="unknown (the user's own file)",
         overlap=found.overlap,
         multiple_of=found.multiple_of,
-        precisions=("bf16", "fp16", "fp32"),
+        context=found.context,
+        precisions=found.precisions,
         psnr_floor=10,
         description=f"{found.network} network recognised in {path.name}",
     )
@@ -194,6 +227,6 @@ def _package_cards() -> tuple[Card, ...]:
     return _CARDS.validate_python(yaml.safe_load(text))
 
 
-def _card_name(stem: str) -> str:
+def card_name(stem: str) -> str:
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._+-") else "-" for c in stem).lstrip("._+-")
     return kept or "model"

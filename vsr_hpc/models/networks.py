@@ -1,4 +1,7 @@
-"""Compact (SRVGG) and RRDB (ESRGAN) of our own with BasicSR's keys, and the one lean import of basicsr."""
+"""Compact (SRVGG) and RRDB (ESRGAN) of our own with BasicSR's keys, and the one lean import of basicsr.
+
+SwinIR, BasicVSR and IconVSR are basicsr's own.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from torch.nn import functional
 
 from vsr_hpc.errors import ModelError
 from vsr_hpc.models.cards import Card
+from vsr_hpc.models.costs import whole_numbers
+from vsr_hpc.models.warping import deform_conv2d, flow_warp
 
 _ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "prelu": nn.PReLU,
@@ -50,6 +55,23 @@ class Compact(nn.Module):
             out = layer(out)
         residual = functional.pixel_shuffle(out, self.scale).to(x.dtype)
         return residual + functional.interpolate(x, scale_factor=float(self.scale), mode="nearest")
+
+
+class _Upright(nn.Module):
+    """A network that views its tensors as rows of pixels: never channels-last, its own type inside."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.network(x.contiguous().to(next(self.network.parameters()).dtype))
+        return out.to(x.dtype)
+
+
+def upright(network: nn.Module, card: Card) -> nn.Module:
+    """The network as the engine calls it, whatever layout the engine prefers."""
+    return _Upright(network).eval() if card.network == "swinir" else network
 
 
 class _DenseBlock(nn.Module):
@@ -117,16 +139,40 @@ def build(card: Card) -> nn.Module:
             return Compact(scale=card.scale, **parameters).eval()  # type: ignore[arg-type]
         if card.network == "rrdb":
             return Rrdb(scale=card.scale, **parameters).eval()  # type: ignore[arg-type]
-    except (TypeError, KeyError) as exc:
+        if card.network == "swinir":
+            return _swinir(card.scale, parameters).eval()
+        if card.network in ("basicvsr", "iconvsr"):
+            return _recurrent(card.network, parameters).eval()
+    except (TypeError, KeyError, ValueError) as exc:
         raise ModelError(
             f"model {card.name}: scale {card.scale} and {parameters} do not fit {card.network}"
         ) from exc
     raise ModelError(f"model {card.name}: {card.network} is a filter, not a network")
 
 
+def _swinir(scale: int, parameters: dict[str, int | str]) -> nn.Module:
+    arch = basicsr_module("basicsr.archs.swinir_arch")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
+        network: nn.Module = arch.SwinIR(
+            upscale=scale,
+            depths=whole_numbers(parameters["depths"]),
+            num_heads=whole_numbers(parameters["num_heads"]),
+            **{key: value for key, value in parameters.items() if key not in ("depths", "num_heads")},
+        )
+    return network
+
+
+def _recurrent(name: str, parameters: dict[str, int | str]) -> nn.Module:
+    arch = basicsr_module("basicsr.archs.basicvsr_arch")
+    network: nn.Module = {"basicvsr": arch.BasicVSR, "iconvsr": arch.IconVSR}[name](**parameters)
+    return network
+
+
 def expected_shapes(card: Card) -> dict[str, tuple[int, ...]]:
     """Key -> shape of every weight that the card's network has."""
-    with torch.device("meta"):
+    is_ours = card.network in ("compact", "rrdb")  # basicsr's compute numbers while they are built
+    with torch.device("meta" if is_ours else "cpu"):
         return {key: tuple(value.shape) for key, value in build(card).state_dict().items()}
 
 
@@ -174,11 +220,23 @@ def basicsr_module(name: str) -> types.ModuleType:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # it imports distutils
+            _mend(importlib.import_module("basicsr.archs.arch_util"))
             return importlib.import_module(name)
     finally:
         sys.meta_path.remove(finder)
         for stub in [each for each in sys.modules if isinstance(sys.modules[each], _Stub)]:
             del sys.modules[stub]
+
+
+def _mend(arch_util: types.ModuleType) -> None:
+    """Put our warp and deformable convolution where basicsr's networks look for them."""
+    if arch_util.flow_warp is flow_warp:
+        return
+    arch_util.basicsr_flow_warp = arch_util.flow_warp  # type: ignore[attr-defined]
+    arch_util.flow_warp = flow_warp  # type: ignore[attr-defined]
+    ops = types.SimpleNamespace(deform_conv2d=deform_conv2d)
+    arch_util.torchvision = types.SimpleNamespace(__version__="0.9.0", ops=ops)  # type: ignore[attr-defined]
+    arch_util.LooseVersion = str  # type: ignore[attr-defined]  # setuptools' own, which warns at each use
 
 
 def _bare_package(name: str, folder: Path) -> types.ModuleType:

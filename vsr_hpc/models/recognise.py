@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from vsr_hpc.errors import ModelError
+from vsr_hpc.models.costs import activation_bytes_per_pixel as activation_bytes_per_pixel
+from vsr_hpc.models.costs import theoretical_radius as theoretical_radius
+from vsr_hpc.models.costs import unshuffle
 
 Shapes = Mapping[str, tuple[int, ...]]
-Parameters = Mapping[str, int | str]
 
 _MAX_HEADER_BYTES = 64 << 20
 _WRAPPERS = ("params_ema", "params", "state_dict", "model")
@@ -28,11 +30,18 @@ _WRAPPERS = ("params_ema", "params", "state_dict", "model")
 class Recognised:
     """A network that its keys and shapes gave away."""
 
-    network: Literal["compact", "rrdb"]
+    network: Literal["compact", "rrdb", "swinir", "basicvsr", "iconvsr"]
     scale: int
     parameters: tuple[tuple[str, int | str], ...]
     overlap: int
     multiple_of: int
+    kind: Literal["image", "recurrent"] = "image"
+    context: int = 0
+    precisions: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("bf16", "fp16", "fp32")
+
+
+class UnknownNetworkError(ModelError):
+    """Weights of a network that is none of ours; spandrel may know it."""
 
 
 def recognise(shapes: Shapes, where: str = "the file") -> Recognised:
@@ -41,10 +50,14 @@ def recognise(shapes: Shapes, where: str = "the file") -> Recognised:
         return _recognise_compact(shapes, where)
     if "conv_first.weight" in shapes and "body.0.rdb1.conv1.weight" in shapes:
         return _recognise_rrdb(shapes, where)
+    if "spynet.basic_module.0.basic_module.0.weight" in shapes and "backward_trunk.main.0.weight" in shapes:
+        return _recognise_recurrent(shapes, where)
+    if "layers.0.residual_group.blocks.0.attn.relative_position_bias_table" in shapes:
+        return _recognise_swinir(shapes, where)
     first = ", ".join(sorted(shapes)[:4]) or "none"
-    raise ModelError(
-        f"{where}: not a Compact (SRVGG) or RRDB (ESRGAN) network; its first keys are {first}. "
-        "Only these two networks can be imported so far"
+    raise UnknownNetworkError(
+        f"{where}: not a Compact (SRVGG), RRDB (ESRGAN), SwinIR, BasicVSR or IconVSR network; its first keys "
+        f"are {first}"
     )
 
 
@@ -94,51 +107,6 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-# How far a network sees and what it costs ------------------------------------------------------------------
-
-
-def theoretical_radius(network: str, scale: int, parameters: Parameters) -> int:
-    """Input pixels in each direction that an output pixel can depend on."""
-    if network == "compact":
-        return int(parameters["num_conv"]) + 2
-    if network == "rrdb":
-        # conv_first, 15 per block, conv_body at the body's size; two at 2x and two at 4x of it add at most 2.
-        return (int(parameters["num_block"]) * 15 + 2 + 2) * _unshuffle(scale)
-    return 0
-
-
-def operations_per_pixel(network: str, scale: int, parameters: Parameters) -> int:
-    """Multiplications and additions per input pixel."""
-    if network == "compact":
-        feat = int(parameters["num_feat"])
-        inner = 3 * feat + int(parameters["num_conv"]) * feat * feat + feat * 3 * scale * scale
-        return 2 * 9 * inner
-    if network == "rrdb":
-        feat, grow, block = (int(parameters[key]) for key in ("num_feat", "num_grow_ch", "num_block"))
-        shrink = _unshuffle(scale) ** 2
-        dense = sum((feat + i * grow) * grow for i in range(4)) + (feat + 4 * grow) * feat
-        body = 3 * shrink * feat + block * 3 * dense + feat * feat
-        up = 4 * feat * feat + 16 * (2 * feat * feat + 3 * feat)
-        return 2 * 9 * (body + up) // shrink
-    return {"nearest": 2, "bicubic": 32, "lanczos": 48}.get(network, 0)
-
-
-def activation_bytes_per_pixel(network: str, scale: int, parameters: Parameters, sample_bytes: int) -> int:
-    """A generous estimate of memory per input pixel of one frame in flight, without the weights."""
-    ends = 4 * 3 * 6 * (1 + scale * scale)  # fp32 RGB in and out, conversions beside them
-    if network == "compact":
-        return sample_bytes * (4 * int(parameters["num_feat"]) + 6 * scale * scale) + ends
-    if network == "rrdb":
-        feat, grow = int(parameters["num_feat"]), int(parameters["num_grow_ch"])
-        body = 4 * feat + 2 * (feat + 4 * grow)
-        return sample_bytes * (body + 16 * 3 * feat) // _unshuffle(scale) ** 2 + ends
-    return 64 * (1 + scale * scale)
-
-
-def _unshuffle(scale: int) -> int:
-    return {1: 4, 2: 2}.get(scale, 1)
-
-
 # Recognition -----------------------------------------------------------------------------------------------
 
 
@@ -179,7 +147,7 @@ def _recognise_rrdb(shapes: Shapes, where: str) -> Recognised:
         raise ModelError(
             f"{where}: an RRDB network with {inputs} input channels; wanted 3 (x4), 12 (x2) or 48 (x1)"
         )
-    step = _unshuffle(scale)
+    step = unshuffle(scale)
     return Recognised(
         network="rrdb",
         scale=scale,
@@ -187,6 +155,85 @@ def _recognise_rrdb(shapes: Shapes, where: str) -> Recognised:
         overlap=32 * step,
         multiple_of=step,
     )
+
+
+def _recognise_recurrent(shapes: Shapes, where: str) -> Recognised:
+    feat = shapes["backward_trunk.main.0.weight"][0]
+    block = _count(shapes, r"backward_trunk\.main\.2\.(\d+)\.conv1\.weight")
+    if shapes.get("conv_last.weight", (0,))[0] != 3 or block < 1:
+        raise ModelError(f"{where}: looks like BasicVSR, but has no trunk or does not end in three colours")
+    parameters: list[tuple[str, int | str]] = [("num_block", block), ("num_feat", feat)]
+    is_icon = "edvr.conv_first.weight" in shapes
+    if is_icon:
+        frames = shapes["edvr.fusion.feat_fusion.weight"][1] // feat
+        parameters += [("keyframe_stride", 5), ("temporal_padding", (frames - 1) // 2)]
+    return Recognised(
+        network="iconvsr" if is_icon else "basicvsr",
+        scale=4,
+        parameters=tuple(sorted(parameters)),
+        overlap=64,
+        multiple_of=4,
+        kind="recurrent",
+        context=CONTEXT,
+        precisions=("fp16", "fp32"),
+    )
+
+
+def _recognise_swinir(shapes: Shapes, where: str) -> Recognised:
+    group = "layers.{}.residual_group.blocks.0.attn.relative_position_bias_table"
+    layers = _count(shapes, r"layers\.(\d+)\.residual_group\..*")
+    depths = [
+        _count(shapes, rf"layers\.{i}\.residual_group\.blocks\.(\d+)\.norm1\.weight") for i in range(layers)
+    ]
+    places = shapes[group.format(0)][0]
+    window = (round(places**0.5) + 1) // 2
+    feat = shapes["conv_first.weight"][0]
+    masks = shapes.get("layers.0.residual_group.blocks.1.attn_mask", (64,))[0]
+    mlp = shapes["layers.0.residual_group.blocks.0.mlp.fc1.weight"][0]
+    upsampler, scale = _swinir_end(shapes)
+    if shapes["conv_first.weight"][1] != 3 or mlp % feat:
+        raise ModelError(f"{where}: a SwinIR network for other than RGB pictures, or of an unusual shape")
+    parameters: dict[str, int | str] = {
+        "depths": ",".join(map(str, depths)),
+        "embed_dim": feat,
+        "img_size": round(masks**0.5) * window,
+        "mlp_ratio": mlp // feat,
+        "num_heads": ",".join(str(shapes[group.format(i)][1]) for i in range(layers)),
+        "resi_connection": "1conv" if "conv_after_body.weight" in shapes else "3conv",
+        "upsampler": upsampler,
+        "window_size": window,
+    }
+    return Recognised(
+        network="swinir",
+        scale=scale,
+        parameters=tuple(sorted(parameters.items())),
+        overlap=32 // window * window if window <= 32 else window,
+        multiple_of=window,
+        precisions=("fp32",),
+    )
+
+
+def _swinir_end(shapes: Shapes) -> tuple[str, int]:
+    """How the network ends, and its factor."""
+    if "conv_up1.weight" in shapes:
+        return "nearest+conv", 4
+    if "conv_before_upsample.0.weight" in shapes:
+        steps = [shapes[key] for key in shapes if re.fullmatch(r"upsample\.\d+\.weight", key)]
+        scale = 1
+        for shape in steps:
+            scale *= round((shape[0] / shape[1]) ** 0.5)
+        return "pixelshuffle", scale
+    if "upsample.0.weight" in shapes:
+        return "pixelshuffledirect", round((shapes["upsample.0.weight"][0] / 3) ** 0.5)
+    return "", 1
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    return len({match[1] for key in shapes if (match := re.fullmatch(pattern, key))})
+
+
+CONTEXT = 15
+"""Frames on both sides of a window of a recurrent network; see docs/video-models.md for how it was chosen."""
 
 
 def _from_first_esrgan(key: str, keys: list[str], where: str) -> str:

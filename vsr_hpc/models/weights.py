@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import http.client
+import importlib.util
 import logging
 import os
 import pickle
@@ -20,11 +21,11 @@ from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from vsr_hpc.errors import BackendError, ModelError, SpaceError
-from vsr_hpc.models.cards import Card, Weights, card_of_file, write_card
-from vsr_hpc.models.recognise import file_sha256, pick_state, plain_names
+from vsr_hpc.models.cards import Card, Weights, card_name, card_of_file, write_card
+from vsr_hpc.models.recognise import UnknownNetworkError, file_sha256, pick_state, plain_names
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +77,13 @@ def pin(card: Card, path: Path) -> Card:
 def import_weights(path: str | Path, name: str | None = None) -> Card:
     """Recognise a file of weights, copy it into the cache and write a card for it."""
     source = Path(path)
-    found = card_of_file(source, name)
+    try:
+        found = card_of_file(source, name)
+    except UnknownNetworkError as exc:
+        found = _foreign_card(source, name, exc)
+    else:
+        load(source, found)  # every tensor is read and its shape checked before anything is kept
     assert found.weights is not None and found.weights.sha256 is not None
-    load(source, found)  # every tensor is read and its shape checked before anything is kept
     target = cache_folder() / found.weights.sha256 / found.weights.file
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,15 +93,74 @@ def import_weights(path: str | Path, name: str | None = None) -> Card:
     card = found.model_copy(
         update={
             "weights": found.weights.model_copy(update={"url": None}),
-            "description": f"{found.network} network imported from {source.name}",
+            "description": found.description.replace("recognised in", "imported from"),
         }
     )
     write_card(card)
     return card
 
 
+def _foreign_card(path: Path, name: str | None, unknown: UnknownNetworkError) -> Card:
+    """A card for a network that spandrel builds; what we said of the file where spandrel is not there."""
+    if importlib.util.find_spec("spandrel") is None:
+        raise unknown
+    from vsr_hpc.models.foreign import describe
+
+    found = describe(_read(path), str(path))
+    weights = Weights(
+        file=path.name,
+        url=path.resolve().as_uri(),
+        size_bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+    )
+    return Card(
+        name=name or card_name(path.stem),
+        kind="image",
+        network="spandrel",
+        scale=found.scale,
+        parameters=(("architecture", found.architecture), ("weights", found.weights)),
+        weights=weights,
+        licence="unknown (the user's own file)",
+        overlap=found.overlap,
+        multiple_of=found.multiple_of,
+        precisions=found.precisions,
+        psnr_floor=10,
+        description=f"{found.architecture} network recognised in {path.name}",
+        limits=found.limits,
+    )
+
+
+def open_network(card: Card, path: Path) -> nn.Module:
+    """The card's network with its weights, for inference."""
+    if card.network == "spandrel":
+        from vsr_hpc.models.foreign import build_foreign
+
+        return build_foreign(_read(path), str(path))
+    from vsr_hpc.models.networks import build, upright
+
+    network = build(card)
+    network.load_state_dict(load(path, card))
+    return upright(network, card)
+
+
+def ensure_mix(card: Card) -> Path | None:
+    """The file of the weights that the card's own are mixed with; None where it mixes none."""
+    if card.mix is None:
+        return None
+    return ensure(card.model_copy(update={"weights": card.mix.weights, "mix": None}))
+
+
 def load(path: Path, card: Card) -> dict[str, Tensor]:
     """Weights by BasicSR's keys in fp32, exactly those that the card's network has; ModelError otherwise."""
+    own = _load_one(path, card)
+    other = ensure_mix(card)
+    if card.mix is None or other is None:
+        return own
+    mixed, share = _load_one(other, card), card.mix.share
+    return {key: value * (1 - share) + mixed[key] * share for key, value in own.items()}
+
+
+def _load_one(path: Path, card: Card) -> dict[str, Tensor]:
     import torch
 
     from vsr_hpc.models.networks import expected_shapes

@@ -12,7 +12,7 @@ from typing import Literal
 from vsr_hpc.errors import BackendError, JobError
 from vsr_hpc.media.picture import Picture, PixelFormat
 from vsr_hpc.models.cards import Card, Precision
-from vsr_hpc.models.recognise import activation_bytes_per_pixel
+from vsr_hpc.models.costs import activation_bytes_per_pixel
 from vsr_hpc.upscale.geometry import check_rgb_path, is_planewise, output_geometry
 from vsr_hpc.upscale.tiles import smallest_tile
 
@@ -180,8 +180,8 @@ def _cuda_facts() -> DeviceFacts | None:
 
 def _findings(request: UpscaleRequest, card: Card) -> list[str]:
     findings = []
-    if card.kind == "recurrent":
-        findings.append(f"model {card.name} is a video network, which this version cannot run yet")
+    if card.is_recurrent and request.batch not in (None, 1):
+        findings.append(f"batch={request.batch}: {card.name} takes one window after the other; leave it out")
     if request.tile and request.tile % card.multiple_of:
         low = request.tile // card.multiple_of * card.multiple_of
         findings.append(
@@ -236,7 +236,7 @@ def _choose_batch(
     card: Card, picture: Picture, precision: Precision, device: DeviceFacts, tile: int | None
 ) -> int:
     """One frame on a CPU, where batching is slower; on a GPU as many as the memory class holds."""
-    if device.kind == "cpu" or card.is_filter:
+    if device.kind == "cpu" or card.is_filter or card.is_recurrent:
         return 1
     width = picture.width if tile is None else min(picture.width, tile + 2 * card.overlap)
     height = picture.height if tile is None else min(picture.height, tile + 2 * card.overlap)
