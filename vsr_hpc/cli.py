@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from vsr_hpc import __version__, cli_batch, cli_cluster, cli_report, cli_serve, cli_train
+from vsr_hpc import __version__, cli_batch, cli_cluster, cli_image, cli_report, cli_serve, cli_train
 from vsr_hpc.cli_job import (
     Audio,
     AudioOption,
@@ -55,6 +55,7 @@ app.command("report", no_args_is_help=True)(cli_report.report)
 app.command("serve")(cli_serve.serve)
 app.add_typer(cli_serve.app, name="endpoint")
 app.add_typer(cli_batch.app, name="batch")
+app.add_typer(cli_image.app, name="image")
 
 
 class Where(str, Enum):

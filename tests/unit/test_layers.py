@@ -33,10 +33,10 @@ finish
 worker
 executors/
 launch
-cluster/
+cluster/  image
 batch/
 serving/
-cli_cluster  cli_report  cli_serve  cli_train  cli_job  cli_batch
+cli_cluster  cli_report  cli_serve  cli_train  cli_job  cli_batch  cli_image
 cli
 demo
 __main__
@@ -52,7 +52,7 @@ ON_A_HEAD_NODE = """
 job plan profiles prepare run status launch progress verify finish
 executors.local executors.slurm executors.slurm_task executors.aws_batch batch.lifecycle batch.removal
 cluster.check cluster.lifecycle cluster.pack cluster.storage
-cli cli_cluster cli_serve cli_batch
+cli cli_cluster cli_serve cli_batch cli_image image
 """
 
 
