@@ -32,12 +32,11 @@ report/
 finish
 worker
 executors/
-launch  preview
+launch
 bench  startup
 cluster/  image
 batch/
 serving/
-dashboard/
 cli_cluster  cli_report  cli_serve  cli_train  cli_job  cli_batch  cli_bench  cli_image
 cli
 demo

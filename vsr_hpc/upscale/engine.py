@@ -6,7 +6,8 @@ import ctypes
 import hashlib
 import logging
 import platform
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +20,6 @@ from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError
 from vsr_hpc.media.picture import Frame, Picture, Plane
 from vsr_hpc.models import weights as weight_files
 from vsr_hpc.models.cards import Card, Precision
-from vsr_hpc.models.networks import build
 from vsr_hpc.upscale.colour import Coding, quantise
 from vsr_hpc.upscale.filters import Filter, code_map, plane_axes, resample, scaling_axis
 from vsr_hpc.upscale.geometry import (
@@ -39,7 +39,8 @@ from vsr_hpc.upscale.settings import (
     device_facts,
     resolve_settings,
 )
-from vsr_hpc.upscale.tiles import feather, grid, padded
+from vsr_hpc.upscale.temporal import SMALLEST_SIDE, Propagation, set_type
+from vsr_hpc.upscale.tiles import Tile, feather, grid, padded
 
 __all__ = [
     "MAX_SIDE",
@@ -57,6 +58,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+Run = Callable[[Tensor], Tensor]
+"""What makes of a crop its upscaled self."""
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -86,8 +90,6 @@ class Upscaler:
                 f"settings make {settings.width}x{settings.height}, the output is "
                 f"{picture_out.width}x{picture_out.height}"
             )
-        if card.kind == "recurrent":
-            raise JobError(f"model {card.name} is a video network, which this version cannot run yet")
         self._card, self._in, self._out, self._settings = card, picture_in, picture_out, settings
         self._device = torch.device(settings.device)
         self._goes_through_rgb = not card.is_filter or not is_planewise(picture_in, picture_out)
@@ -96,6 +98,7 @@ class Upscaler:
             check_rgb_path(picture_out)
         _make_repeatable(threads)
         self._network = None if card.is_filter else network or self._load(card, weights)
+        self._propagation = Propagation(self._network, card) if card.is_recurrent and self._network else None
         self.batch = settings.batch
         self.clipped = 0
 
@@ -120,22 +123,42 @@ class Upscaler:
         return run
 
     def __call__(self, frames: Sequence[Frame]) -> list[Frame]:
-        """Upscale any number of frames, `batch` at a time; short memory halves the batch and nothing else."""
+        """Upscale any number of frames, `batch` at a time; short memory halves the batch and nothing else.
+
+        A recurrent network takes them as one window.
+        """
+        if self._propagation is not None:
+            return list(self.window(frames, 0, 0))
         done: list[Frame] = []
         while len(done) < len(frames):
             part = frames[len(done) : len(done) + self.batch]
             try:
                 done += self._pass(part)
             except (MemoryError, RuntimeError) as exc:
-                if _is_out_of_memory(exc):
-                    self._shrink_batch(exc)
-                elif _is_device_fault(exc):
-                    raise BackendError(
-                        f"device {self._settings.device} failed at frame {part[0].index}: {_first_line(exc)}"
-                    ) from exc
-                else:
-                    raise
+                self._overcome(exc, part[0].index)
         return done
+
+    def window(self, frames: Sequence[Frame], before: int, after: int) -> Iterator[Frame]:
+        """Upscale a window of one scene with a recurrent network, and give out its frames as they are made.
+
+        The first `before` and the last `after` frames are context: seen, and not given out.
+        """
+        assert self._propagation is not None
+        core = range(before, len(frames) - after)
+        pictures = _Held(lambda i: self._network_input(frames[i]))
+        crops = [
+            (slice(t.y.crop_start, t.y.crop_stop), slice(t.x.crop_start, t.x.crop_stop))
+            for t in self._tiles(*self._padded_size(self._in.height, self._in.width))
+        ]
+        made = self._propagation.run(pictures, len(frames), core, crops)
+        for i in core:
+            try:
+                parts = iter(next(made))
+                done = self._pass([frames[i]], lambda crop: next(parts))  # noqa: B023 - used at once
+            except (MemoryError, RuntimeError) as exc:
+                self._overcome(exc, frames[i].index)
+                raise
+            yield from done
 
     def canary(self) -> str:
         """Run one small made-up tile; its sha256. BackendError when the device computes rubbish."""
@@ -145,7 +168,11 @@ class Upscaler:
             [ramp.expand(side, side), ramp.expand(side, side).T, ramp.flip(0).expand(side, side)]
         )
         with torch.inference_mode():
-            if self._network is None:
+            if self._propagation is not None:
+                whole = (slice(0, side), slice(0, side))
+                made = self._propagation.run(lambda i: rgb.unsqueeze(0), 2, range(2), [whole])
+                out = list(made)[1][0]
+            elif self._network is None:
                 axis = scaling_axis(side, 2 * side)
                 out = resample(rgb.unsqueeze(0), axis, axis, cast(Filter, self._card.network))
             else:
@@ -162,12 +189,14 @@ class Upscaler:
     # One pass ----------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _pass(self, frames: Sequence[Frame]) -> list[Frame]:
+    def _pass(self, frames: Sequence[Frame], run: Run | None = None) -> list[Frame]:
         for frame in frames:
             _check_shapes(frame, self._in)
         planes = [self._upload([frame.planes[i] for frame in frames]) for i in range(len(frames[0].planes))]
         results = (
-            self._network_planes(planes) if self._network is not None else self._filtered(planes, self._kind)
+            self._network_planes(planes, run or self._run)
+            if self._network is not None
+            else self._filtered(planes, self._kind)
         )
         settings = self._settings
         if self._network is not None and settings.blend:
@@ -203,14 +232,21 @@ class Upscaler:
         out = resample(planes[i], x, y, kind)
         return out if (gain, offset) == (1.0, 0.0) else out * gain + offset
 
-    def _network_planes(self, planes: list[Tensor]) -> list[Tensor]:
+    @torch.inference_mode()
+    def _network_input(self, frame: Frame) -> Tensor:
+        """One frame as a recurrent network sees it."""
+        _check_shapes(frame, self._in)
+        rgb = Coding(self._in).to_rgb([self._upload([plane]) for plane in frame.planes])
+        return self._padded(rgb.clamp(0, 1))
+
+    def _network_planes(self, planes: list[Tensor], run: Run) -> list[Tensor]:
         coding = Coding(self._in)
         rgb = coding.to_rgb(planes)
         inside = rgb.clamp(0, 1)
         excess = rgb - inside
         outside = int((excess.abs() > coding.half_code).sum())
         self.clipped += outside
-        out = self._resized(self._forward(inside), None).clamp_(0, 1)
+        out = self._resized(self._forward(inside, run), None).clamp_(0, 1)
         if self._settings.clip == "carry" and bool(excess.any()):
             out += self._resized(excess, "bicubic")
         return self._coded(out, planes)
@@ -236,29 +272,43 @@ class Upscaler:
         x, y = scaling_axis(width, self._out.width), scaling_axis(height, self._out.height)
         return resample(samples, x, y, kind or ("lanczos" if self._out.width < width else "bicubic"))
 
-    def _forward(self, rgb: Tensor) -> Tensor:
-        """The network over tiles; fp32 in and out."""
-        assert self._network is not None
+    def _padded_size(self, height: int, width: int) -> tuple[int, int]:
+        least = SMALLEST_SIDE if self._card.is_recurrent else 1
+        step = self._card.multiple_of
+        return padded(max(height, least), step), padded(max(width, least), step)
+
+    def _padded(self, rgb: Tensor) -> Tensor:
+        height, width = rgb.shape[-2:]
+        full = self._padded_size(height, width)
+        if full == (height, width):
+            return rgb
+        return nn.functional.pad(rgb, (0, full[1] - width, 0, full[0] - height), mode="replicate")
+
+    def _tiles(self, height: int, width: int) -> tuple[Tile, ...]:
+        return grid(width, height, self._settings.tile, self._card.overlap, self._card.multiple_of)
+
+    def _forward(self, rgb: Tensor, run: Run | None = None) -> Tensor:
+        """The network over tiles, or `run` in its place; fp32 in and out."""
+        run = run or self._run
         card, scale = self._card, self._card.scale
         height, width = rgb.shape[-2:]
-        full = (padded(height, card.multiple_of), padded(width, card.multiple_of))
-        if full != (height, width):
-            rgb = nn.functional.pad(rgb, (0, full[1] - width, 0, full[0] - height), mode="replicate")
-        tiles = grid(full[1], full[0], self._settings.tile, card.overlap, card.multiple_of)
+        rgb = self._padded(rgb)
+        full = (rgb.shape[-2], rgb.shape[-1])
+        tiles = self._tiles(*full)
         if len(tiles) == 1:
-            out = self._run(rgb)
+            out = run(rgb)
         elif card.is_tiled_exactly:
             out = rgb.new_empty((*rgb.shape[:-2], full[0] * scale, full[1] * scale))
             for tile in tiles:
                 x, y = tile.x, tile.y
-                made = self._run(rgb[..., y.crop_start : y.crop_stop, x.crop_start : x.crop_stop])
+                made = run(rgb[..., y.crop_start : y.crop_stop, x.crop_start : x.crop_stop])
                 out[..., y.start * scale : y.stop * scale, x.start * scale : x.stop * scale] = made[
                     ...,
                     (y.start - y.crop_start) * scale : (y.stop - y.crop_start) * scale,
                     (x.start - x.crop_start) * scale : (x.stop - x.crop_start) * scale,
                 ]
         else:
-            out = _feathered(rgb, full, scale, card.overlap // 2, self._settings.tile, card, self._run)
+            out = _feathered(rgb, full, scale, card.overlap // 2, self._settings.tile, card, run)
         return out[..., : height * scale, : width * scale]
 
     def _run(self, rgb: Tensor) -> Tensor:
@@ -282,10 +332,13 @@ class Upscaler:
             raise ModelError(
                 f"model {card.name} needs its weights; `vsr models pull {card.name}` fetches them"
             )
-        network = build(card)
-        network.load_state_dict(weight_files.load(path, card))
+        network = weight_files.open_network(card, path)
         network.requires_grad_(False)
-        network.to(device=self._device, dtype=_DTYPES[self._settings.precision])
+        network.to(device=self._device)
+        if card.is_recurrent:
+            set_type(network, self._settings.precision)
+        else:
+            network.to(dtype=_DTYPES[self._settings.precision])
         for parameter in network.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -299,6 +352,17 @@ class Upscaler:
         if stacked.dtype == np.uint8:
             return torch.from_numpy(stacked).to(self._device).float()
         return (torch.from_numpy(stacked.view(np.int16)).to(self._device).int() & 0xFFFF).float()
+
+    def _overcome(self, exc: Exception, index: int) -> None:
+        """Make room where memory is short; raise what another try on this device cannot mend."""
+        if _is_out_of_memory(exc):
+            self._shrink_batch(exc)
+        elif _is_device_fault(exc):
+            raise BackendError(
+                f"device {self._settings.device} failed at frame {index}: {_first_line(exc)}"
+            ) from exc
+        else:
+            raise exc
 
     def _shrink_batch(self, exc: Exception) -> None:
         if self._device.type == "cuda":
@@ -353,6 +417,22 @@ def tune_allocator() -> bool:
         return False
     threshold, trim, top = -3, -1, -4  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_MMAP_MAX
     return bool(mallopt(threshold, 1 << 30) and mallopt(trim, (1 << 31) - 1) and mallopt(top, 0))
+
+
+class _Held:
+    """Pictures by number, made when first asked for; the last few are held."""
+
+    def __init__(self, make: Callable[[int], Tensor], most: int = 8) -> None:
+        self._make, self._most = make, most
+        self._held: OrderedDict[int, Tensor] = OrderedDict()
+
+    def __call__(self, number: int) -> Tensor:
+        if number not in self._held:
+            self._held[number] = self._make(number)
+            while len(self._held) > self._most:
+                self._held.popitem(last=False)
+        self._held.move_to_end(number)
+        return self._held[number]
 
 
 def _make_repeatable(threads: int) -> None:
