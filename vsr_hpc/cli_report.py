@@ -1,8 +1,9 @@
-"""`vsr report`: arguments in, one library call, text and exit code out."""
+"""`vsr report`, `vsr preview`, `vsr dashboard`: arguments in, one library call, text and exit code out."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 from pathlib import Path
@@ -53,6 +54,110 @@ def report(
     if output is not None:
         _write(output, content)
     typer.echo(str(output) if output is not None else f"{run.uri.rstrip('/')}/{make.NAME}")
+
+
+def preview(
+    clip: Annotated[
+        str, typer.Argument(metavar="IN", help="A clip, a still, a folder or pattern of images.")
+    ],
+    models: Annotated[
+        str, typer.Option("--models", "-m", help="Names with commas; `vsr models list` has them.")
+    ] = "bicubic,lanczos",
+    at: Annotated[
+        str | None, typer.Option("--at", help="Seconds, HH:MM:SS or a frame (250f); a third into the clip.")
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option("--scale", "-s", min=1, max=16, help="The largest of the models' by default."),
+    ] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option("--crop", help="WxH+X+Y, WxH or full, in input pixels; the busiest 320x180 by default."),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, max=2, help="Also show so much of it moving (.html, --json).")
+    ] = 0.0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A .png, .webp or .jpg; .html has a slider.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 for all.")] = 0,
+    is_quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the answer and errors.")] = False,
+    is_json: Annotated[
+        bool, typer.Option("--json", help="Answer with pictures and times as JSON on stdout.")
+    ] = False,
+) -> None:
+    """Several models on the same frame and crop, side by side: choose before you spend.
+
+    \b
+    vsr preview in.mkv --at 12.5 --models bicubic,realesr-animevideov3 -o choice.png
+    vsr preview in.mkv --models bicubic,lanczos --seconds 1 -o choice.html
+    """
+    from vsr_hpc import preview as previews
+    from vsr_hpc.report.facts import name_of
+
+    if output is None and not is_json:
+        output = Path(f"{name_of(clip)}.preview.png")
+    if output is not None and output.suffix.lower() not in previews.SUFFIXES:
+        raise JobError(f"-o {output}: end it in {', '.join(previews.SUFFIXES)}")
+    found = previews.preview(
+        clip,
+        tuple(filter(None, (each.strip() for each in models.split(",")))),
+        at=at,
+        scale=scale,
+        crop=crop,
+        seconds=seconds,
+        threads=threads,
+        on_model=lambda name: None if is_quiet else typer.echo(f"{name} ...", err=True),
+    )
+    if output is not None:
+        _write(output, previews.content(found, output.suffix.lower()))
+    if is_json:
+        typer.echo(json.dumps(previews.document(found)))
+        return
+    if not is_quiet:
+        for pane in found.panes[1:]:
+            typer.echo(previews.label(found, pane) + " for this part", err=True)
+    typer.echo(str(output))
+
+
+def dashboard(
+    runs: Annotated[
+        list[str], typer.Option("--run", help="Show this run; may be repeated. All of yours by default.")
+    ] = [],  # noqa: B006 - typer copies it
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8765,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; others than loopback let the network in.")
+    ] = "127.0.0.1",
+    uploads: Annotated[
+        str, typer.Option("--uploads", help="Where dropped clips go: a folder, or s3://bucket/prefix.")
+    ] = "vsr-uploads",
+    names: Annotated[
+        list[str], typer.Option("--name", help="Another name under which the page is opened, behind a proxy.")
+    ] = [],  # noqa: B006 - typer copies it
+) -> None:
+    """A live page: your runs as they go, a form for new ones. Open the address that it prints.
+
+    \b
+    vsr dashboard
+    vsr dashboard --run out.mkv.vsr --port 0
+    """
+    try:
+        from vsr_hpc.dashboard.server import Settings, serve
+    except ImportError as exc:
+        raise JobError(
+            f"vsr dashboard needs more packages ({exc.name}): pip install 'vsr-hpc[serve]'"
+        ) from exc
+    from vsr_hpc.run import Run
+
+    named = tuple(Run.open(_run_of(each)).uri for each in runs)
+    typer.echo(
+        "Whoever has this address may start and cancel runs as you; Ctrl-C ends the page, not the runs.",
+        err=True,
+    )
+    serve(
+        Settings(runs=named, host=host, port=port, uploads=uploads, names=tuple(names)),
+        lambda address: typer.echo(address),
+    )
 
 
 def _run_of(uri: str) -> str:

@@ -32,11 +32,12 @@ report/
 finish
 worker
 executors/
-launch
+launch  preview
 bench  startup
 cluster/  image
 batch/
 serving/
+dashboard/
 cli_cluster  cli_report  cli_serve  cli_train  cli_job  cli_batch  cli_bench  cli_image
 cli
 demo

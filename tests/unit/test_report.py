@@ -87,7 +87,7 @@ def test_a_running_run_can_be_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["</script><script>alert(1)</script>.mkv", "a\u2028b'\"<b>.mkv"])
 def test_names_cannot_leave_their_place_in_the_page(tmp_path: Path, name: str) -> None:
     document = {"name": name}
-    content = page.page(f"{name} · report", "report.js", document, f"about {name}").decode()
+    content = page.page(f"{name} · report", ("report.js",), document, f"about {name}").decode()
     assert content.count("<script") == 2 == content.count("</script")
     assert "<b>" not in content
     assert "\u2028" not in page.embedded(document)
@@ -95,7 +95,7 @@ def test_names_cannot_leave_their_place_in_the_page(tmp_path: Path, name: str) -
 
 
 def test_the_page_allows_its_own_script_and_no_request(tmp_path: Path) -> None:
-    content = page.page("t", "report.js", {}, "s").decode()
+    content = page.page("t", ("report.js",), {}, "s").decode()
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', content)
     assert policy is not None
     assert policy[1].startswith("default-src &#x27;none&#x27;; script-src &#x27;sha256-")

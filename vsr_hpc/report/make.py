@@ -91,7 +91,7 @@ def make_report(run: Run, receipts: Sequence[Receipt] | None = None) -> bytes:
         f"{document['name']}: {document['state']}, {document['frames_done']} of {document['frames']} frames. "
         "This report is drawn by a script; allow scripts to see it. It asks the network for nothing."
     )
-    return page(title, "report.js", document, summary)
+    return page(title, ("report.js",), document, summary)
 
 
 def gather(run: Run, receipts: Sequence[Receipt] | None = None) -> dict[str, Any]:
@@ -134,9 +134,9 @@ def gather(run: Run, receipts: Sequence[Receipt] | None = None) -> dict[str, Any
     return document
 
 
-def shown_history(history: History) -> dict[str, Any]:
-    """Times from the start, in rows that stay small with ten thousand shards."""
-    t0 = history.start_s
+def shown_history(history: History, base_s: float | None = None) -> dict[str, Any]:
+    """Times from `base_s` or the start, in rows that stay small with ten thousand shards."""
+    t0 = history.start_s if base_s is None else base_s
     return {
         "start_s": t0,
         "span_s": round(history.stop_s - t0, 3),

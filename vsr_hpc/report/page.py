@@ -39,9 +39,9 @@ def embedded(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def page(title: str, entry: str, data: Any, summary: str) -> bytes:
-    """The page whose last module is `entry`; `summary` is what is read where no script runs."""
-    script, style = bundle((*SHARED, entry)), text_of("base.css")
+def page(title: str, modules: tuple[str, ...], data: Any, summary: str) -> bytes:
+    """The page whose last modules these are; `summary` is what is read where no script runs."""
+    script, style = bundle((*SHARED, *modules)), text_of("base.css")
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"

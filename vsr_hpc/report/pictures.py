@@ -217,10 +217,8 @@ def loop(
     return Loop(
         frame=number,
         time_s=float(before.timeline.time_of(number)),
-        before=data_uri(_strip([each.crop(box) for each in small]), _LOOP_BYTES),
-        after=data_uri(
-            _strip([each.crop((wide[0], wide[1], wide[2], wide[3])) for each in big]), _LOOP_BYTES
-        ),
+        before=data_uri(strip([each.crop(box) for each in small]), _LOOP_BYTES),
+        after=data_uri(strip([each.crop((wide[0], wide[1], wide[2], wide[3])) for each in big]), _LOOP_BYTES),
         frames=len(small),
         width=wide[2] - wide[0],
         height=wide[3] - wide[1],
@@ -243,9 +241,10 @@ def busiest(image: Image.Image, size: tuple[int, int]) -> tuple[int, int, int, i
     return int(left), int(top), int(left) + width, int(top) + height
 
 
-def _strip(images: Sequence[Image.Image]) -> Image.Image:
+def strip(images: Sequence[Image.Image]) -> Image.Image:
+    """Frames from top to bottom."""
     width, height = images[0].size
-    strip = Image.new("RGB", (width, height * len(images)))
+    tall = Image.new("RGB", (width, height * len(images)))
     for place, image in enumerate(images):
-        strip.paste(image, (0, place * height))
-    return strip
+        tall.paste(image, (0, place * height))
+    return tall

@@ -28,7 +28,7 @@ function one(loop) {
     "figure",
     { class: "loop" },
     el("div", { class: "pair" }, windows),
-    el("figcaption", { class: "below" }, el("span", { class: "soft" }, `${loop.frames} frames from ${place(loop.time_s)}`), toggle),
+    el("figcaption", { class: "below" }, el("span", { class: "soft" }, `${loop.name ? loop.name + ", " : ""}${loop.frames} frames from ${place(loop.time_s)}`), toggle),
   );
 
   function play(wanted) {
