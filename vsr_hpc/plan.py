@@ -21,7 +21,7 @@ from vsr_hpc.media.picture import Picture
 from vsr_hpc.models.cards import Card
 
 PLAN_VERSION = 1
-PIXEL_PATH_VERSION = 1
+PIXEL_PATH_VERSION = 2
 """Raised whenever this package makes other pixels from the same settings."""
 
 _CHUNK_S = 10.0

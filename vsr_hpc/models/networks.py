@@ -49,11 +49,15 @@ class Compact(nn.Module):
         layers.append(_conv(num_feat, 3 * scale * scale))
         self.body = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def phases(self, x: Tensor) -> Tensor:
+        """The residual before the pixel shuffle, in the weights' type: (frames, 3 scale², rows, columns)."""
         out = x.to(_dtype(self.body[0]))
         for layer in self.body:
             out = layer(out)
-        residual = functional.pixel_shuffle(out, self.scale).to(x.dtype)
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = functional.pixel_shuffle(self.phases(x), self.scale).to(x.dtype)
         return residual + functional.interpolate(x, scale_factor=float(self.scale), mode="nearest")
 
 

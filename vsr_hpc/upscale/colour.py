@@ -47,7 +47,7 @@ class Coding:
             grey = planes[0].unsqueeze(1)
             grey = shape(grey) if picture.pixel.depth == 32 else _affine(grey, *_level(picture))
             return grey.expand(-1, 3, -1, -1)
-        full = _without_subsampling(picture)
+        full = without_subsampling(picture)
         luma = planes[0]
         chroma = [resample(planes[i], *plane_axes(picture, full, i), "lanczos") for i in (1, 2)]
         decode, offset = _decoding(picture)
@@ -64,10 +64,10 @@ class Coding:
         if picture.pixel.kind == "grey":
             grey = rgb.mean(dim=1)
             return [unshape(grey) if picture.pixel.depth == 32 else _affine_back(grey, *_level(picture))]
-        encode, offset = _encoding(picture)
+        encode, offset = encoding(picture)
         channels = rgb.unbind(dim=1)
         luma, *chroma = (_mix(channels, encode[row], float(offset[row])) for row in range(3))
-        full = _without_subsampling(picture)
+        full = without_subsampling(picture)
         return [
             luma,
             *(resample(plane, *plane_axes(full, picture, i), "lanczos") for i, plane in enumerate(chroma, 1)),
@@ -98,7 +98,7 @@ def unshape(shaped: torch.Tensor) -> torch.Tensor:
     return torch.sign(shaped) * torch.expm1(shaped.abs() * span) / SHAPER_STEEPNESS
 
 
-def _without_subsampling(picture: Picture) -> Picture:
+def without_subsampling(picture: Picture) -> Picture:
     return replace(picture, pixel=replace(picture.pixel, log2_chroma_w=0, log2_chroma_h=0))
 
 
@@ -123,7 +123,7 @@ def _rgb_to_ycc(picture: Picture) -> NDArray[np.float64]:
     return np.stack((luma, cb, cr)).astype(np.float64)
 
 
-def _encoding(picture: Picture) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def encoding(picture: Picture) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """codes = matrix @ rgb + offset."""
     depth, is_gbr = picture.pixel.depth, picture.colour.decoding_matrix(picture.height) == 0
     white, black = _level(picture)
@@ -135,7 +135,7 @@ def _encoding(picture: Picture) -> tuple[NDArray[np.float64], NDArray[np.float64
 
 def _decoding(picture: Picture) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """rgb = matrix @ codes + offset."""
-    encode, offset = _encoding(picture)
+    encode, offset = encoding(picture)
     decode = np.linalg.inv(encode).astype(np.float64)
     return decode, -decode @ offset
 

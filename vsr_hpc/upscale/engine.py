@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import logging
 import platform
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,8 +21,10 @@ from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError
 from vsr_hpc.media.picture import Frame, Picture, Plane
 from vsr_hpc.models import weights as weight_files
 from vsr_hpc.models.cards import Card, Precision
+from vsr_hpc.models.networks import Compact
 from vsr_hpc.upscale.colour import Coding, quantise
 from vsr_hpc.upscale.filters import Filter, code_map, plane_axes, resample, scaling_axis
+from vsr_hpc.upscale.fused import PhasePlanes, is_fusible
 from vsr_hpc.upscale.geometry import (
     MAX_SIDE,
     check_rgb_path,
@@ -70,6 +73,8 @@ class Upscaler:
 
     batch: int
     """Frames per pass; smaller than asked for after the device ran out of memory."""
+    lanes: int
+    """Calls that may run side by side; changes no byte."""
     clipped: int
     """Samples so far that lay outside the network's range (carried around it or clipped: settings)."""
 
@@ -82,9 +87,13 @@ class Upscaler:
         settings: UpscaleSettings,
         threads: int = 1,
         *,
+        lanes: int = 1,
         network: nn.Module | None = None,
     ) -> None:
-        """`network` is another upscaler's, of the same card, precision and device: weights are held once."""
+        """`network` is another upscaler's, of the same card, precision and device: weights are held once.
+
+        With `lanes` above 1 it may be called from as many threads at once, each with `threads` of its own.
+        """
         if (picture_out.width, picture_out.height) != (settings.width, settings.height):
             raise JobError(
                 f"settings make {settings.width}x{settings.height}, the output is "
@@ -99,8 +108,20 @@ class Upscaler:
         _make_repeatable(threads)
         self._network = None if card.is_filter else network or self._load(card, weights)
         self._propagation = Propagation(self._network, card) if card.is_recurrent and self._network else None
-        self.batch = settings.batch
+        self._planes = self._plane_maker()
+        self.batch, self.lanes, self._threads = settings.batch, lanes, threads
         self.clipped = 0
+        self._counting = threading.Lock()
+
+    def _plane_maker(self) -> PhasePlanes | None:
+        """What makes planes straight from the last layer, where nothing else is wanted of the picture."""
+        settings, scale = self._settings, self._card.scale
+        is_plain = not settings.blend and not settings.grain and is_fusible(self._out)
+        is_whole = (self._out.width, self._out.height) == (self._in.width * scale, self._in.height * scale)
+        is_exact = self._card.is_tiled_exactly and self._card.multiple_of == 1
+        if not (isinstance(self._network, Compact) and is_plain and is_whole and is_exact):
+            return None
+        return PhasePlanes(scale, self._out, self._device)
 
     @property
     def network(self) -> nn.Module | None:
@@ -118,7 +139,7 @@ class Upscaler:
 
         @torch.inference_mode()
         def run() -> Tensor:
-            return self._forward(rgb)
+            return self._forward(rgb) if self._planes is None else self._phases(rgb)
 
         return run
 
@@ -190,6 +211,8 @@ class Upscaler:
 
     @torch.inference_mode()
     def _pass(self, frames: Sequence[Frame], run: Run | None = None) -> list[Frame]:
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)  # each calling thread has its own number
         for frame in frames:
             _check_shapes(frame, self._in)
         planes = [self._upload([frame.planes[i] for frame in frames]) for i in range(len(frames[0].planes))]
@@ -207,7 +230,8 @@ class Upscaler:
         if settings.grain:
             self._add_grain(results, frames)
         depth = self._out.pixel.depth
-        finished = [_download(quantise(codes, depth), self._out.pixel.dtype) for codes in results]
+        rounded = [quantise(codes, depth) if codes.is_floating_point() else codes for codes in results]
+        finished = [_download(codes, self._out.pixel.dtype) for codes in rounded]
         return [
             Frame(index=frame.index, planes=tuple(plane[i] for plane in finished), hdr10plus=frame.hdr10plus)
             for i, frame in enumerate(frames)
@@ -245,9 +269,13 @@ class Upscaler:
         inside = rgb.clamp(0, 1)
         excess = rgb - inside
         outside = int((excess.abs() > coding.half_code).sum())
-        self.clipped += outside
+        with self._counting:
+            self.clipped += outside
+        is_carried = self._settings.clip == "carry" and bool(excess.any())
+        if self._planes is not None:
+            return self._planes(self._phases(inside), inside, excess if is_carried else None)
         out = self._resized(self._forward(inside, run), None).clamp_(0, 1)
-        if self._settings.clip == "carry" and bool(excess.any()):
+        if is_carried:
             out += self._resized(excess, "bicubic")
         return self._coded(out, planes)
 
@@ -310,6 +338,26 @@ class Upscaler:
         else:
             out = _feathered(rgb, full, scale, card.overlap // 2, self._settings.tile, card, run)
         return out[..., : height * scale, : width * scale]
+
+    def _phases(self, rgb: Tensor) -> Tensor:
+        """The network's last layer over tiles, not yet shuffled: (frames, 3 scale², rows, columns)."""
+        assert isinstance(self._network, Compact)
+        rgb = rgb.contiguous(memory_format=torch.channels_last)
+        tiles = self._tiles(rgb.shape[-2], rgb.shape[-1])
+        if len(tiles) == 1:
+            return self._network.phases(rgb)
+        shape = (len(rgb), 3 * self._card.scale**2, *rgb.shape[-2:])
+        dtype = _DTYPES[self._settings.precision]
+        out = torch.empty(shape, dtype=dtype, device=rgb.device, memory_format=torch.channels_last)
+        for tile in tiles:
+            x, y = tile.x, tile.y
+            made = self._network.phases(rgb[..., y.crop_start : y.crop_stop, x.crop_start : x.crop_stop])
+            out[..., y.start : y.stop, x.start : x.stop] = made[
+                ...,
+                y.start - y.crop_start : y.stop - y.crop_start,
+                x.start - x.crop_start : x.stop - x.crop_start,
+            ]
+        return out
 
     def _run(self, rgb: Tensor) -> Tensor:
         assert self._network is not None
@@ -513,6 +561,8 @@ def _noise(seed: int, index: int, shape: Sequence[int]) -> NDArray[np.float32]:
 def _download(codes: Tensor, dtype: np.dtype[np.generic]) -> Plane:
     if dtype == np.float32:
         return codes.cpu().numpy()
+    if codes.dtype == torch.int16:
+        return codes.cpu().numpy().view(np.uint16)
     if dtype == np.uint8:
         return codes.to(torch.uint8).cpu().numpy()
     return codes.to(torch.int32).cpu().numpy().astype(np.uint16)

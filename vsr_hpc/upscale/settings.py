@@ -24,6 +24,8 @@ ClipPolicy = Literal["carry", "clip"]
 SAMPLE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 MEMORY_CLASSES_GIB = (4, 6, 8, 12, 16, 24, 32, 40, 48, 80, 96, 141)
 MAX_BATCH = 16
+_CUDA_LANES = 3
+_LANES_BYTES = 4 << 30
 MAX_GRAIN = 32.0
 
 
@@ -122,6 +124,26 @@ def choose_precision(card: Card, device: DeviceFacts) -> Precision:
     if device.has_fast_bf16 and "bf16" in card.precisions:
         return "bf16"
     return "fp32"
+
+
+def choose_lanes(card: Card, picture: Picture, settings: UpscaleSettings, threads: int) -> int:
+    """Batches at once on this device. On a CPU one for each thread that memory allows; changes no byte.
+
+    A thread of its own for each frame beats all threads on one frame: nobody waits for the slowest at every
+    layer, least of all where encoder and decoder want the same cores. A GPU copies in and out meanwhile.
+    """
+    if card.is_recurrent:
+        return 1
+    if settings.device == "cuda":
+        return _CUDA_LANES
+    tile = settings.tile
+    seen = [
+        side if tile is None else min(side, tile + 2 * card.overlap)
+        for side in (picture.width, picture.height)
+    ]
+    inner = 0 if card.is_filter else _pixel_bytes(card, settings.precision) * seen[0] * seen[1]
+    outer = 16 * settings.width * settings.height
+    return max(1, min(threads, _LANES_BYTES // (inner + outer)))
 
 
 def device_facts(kind: DeviceKind | None = None) -> DeviceFacts:
