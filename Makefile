@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types tests install soak clean tools
+.PHONY: demo test lint types tests install soak clean tools image image-test
 
 PCLUSTER := .venv-pcluster
 
@@ -50,10 +50,20 @@ $(PCLUSTER)/.installed: tests/aws/requirements-pcluster.txt
 	  && touch $@
 
 # Long proofs, run by hand: fifty kills, sixty faults on a real Slurm, memory over ten minutes of video.
-soak: install tools
+soak: install tools image-test
 	$(BIN)/python -m tests.kills --kills 50
 	$(BIN)/python -m tests.slurm.chaos --rounds 13 --faults 5
 	$(BIN)/python benchmarks/memory.py
+
+# One image for workers, server and command line (docs/containers.md): make image VARIANT=cuda BASE_IMAGE=...
+image:
+	docker version >/dev/null 2>&1 || sh containers/install.sh
+	sh containers/build.sh
+
+# Builds it and runs it locked up: serving contract, a worker, SIGTERM, what is in it. Needs root, podman, minutes.
+image-test: install
+	-sh containers/install.sh
+	VSR_REQUIRE=containers $(BIN)/python -m pytest tests/containers
 
 clean:
 	rm -rf $(VENV) $(PCLUSTER) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

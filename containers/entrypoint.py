@@ -3,7 +3,8 @@
 It is the process itself, no shell and no second process before it, so signals arrive where they are obeyed.
 
     serve …            vsr serve …, on port 8080 or SAGEMAKER_BIND_TO_PORT
-    train              a SageMaker training job: `vsr COMMAND --key value …` from its hyperparameters
+    train              a SageMaker training job: `vsr models train --key value …` from its hyperparameters, or
+                       another command that one of them, `command`, names
     vsr …  worker …    vsr …, whatever stands there
 """
 
@@ -32,9 +33,14 @@ def command(arguments: Sequence[str], hyperparameters: Mapping[str, Any] | None)
     words = list(arguments)
     if words and PurePosixPath(words[0]).name == "vsr":
         words = words[1:]
-    if words != ["train"] or hyperparameters is None:
+    if words[:1] != ["train"]:
         return words
-    return [*shlex.split(_plain(hyperparameters.get("command", "train"))), *_options(hyperparameters)]
+    given = dict(hyperparameters or {})
+    if "command" in given:
+        return [*shlex.split(_plain(given["command"])), *_options(given), *words[1:]]
+    if hyperparameters is not None:
+        given = {"images": f"{ML}/input/data/training", "out": f"{ML}/model"} | given
+    return ["models", "train", *_options(given), *words[1:]]
 
 
 def _options(hyperparameters: Mapping[str, Any]) -> list[str]:
@@ -136,7 +142,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, leave)
     link_weights(WEIGHTS, os.environ)
     asked = sys.argv[1:]
-    hyperparameters = read_hyperparameters(ML) if asked == ["train"] else None
+    hyperparameters = read_hyperparameters(ML) if asked[:1] == ["train"] else None
     arguments = command(asked, hyperparameters)
     if hyperparameters is None:
         run(arguments)

@@ -25,7 +25,7 @@ entrypoint, healthcheck, sbom = part("entrypoint"), part("healthcheck"), part("s
         ("/opt/vsr/bin/vsr worker r", "worker r"),
         ("vsr", ""),
         ("--help", "--help"),
-        ("train --steps 5", "train --steps 5"),
+        ("train --images a --out b", "models train --images a --out b"),
     ],
 )
 def test_words_reach_vsr_as_they_are_but_for_its_own_name(started_with: str, means: str) -> None:
@@ -33,9 +33,10 @@ def test_words_reach_vsr_as_they_are_but_for_its_own_name(started_with: str, mea
 
 
 def test_train_takes_hyperparameters_as_options() -> None:
-    found = {"steps": "100", "data_folder": '"/opt/ml/input/data/train"', "resume": "true", "dry": "false"}
+    found = {"stop_at": "100", "images": '"/opt/ml/input/data/films"', "resume": "true", "json": "false"}
     assert entrypoint.command(["train"], found) == [
-        "train", "--steps", "100", "--data-folder", "/opt/ml/input/data/train", "--resume",
+        "models", "train", "--images", "/opt/ml/input/data/films", "--out", "/opt/ml/model",
+        "--stop-at", "100", "--resume",
     ]  # fmt: skip
 
 

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.containers.running import IMAGE_VARIABLE, container, hand_over
+from tests.containers.running import surroundings as container_surroundings
+
 _START_S = 90
 # As `vsr serve …`, whether or not the command line has the command already.
 _VSR = """
@@ -119,7 +122,7 @@ def served(home: Path, *arguments: str, environment: Mapping[str, str] | None = 
 
 @contextlib.contextmanager
 def started(home: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
-    """`vsr serve` on a free port as soon as it listens."""
+    """`vsr serve` on a free port as soon as it listens; in a container where VSR_TEST_IMAGE names one."""
     surroundings = {
         **os.environ,
         "HOME": str(home),
@@ -128,8 +131,14 @@ def started(home: Path, *arguments: str, environment: Mapping[str, str] | None =
         "VSR_SERVE_MODEL_DIR": str(home / "no-models"),
         **(environment or {}),
     }
+    command, boxed = ["serve", "--port", "0", "--threads", "1", "--device", "cpu", *arguments], None
+    if image := os.environ.get(IMAGE_VARIABLE):
+        said = {name: value for name, value in surroundings.items() if os.environ.get(name) != value}
+        hand_over(home.parent)
+        boxed = container(image, command, mounts={home.parent: str(home.parent)}, environment=said)
+        surroundings = container_surroundings()
     process = subprocess.Popen(
-        vsr("serve", "--port", "0", "--threads", "1", "--device", "cpu", *arguments),
+        vsr(*command) if boxed is None else boxed.command,
         env=surroundings, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     lines: list[str] = []
@@ -151,6 +160,8 @@ def started(home: Path, *arguments: str, environment: Mapping[str, str] | None =
         assert listening is not None, "".join(lines)
         yield Served(process, listening["port"], lines)
     finally:
+        if boxed is not None:
+            boxed.remove()
         if process.poll() is None:
             process.kill()
         process.wait()
