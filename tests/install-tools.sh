@@ -1,9 +1,9 @@
 #!/bin/sh
-# Debian's or Ubuntu's packages that tests use beside Slurm: a chroot for the bootstrap scripts.
+# Debian's or Ubuntu's packages that tests use beside Slurm: a chroot for the bootstrap scripts, a browser for the report.
 # May be run again: what is there is left alone.
 set -eu
 
-packages="debootstrap"
+packages="debootstrap chromium chromium-driver fonts-inter"
 
 is_installed() { [ "$(dpkg-query -W -f='${db:Status-Abbrev}' "$1" 2>/dev/null)" = "ii " ]; }
 
@@ -16,5 +16,10 @@ if [ -z "$missing" ]; then echo "tests/install-tools.sh: all there"; exit 0; fi
 [ "$(id -u)" -eq 0 ] || refuse "needs root to install$missing"
 
 apt-get update -q || refuse "apt-get update failed (see above); is there a network?"
+known=""
+for package in $missing; do
+  if apt-cache show "$package" >/dev/null 2>&1; then known="$known $package"
+  else echo "tests/install-tools.sh: $package is not packaged here; its tests will say what they miss"; fi
+done
 # shellcheck disable=SC2086  # a list of words
-DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing || refuse "apt-get failed (see above)"
+DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $known || refuse "apt-get failed (see above)"

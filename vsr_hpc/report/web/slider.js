@@ -117,10 +117,11 @@ export function viewer(scenes, names = ["before", "after"]) {
     const isNear = Math.abs(at(event)[0] - state.split) * stage.clientWidth < 24;
     mode = held.size > 1 ? "pinch" : state.zoom === 1 || isNear ? "split" : "pan";
     last = mode === "pinch" ? spread() : at(event);
-    if (mode === "split") {
-      handle.focus({ preventScroll: true });
-      if (event.pointerType === "mouse") change({ split: last[0] });
-    }
+    if (mode === "split" && event.pointerType === "mouse") change({ split: last[0] });
+  });
+  stage.addEventListener("mousedown", (event) => {
+    event.preventDefault(); // the press would take the keys away from the divider
+    handle.focus({ preventScroll: true });
   });
   stage.addEventListener("pointermove", (event) => {
     if (!held.has(event.pointerId)) return;

@@ -1,0 +1,167 @@
+"""A real headless Chromium, and what tests ask of it: clicks, keys, the console, requests, pictures."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+PATIENCE_S = 90.0
+_BINARIES = ("chromium", "chromium-browser", "google-chrome")
+_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--disable-extensions", "--font-render-hinting=none",
+    "--force-color-profile=srgb",
+)  # fmt: skip
+
+
+def why_not() -> str | None:
+    """Why no browser can be driven here; None where one can."""
+    try:
+        import selenium  # noqa: F401
+    except ImportError:
+        return "selenium is not installed: pip install '.[test]'"
+    if not any(shutil.which(each) for each in _BINARIES):
+        return "no Chromium: sh tests/install-tools.sh installs it"
+    if shutil.which("chromedriver") is None:
+        return "no chromedriver: sh tests/install-tools.sh installs it"
+    return None
+
+
+class Browser:
+    """One session; `open` begins a page anew and forgets what the one before said."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+
+    def open(
+        self,
+        address: str,
+        *,
+        size: tuple[int, int] = (1200, 900),
+        is_dark: bool = False,
+        is_still: bool = False,
+        dots: float = 1,
+        is_phone: bool = False,
+    ) -> None:
+        width, height = size
+        self.driver.get("about:blank")
+        self.requests()
+        self.console()
+        metrics = {"width": width, "height": height, "deviceScaleFactor": dots, "mobile": is_phone}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        features = [
+            {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"},
+            {"name": "prefers-reduced-motion", "value": "reduce" if is_still else "no-preference"},
+        ]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        self.driver.get(address)
+        self.wait(lambda: self.run("return document.documentElement.dataset.ready"), "the page to be drawn")
+
+    def wait(self, until: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+        """The first true answer; the page may take its time on a busy machine."""
+        deadline = time.monotonic() + patience_s
+        while True:
+            found = until()
+            if found:
+                return found
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {patience_s:.0f} s for {what}; console: {self.console()}")
+            time.sleep(0.05)
+
+    def run(self, script: str, *given: Any) -> Any:
+        return self.driver.execute_script(script, *given)
+
+    def one(self, selector: str) -> Any:
+        return self.driver.find_element("css selector", selector)
+
+    def all(self, selector: str) -> list[Any]:
+        found: list[Any] = self.driver.find_elements("css selector", selector)
+        return found
+
+    def text(self, selector: str) -> str:
+        return str(self.run("return document.querySelector(arguments[0])?.textContent ?? ''", selector))
+
+    def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
+        """A trusted event of the mouse at a place of the window."""
+        event = {"type": kind, "x": x, "y": y, "button": "left", "clickCount": 1, **more}
+        if kind == "mouseMoved":
+            event |= {"button": "none", "buttons": more.get("buttons", 0)}
+        self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+
+    def drag(self, start: tuple[float, float], stop: tuple[float, float]) -> None:
+        self.mouse("mouseMoved", *start)
+        self.mouse("mousePressed", *start)
+        self.mouse("mouseMoved", *stop, buttons=1)
+        self.mouse("mouseReleased", *stop)
+
+    def key(self, name: str, *, code: int = 0, text: str = "", shift: bool = False) -> None:
+        event = {"key": name, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
+        self.driver.execute_cdp_cmd(
+            "Input.dispatchKeyEvent", {"type": "keyDown", **event, **({"text": text} if text else {})}
+        )
+        self.driver.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": "keyUp", **event})
+
+    def box(self, selector: str) -> dict[str, float]:
+        """Where an element is in the window, once it was scrolled into it."""
+        found: dict[str, float] = self.run(
+            "const it = document.querySelector(arguments[0]); it.scrollIntoView({block: 'center'});"
+            "const {x, y, width, height} = it.getBoundingClientRect(); return {x, y, width, height}",
+            selector,
+        )
+        return found
+
+    def console(self) -> list[str]:
+        """Errors and warnings since the last call."""
+        return [each["message"] for each in self.driver.get_log("browser") if each["level"] != "INFO"]
+
+    def requests(self) -> list[str]:
+        """Addresses that were asked for since the last call."""
+        messages = [json.loads(each["message"])["message"] for each in self.driver.get_log("performance")]
+        return [
+            each["params"]["request"]["url"]
+            for each in messages
+            if each["method"] == "Network.requestWillBeSent"
+        ]
+
+    def picture(self, *, selector: str | None = None, is_whole: bool = False) -> bytes:
+        """A PNG of the window, of the whole page, or of one element."""
+        given: dict[str, Any] = {"format": "png"}
+        if selector is not None:
+            box = self.run(
+                "const b = document.querySelector(arguments[0]).getBoundingClientRect();"
+                "return {x: b.x + scrollX, y: b.y + scrollY, width: b.width, height: b.height}",
+                selector,
+            )
+            given |= {"captureBeyondViewport": True, "clip": {**box, "scale": 1}}
+        elif is_whole:
+            width, height = self.run(
+                "return [document.documentElement.clientWidth, document.documentElement.scrollHeight]"
+            )
+            clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+            given |= {"captureBeyondViewport": True, "clip": clip}
+        return base64.b64decode(self.driver.execute_cdp_cmd("Page.captureScreenshot", given)["data"])
+
+
+@contextlib.contextmanager
+def browser(profile: Path) -> Iterator[Browser]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = next(path for each in _BINARIES if (path := shutil.which(each)))
+    for flag in (*_FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = Service(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
+    try:
+        yield Browser(driver)
+    finally:
+        driver.quit()

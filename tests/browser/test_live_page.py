@@ -1,0 +1,226 @@
+"""The live page in a real browser, while real runs go on."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.browser.chromium import PATIENCE_S, Browser
+from tests.browser.conftest import Live
+from tests.clips import numbered_clip
+from vsr_hpc.run import Run
+from vsr_hpc.status import read_status
+
+pytestmark = pytest.mark.browser
+
+HOSTILE = "x<img src=x onerror=pwned=1><svg onload=pwned=1>'\"&.mkv"
+
+
+def state(chromium: Browser) -> str:
+    return str(chromium.run("return document.documentElement.dataset.state ?? ''"))
+
+
+def press(chromium: Browser, text: str) -> None:
+    """A button by its words, once it is there to be pressed."""
+
+    def pressed() -> bool:
+        return bool(
+            chromium.run(
+                "const it = [...document.querySelectorAll('button, a.button')]"
+                ".find((each) => each.textContent === arguments[0] && !each.disabled);"
+                "if (it) it.click(); return Boolean(it)",
+                text,
+            )
+        )
+
+    chromium.wait(pressed, f"the button {text!r}")
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
+def ask(
+    live: Live, path: str, method: str = "GET", host: str | None = None, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """One request as anybody on this machine could send it; `path` below the token."""
+    parts = urlsplit(live.address)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=PATIENCE_S)
+    try:
+        connection.putrequest(method, path, skip_host=True)
+        connection.putheader("Host", host or parts.netloc)
+        for name, value in headers.items():
+            connection.putheader(name.replace("_", "-"), value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        return answer.status, {key.lower(): value for key, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def token(live: Live) -> str:
+    return urlsplit(live.address).path.strip("/")
+
+
+def test_a_dropped_clip_is_tried_begun_and_followed_to_its_report(chromium: Browser, live: Live) -> None:
+    clip = numbered_clip(live.folder / HOSTILE, frames=24)
+    chromium.open(f"{live.address}#new")
+    chromium.one("input[type=file]").send_keys(str(clip))
+    chromium.wait(lambda: chromium.run("return document.querySelector('.shown[data-done]')"), "the upload")
+    place = Path(chromium.run("return document.getElementById('input').value"))
+    assert place.read_bytes() == clip.read_bytes()
+    press(chromium, "Preview one second")
+    chromium.wait(lambda: chromium.all(".comparison .stage"), "the preview")
+    assert len(chromium.all(".loop")) == 1
+    press(chromium, "Begin the whole run")
+    chromium.wait(lambda: state(chromium) == "complete", "the end of the run")
+    chromium.wait(lambda: chromium.all("a[href$='/report']"), "the report")
+    run = Run.open(f"{place.with_name(place.stem)}-bicubic.mkv.vsr")
+    assert read_status(run).state == "complete"
+    assert "24" in chromium.text(".tiles")
+    assert chromium.run("return window.pwned") is None
+    report = chromium.one("a[href$='/report']").get_attribute("href")
+    assert chromium.console() == []
+    outside = [each for each in chromium.requests() if not each.startswith((live.address, "data:", "about:"))]
+    assert outside == []
+    chromium.open(report)
+    assert chromium.run("return window.origin") == "null", "a report may not act as the page that shows it"
+    assert chromium.console() == []
+    assert chromium.run("return window.pwned") is None
+
+
+def test_a_run_that_goes_on_is_shown_cancelled_and_resumed(chromium: Browser, live: Live) -> None:
+    clip = numbered_clip(live.folder / "long.mkv", frames=600, size=(320, 240))
+    command = [
+        sys.executable, "-m", "vsr_hpc", "upscale", clip.name, "long.out.mkv", "-m", "lanczos", "-s", "4",
+        "--preset", "veryslow", "--encoder-threads", "1", "--threads", "1", "--chunk-s", "0.5", "-q",
+    ]  # fmt: skip
+    environment = {**os.environ, "XDG_STATE_HOME": str(live.folder / "state")}
+    process = subprocess.Popen(command, cwd=live.folder, env=environment, stderr=subprocess.DEVNULL)
+    run = None
+    try:
+        chromium.open(live.address)
+        chromium.wait(lambda: "long.out.mkv" in chromium.text(".runs"), "the run in the list")
+        chromium.wait(
+            lambda: chromium.run(
+                "const all = [...document.querySelectorAll('.run')];"
+                "const it = all.find((each) => each.textContent.includes('long.out'));"
+                "if (it) it.click(); return Boolean(it)"
+            ),
+            "the way to the run",
+        )
+        chromium.wait(lambda: state(chromium) == "running", "the run to go on")
+        chromium.wait(lambda: "working" in chromium.run("return document.body.innerHTML"), "its worker")
+        first = chromium.wait(lambda: _frames(chromium), "the first frames")
+        chromium.wait(lambda: _frames(chromium) > first, "more frames, without a reload")
+        chromium.wait(lambda: "worker began" in chromium.text(".log"), "its log")
+        press(chromium, "Cancel")
+        chromium.wait(lambda: state(chromium) == "cancelled", "the cancelled run")
+        assert process.wait(PATIENCE_S) == 130
+        run = Run.open(str(live.folder / "long.out.mkv.vsr"))
+        left = len(run.missing())
+        assert left > 0
+        press(chromium, "Resume")
+        chromium.wait(lambda: state(chromium) == "running", "the resumed run")
+        chromium.wait(lambda: len(run.rounds()) == 2, "the second round")
+        press(chromium, "Cancel")
+        chromium.wait(lambda: state(chromium) == "cancelled", "the run cancelled again")
+        assert chromium.console() == []
+    finally:
+        process.kill()
+        process.wait()
+        if run is not None:
+            run.cancel()
+            until(lambda: not read_status(run).alive, "the workers to leave")
+
+
+def _frames(chromium: Browser) -> int:
+    return int(
+        chromium.run(
+            "return document.querySelector('.tile dd')?.firstChild.textContent.replace(/\\D/g, '') || '0'"
+        )
+    )
+
+
+def test_what_cannot_be_run_is_said_where_the_person_looks(chromium: Browser, live: Live) -> None:
+    (live.folder / "text.mkv").write_text("no film")
+    chromium.open(f"{live.address}#new")
+    chromium.run("document.getElementById('input').value = arguments[0]", str(live.folder / "text.mkv"))
+    press(chromium, "Begin the whole run")
+    chromium.wait(lambda: "text.mkv" in chromium.text(".trouble"), "the reason")
+    press(chromium, "Preview one second")
+    chromium.wait(lambda: "Making" not in chromium.text("main") and chromium.text(".trouble"), "the reason")
+
+
+@pytest.mark.parametrize("size", [(1200, 900), (390, 844)], ids=["wide", "phone"])
+def test_the_pages_fit_and_say_nothing_on_the_console(
+    chromium: Browser, live: Live, size: tuple[int, int]
+) -> None:
+    for where in ("", "#new"):
+        chromium.open(f"{live.address}{where}", size=size, is_phone=size[0] < 600, is_dark=True)
+        assert chromium.run("return document.documentElement.scrollWidth") <= size[0]
+        assert chromium.console() == []
+
+
+# The door. Needs no browser: these are other programs and other pages
+
+
+def test_without_its_token_nothing_is_answered(live: Live) -> None:
+    for path in ("/", "/api/setup", "/x/api/setup", f"/{token(live)[:-1]}/", f"/{token(live)}x/"):
+        assert ask(live, path)[0] == 403
+
+
+def test_a_foreign_name_that_points_here_is_refused(live: Live) -> None:
+    port = urlsplit(live.address).port
+    for host in ("evil.example", f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", "127.0.0.1:1"):
+        assert ask(live, f"/{token(live)}/", host=host)[0] == 403
+    assert ask(live, f"/{token(live)}/", host=f"localhost:{port}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec_Fetch_Site": "cross-site"}]
+)
+def test_a_foreign_page_may_not_send(live: Live, headers: dict[str, str]) -> None:
+    path = f"/{token(live)}/api/runs/0123456789abcdef/cancel"
+    assert ask(live, path, "POST", **headers)[0] == 403
+    assert ask(live, path, "POST", Origin=live.address.rsplit("/", 2)[0])[0] == 404, "its own page may"
+
+
+def test_only_files_of_the_page_are_given_out(live: Live) -> None:
+    for name in (
+        "../server.py",
+        "..%2fserver.py",
+        "%2e%2e/guard.py",
+        "report.html",
+        "app.js/",
+        "__init__.py",
+    ):
+        assert ask(live, f"/{token(live)}/web/{name}")[0] == 404
+    status, headers, _ = ask(live, f"/{token(live)}/web/app.js")
+    assert (status, headers["content-type"].split(";")[0]) == (200, "text/javascript")
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert headers["referrer-policy"] == "no-referrer"
+
+
+def test_an_unknown_run_is_not_looked_for(live: Live) -> None:
+    for number in ("0123456789abcdef", "..%2f..%2fetc", "etc"):
+        assert ask(live, f"/{token(live)}/api/runs/{number}/report")[0] == 404
+
+
+def test_an_upload_keeps_to_its_folder(live: Live) -> None:
+    path = f"/{token(live)}/api/clips?name=..%2F..%2F.%2Fescape%00.mkv"
+    status, _, said = ask(live, path, "PUT", Content_Length="0")
+    assert status == 400
+    assert b"0 of 0 bytes" in said
+    assert not list(live.folder.rglob("*escape*"))
