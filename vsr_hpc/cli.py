@@ -22,6 +22,7 @@ from vsr_hpc import (
     cli_bench,
     cli_cluster,
     cli_image,
+    cli_plan,
     cli_report,
     cli_serve,
     cli_train,
@@ -183,24 +184,14 @@ def submit(
     if job.on != "local":
         job = placed(job)
     if dry_run:
-        _show_plan(job, is_json=is_json)
+        cli_plan.show_plan(job, is_json=is_json)
     else:
         first = None if after is None else predecessor(after, job)
         _launch(job, is_new=new, is_quiet=is_quiet, is_json=is_json, after=first)
 
 
-@app.command(no_args_is_help=True)
-def plan(
-    job_file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="A job file.")], is_json: IsJson = False
-) -> None:
-    """Check a job against its clip, model and disk, and show how it would be cut. Starts nothing.
-
-    \b
-    vsr plan jobs/film.yaml
-    """
-    from vsr_hpc.job import load_job
-
-    _show_plan(load_job(job_file), is_json=is_json)
+app.command("plan", no_args_is_help=True)(cli_plan.plan)
+app.add_typer(cli_plan.prices_app, name="prices")
 
 
 @app.command(no_args_is_help=True)
@@ -629,34 +620,6 @@ def _shown(place: str) -> str:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _show_plan(job: JobSpec, *, is_json: bool) -> None:
-    from vsr_hpc.launch import plan_only
-
-    made, notes = plan_only(job)
-    if is_json:
-        typer.echo(made.to_json().decode())
-        return
-    picture, clip = made.picture, made.clip.picture
-    typer.echo(
-        f"input    {made.clip.uri}  {clip.width}x{clip.height} {clip.pixel.name}  "
-        f"{_counted(made.frames, 'frame')}"
-    )
-    encoding = made.encoding.encoder if made.encoding else "images"
-    typer.echo(f"output   {job.output}  {picture.width}x{picture.height} {picture.pixel.name}  {encoding}")
-    typer.echo(f"model    {made.card.name}")
-    typer.echo(
-        f"work     {_counted(made.shard_count, 'shard')} with {_counted(made.chunk_count, 'chunk')} in all"
-    )
-    if made.seconds_per_frame:
-        minutes = made.seconds_per_frame * made.frames / 60
-        typer.echo(
-            f"time     about {minutes:.1f} min with one worker here ({1 / made.seconds_per_frame:.2f} fps)"
-        )
-    typer.echo(f"disk     {made.scratch_bytes / 2**30:.2f} GiB for segments and output")
-    for note in notes:
-        typer.echo(f"note     {note}")
 
 
 def _open(uri: str) -> Run:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vsr_hpc import forecast
 from vsr_hpc.errors import BackendError, JobError, MediaError, VsrError
 from vsr_hpc.executors import local
 from vsr_hpc.finish import is_in_place
@@ -23,7 +24,7 @@ from vsr_hpc.plan import Plan, PlanError, check_same, fingerprint
 from vsr_hpc.prepare import Prepared, check_space, frame_range, prepare
 from vsr_hpc.run import Done, Heartbeat, Run
 from vsr_hpc.source import open_source
-from vsr_hpc.status import RunStatus, read_status
+from vsr_hpc.status import RunStatus, read_status, with_costs
 from vsr_hpc.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def run_here(
     gpus = local.visible_gpus() if how.gpus is None else how.gpus
     missing = run.missing()
     workers = max(1, min(max(how.workers, len(gpus)), len(missing)))
+    forecast.note(run, run.plan.job.model_copy(update={"run": how, "on": "local"}))
     run.start_round("local", workers, len(missing))
     done: Done | None = None
     if missing and workers == 1:
@@ -158,13 +160,17 @@ def run_here(
 def start_elsewhere(run: Run, job: JobSpec, after: Run | None = None) -> str:
     """Begin a round of workers on the job's executor, unless one is under way; what was begun, in words."""
     _check_executor(job)
+    begun: str
     if job.on == "aws-batch":
         from vsr_hpc.executors import aws_batch
 
-        return aws_batch.start(run, job, after).text()
-    from vsr_hpc.executors import slurm
+        begun = aws_batch.start(run, job, after).text()
+    else:
+        from vsr_hpc.executors import slurm
 
-    return slurm.start(run, job).text()
+        begun = slurm.start(run, job).text()
+    forecast.note(run, job)
+    return begun
 
 
 def executor_of(run: Run) -> str:
@@ -194,8 +200,8 @@ def cancel(run: Run) -> bool:
 
 
 def whole_status(run: Run) -> RunStatus:
-    """A run's state with what its scheduler says of it."""
-    found = read_status(run)
+    """A run's state with what its scheduler says of it, and what it was expected to take."""
+    found = with_costs(read_status(run), run)
     where = found.rounds[-1].executor if found.rounds else "local"
     if where == "aws-batch":
         from vsr_hpc.executors import aws_batch
@@ -242,16 +248,6 @@ def finish_here(run: Run) -> Done:
     if done is None:
         raise BackendError(f"{run.uri}: another process is finishing this run")
     return done
-
-
-def plan_only(job: JobSpec) -> tuple[Plan, tuple[str, ...]]:
-    """The plan that a job would get, and what the user should know; nothing is written."""
-    from vsr_hpc.prepare import make_plan
-    from vsr_hpc.worker import calibrate
-
-    prepared = prepare(job)
-    plan, _ = make_plan(prepared, calibrate)
-    return plan, prepared.notes
 
 
 def _plan_beside(store: Store) -> Plan | None:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from vsr_hpc import ledger
 from vsr_hpc.interrupts import StopFlag
 from vsr_hpc.run import Heartbeat, Run
 from vsr_hpc.status import STAGES, RunStatus, read_status
@@ -189,6 +190,8 @@ def status_lines(status: RunStatus) -> list[RenderableType]:
     if sum(spent.values()) > 0:
         shares = ", ".join(f"{stage} {seconds / sum(spent.values()):.0%}" for stage, seconds in spent.items())
         lines.append(Text(f"time goes to: {shares}"))
+    is_done = status.done is not None
+    lines += [Text(each) for each in ledger.lines(status.estimate, status.spent, is_done=is_done)]
     if status.workers:
         lines.append(workers_table(status, is_all=True))
     lines += [Text(each) for each in status.queue]

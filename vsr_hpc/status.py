@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from vsr_hpc.ledger import Estimate, Spent, read_estimate, shards_lost, spent_by
 from vsr_hpc.run import Done, Heartbeat, Poison, Round, Run, is_process_gone
 
 STAGES = ("decode", "device", "encode", "check", "store")
@@ -44,6 +45,9 @@ class RunStatus:
     done: Done | None
     queue: tuple[str, ...] = ()
     """What the executor's scheduler says of the run's jobs, for people."""
+    estimate: Estimate | None = None
+    """What was expected when the run began."""
+    spent: Spent | None = None
 
     @property
     def alive(self) -> tuple[WorkerStatus, ...]:
@@ -97,6 +101,22 @@ def read_status(run: Run) -> RunStatus:
         rounds=rounds,
         done=done,
     )
+
+
+def with_costs(status: RunStatus, run: Run) -> RunStatus:
+    """The status with the estimate and what was spent; leases are only looked at when nobody works."""
+    estimate = read_estimate(run)
+    leases = {} if status.alive else run.leases()
+    spent = spent_by(
+        [worker.heartbeat for worker in status.workers],
+        status.rounds,
+        status.done,
+        now_s=run.store.now_s(),
+        window_s=run.store.lease_window_s,
+        shards_lost=shards_lost(leases, run.finished() if leases else frozenset()),
+        estimate=estimate,
+    )
+    return replace(status, estimate=estimate, spent=spent)
 
 
 def _workers(run: Run) -> tuple[WorkerStatus, ...]:

@@ -25,7 +25,7 @@ from vsr_hpc.media import clip as clips
 from vsr_hpc.media.clip import Timeline, local_source
 from vsr_hpc.media.images import ArchiveWriter, read_archive
 from vsr_hpc.media.picture import Frame, Picture
-from vsr_hpc.media.reader import read_frames, read_segment
+from vsr_hpc.media.reader import read_segment
 from vsr_hpc.media.writer import SegmentWriter, encoder_build
 from vsr_hpc.models import weights
 from vsr_hpc.pipeline import ChunkWriter, Stopped, Upscaling, Workbench, make_segments
@@ -33,6 +33,7 @@ from vsr_hpc.plan import Plan, Shard
 from vsr_hpc.prepare import Prepared, check_space, make_plan, prepare, upscale_request
 from vsr_hpc.run import Cause, Control, Heartbeat, Lease, Liveness, Process, Receipt, Run, new_worker_id
 from vsr_hpc.runlog import RunLog
+from vsr_hpc.sample import SHORT_S, Sample, Tools, keep_sample, measure
 from vsr_hpc.source import open_source
 
 if TYPE_CHECKING:
@@ -421,22 +422,25 @@ def check_encoder(plan: Plan) -> None:
 
 
 def plan_run(run: Run, threads: int = 0) -> None:
-    """Make the plan of a run that has only its job yet."""
+    """Make the plan of a run that has only its job yet; what was measured for it is kept beside."""
     prepared = prepare(run.job())
-    plan, timeline = make_plan(prepared, lambda ready, index: calibrate(ready, index, threads))
+    plan, timeline = make_plan(prepared, lambda ready, index: _measured(run, ready, index, threads))
     run.write_plan(plan, timeline)
 
 
-def calibrate(prepared: Prepared, timeline: Timeline, threads: int = 0) -> float:
-    """Seconds per frame on this machine, from a few frames; decides shard lengths and nothing else."""
-    upscaler, _ = build_upscaler(prepared, threads or len(os.sched_getaffinity(0)))
-    stop = min(len(timeline), 3)
-    frames = list(read_frames(prepared.clip, timeline, prepared.source, 0, stop))
-    upscaler(frames[:1])
-    began = time.perf_counter()
-    for frame in frames:
-        upscaler([frame])
-    return (time.perf_counter() - began) / len(frames)
+def _measured(run: Run, prepared: Prepared, timeline: Timeline, threads: int) -> float:
+    found = try_frames(prepared, timeline, threads=threads)
+    keep_sample(run, found)
+    return found.seconds_per_frame()
+
+
+def try_frames(
+    prepared: Prepared, timeline: Timeline, *, threads: int = 0, budget_s: float = SHORT_S
+) -> Sample:
+    """What a frame of this job costs here, by a few of them made as a worker would; they are thrown away."""
+    threads = threads or len(os.sched_getaffinity(0))
+    tools = Tools(upscaler=build_upscaler, bench=workbench)
+    return measure(prepared, timeline, tools, threads=threads, budget_s=budget_s)
 
 
 __all__ = [
@@ -444,8 +448,8 @@ __all__ = [
     "Upscaling",
     "WorkerOptions",
     "build_upscaler",
-    "calibrate",
     "plan_run",
+    "try_frames",
     "work",
     "workbench",
 ]

@@ -23,22 +23,24 @@ price_list  store  s3  store_s3  media/  models/
 source  fidelity  upscale/  profiles
 originals
 quality  training/
-plan
-run
-outputs
+plan  pace
+run  estimate  storage_choice  placement
+outputs  ledger
 prepare  status  runlog  claims  staging  pipeline  promises  packets
-verify  progress
+verify  progress  sample
 report/
 finish
 worker
 executors/
-launch  preview
+forecast  serve_plan
+launch  preview  plan_text
 bench  startup
 cluster/  image
 batch/
 serving/
 dashboard/
 cli_cluster  cli_report  cli_serve  cli_train  cli_job  cli_batch  cli_bench  cli_image
+cli_plan
 cli
 demo
 __main__
@@ -51,10 +53,10 @@ SEAMS = {
 }
 
 ON_A_HEAD_NODE = """
-job plan profiles prepare run status launch progress verify finish
+job plan profiles prepare run forecast serve_plan ledger status launch progress verify finish
 executors.local executors.slurm executors.slurm_task executors.aws_batch batch.lifecycle batch.removal
 cluster.check cluster.lifecycle cluster.pack cluster.storage
-cli cli_cluster cli_serve cli_batch cli_image image
+cli cli_plan cli_cluster cli_serve cli_batch cli_image image
 """
 
 
