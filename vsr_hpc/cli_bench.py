@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vsr_hpc import cli_quality
 from vsr_hpc.errors import JobError
 
 if TYPE_CHECKING:
@@ -45,6 +46,15 @@ def bench(
     is_saved: Annotated[
         bool, typer.Option("--save/--no-save", help="Keep the profile for `vsr plan` and estimates.")
     ] = True,
+    quality: Annotated[
+        Path | None, typer.Option("--quality", help="Instead: PSNR and SSIM against these originals.")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option("--models", help="With --quality: a,b,c; the package's own by default.")
+    ] = None,
+    degrade: Annotated[
+        str, typer.Option("--degrade", help="With --quality: clean, or h264:CRF before upscaling.")
+    ] = "clean",
     is_json: Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")] = False,
 ) -> None:
     """Measure how fast a model runs on this machine, stage by stage, and what bounds it.
@@ -54,7 +64,13 @@ def bench(
 
     \b
     vsr bench --model realesr-animevideov3 --size 640x360
+    vsr bench --quality originals/ --scale 4 --models bicubic,vsr-clean-x4 --degrade h264:23
     """
+    if quality is not None:
+        cli_quality.measure(
+            quality, models=models, scale=scale, degrade=degrade, threads=threads, is_json=is_json
+        )
+        return
     from vsr_hpc.bench import measure
     from vsr_hpc.profiles import save_profile
 

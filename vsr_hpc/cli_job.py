@@ -37,7 +37,7 @@ class Audio(str, Enum):
 
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="A model's name (`vsr models list`) or a weights file.")
+    str, typer.Option("--model", "-m", help="A name (`vsr models list`), a weights file, or auto.")
 ]
 Scale = Annotated[float | None, typer.Option("--scale", "-s", help="Factor; the model's own where left out.")]
 Size = Annotated[str | None, typer.Option("--size", help="Output size instead of a factor: 1920x1080.")]
@@ -89,7 +89,7 @@ KeepSegments = Annotated[bool, typer.Option("--keep-segments", help="Keep the se
 Strict = Annotated[bool, typer.Option("--strict", help="One platform for all workers: equal bytes promised.")]
 
 
-DEFAULT_MODEL = "bicubic"
+DEFAULT_MODEL = "auto"
 
 
 def _options(  # only its signature counts

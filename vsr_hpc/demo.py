@@ -28,7 +28,7 @@ def main() -> None:
     _say(f"making a clip with sound: {clip}")
     make_demo_clip(clip, seconds=12)
     command = [
-        "vsr", "upscale", str(clip), str(output), "--model", "lanczos", "--scale", "4",
+        "vsr", "upscale", str(clip), str(output), "--scale", "4",
         "--preset", "veryfast", "--workers", str(_WORKERS), "--chunk-s", "1",
     ]  # fmt: skip
     _say("$ " + " ".join(command))

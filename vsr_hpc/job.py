@@ -231,7 +231,8 @@ class JobSpec(_Section):
 
     input: Place
     output: Place
-    model: Place
+    model: Place = "auto"
+    """A name, a file of weights, or auto: the package's own model for the clip and the size."""
     on: Literal["local", "slurm", "aws-batch"] = "local"
     picture: PictureSection = PictureSection()
     video: VideoSection = VideoSection()

@@ -27,6 +27,7 @@ from vsr_hpc.media.stills import SUFFIXES as IMAGE_SUFFIXES
 from vsr_hpc.media.stills import still_picture
 from vsr_hpc.media.writer import encoder_build
 from vsr_hpc.models.cards import Card, find_card
+from vsr_hpc.models.defaults import AUTO, default_model, kind_of_still
 from vsr_hpc.outputs import check_remote_output, open_output
 from vsr_hpc.plan import Plan, chunk_borders, fingerprint, shard_borders
 from vsr_hpc.source import RangedSource, open_source
@@ -68,6 +69,9 @@ def prepare(job: JobSpec) -> Prepared:
         clip = replace(clip, interlace=job.picture.field_order)
     findings += _interlace_findings(job, clip)
     notes: list[str] = list(clip.findings)
+    if job.model == AUTO:
+        card = find_card(_usual_model(job, clip))
+        notes.append(f"the model is {card.name}; --model names another (`vsr models list`)")
     # Without its model a job is refused, but a stand-in lets the other findings be told with that one.
     picture, encoding = _output(job, clip, card or find_card("bicubic"), findings, notes)
     if encoding is not None:
@@ -244,6 +248,18 @@ def _card_or_finding(job: JobSpec, findings: list[str]) -> Card | None:
     except JobError as exc:
         findings.append(str(exc))
         return None
+
+
+def _usual_model(job: JobSpec, clip: Clip) -> str:
+    """What `auto` means for this clip and the wished size."""
+    picture, wanted = clip.picture, job.picture
+    factor = Fraction(str(wanted.scale)) if wanted.scale is not None else Fraction(2)
+    if wanted.size is not None:
+        sides = zip(wanted.size, (picture.width, picture.height), strict=True)
+        factor = max(Fraction(side, have) for side, have in sides if side is not None)
+    if clip.images is None:
+        return default_model("video", factor)
+    return default_model(kind_of_still(clip.images.path(0).suffix), factor)
 
 
 def _interlace_findings(job: JobSpec, clip: Clip) -> list[str]:

@@ -80,6 +80,7 @@ class QualityTable:
     degradation: str
     pictures: int
     device: str
+    threads: int
     precision: str
     rows: tuple[ModelRow, ...]
 
@@ -131,6 +132,7 @@ def measure_quality(
         degradation=degrade,
         pictures=len(paths),
         device=device.name,
+        threads=threads,
         precision=precision or "auto",
         rows=rows,
     )

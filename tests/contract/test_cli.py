@@ -29,7 +29,7 @@ from vsr_hpc.media.images import read_image, write_image
 from vsr_hpc.media.reader import read_segment
 from vsr_hpc.run import Run, is_process_gone
 
-_FAST = ("--preset", "ultrafast", "--scale", "2")
+_FAST = ("--model", "bicubic", "--preset", "ultrafast", "--scale", "2")
 ROOT = Path(__file__).parents[2]
 
 

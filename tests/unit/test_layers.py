@@ -38,6 +38,7 @@ bench  startup
 cluster/  image
 batch/
 serving/
+cli_quality
 dashboard/
 cli_cluster  cli_report  cli_serve  cli_train  cli_job  cli_batch  cli_bench  cli_image
 cli_plan

@@ -24,6 +24,7 @@ from pydantic import (
 
 from vsr_hpc.errors import JobError, ModelError
 from vsr_hpc.models.costs import operations_per_pixel, theoretical_radius
+from vsr_hpc.models.defaults import AUTO, default_model
 from vsr_hpc.models.recognise import UnknownNetworkError, file_sha256, read_shapes, recognise
 
 Kind = Literal["filter", "image", "recurrent"]
@@ -141,8 +142,11 @@ def all_cards() -> tuple[Card, ...]:
 
 
 def find_card(name_or_path: str | Path) -> Card:
-    """The card of that name, or one made on the spot for a file of weights."""
-    text = str(name_or_path)
+    """The card of that name, or one made on the spot for a file of weights.
+
+    `auto`, which a job's clip and size decide, is here what a clip of twice the size gets.
+    """
+    text = default_model("video") if name_or_path == AUTO else str(name_or_path)
     if text.lower().endswith(WEIGHT_SUFFIXES) or "/" in text:
         return card_of_file(Path(text))
     cards = {card.name: card for card in all_cards()}

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from vsr_hpc.errors import JobError, VsrError
+from vsr_hpc.errors import VsrError
 from vsr_hpc.media.picture import Colour, Frame, Picture
 from vsr_hpc.media.pixels import pixel_format
+from vsr_hpc.models.defaults import default_model, kind_of_still, shipped_models
 from vsr_hpc.pipeline import Stopped
 from vsr_hpc.serving.batcher import Batcher
 from vsr_hpc.serving.clips import MadeClip, make_clip
@@ -115,6 +116,7 @@ class Service:
         self._pictures = asyncio.Semaphore(max(2 * threads, 2 * (settings.batch or 16)))
         self.shelf: Shelf = Shelf((), threads=1, device=_NO_DEVICE)
         self.batcher: Batcher | None = None
+        self._serves_ours = False
         self._watch()
 
     # Life ------------------------------------------------------------------------------------------------
@@ -130,6 +132,8 @@ class Service:
         settings = self.settings
         tune_allocator()
         models = () if settings.multi_root else _allowed_models(settings)
+        self._serves_ours = not models and not settings.multi_root
+        models = models or tuple(model_named(name) for name in shipped_models() if self._serves_ours)
         self.shelf = Shelf(
             models,
             threads=self._threads,
@@ -207,12 +211,19 @@ class Service:
         is_wrapped = is_wrapped or asked.wants_json
         if asked.model is not None and options.model is not None:
             raise Refusal(422, "option", "the path names the model; leave the option model out")
-        model = self.shelf.find(asked.model or options.model)
+        model = self.shelf.find(asked.model or options.model or self._usual_model(content, options))
         facts["model"] = model.name
         if content in CLIPS:
             return await self._clip(content, answer, is_wrapped, asked, model, options, call)
         made = await self._still(content, answer, asked, model, options, call)
         return await self._wrapped(made) if is_wrapped else made
+
+    def _usual_model(self, content: Content, options: Options) -> str | None:
+        """The package's model for what came in; None where the server was given models of its own."""
+        if not self._serves_ours:
+            return None
+        kind = "video" if content in CLIPS else kind_of_still(f".{content}")
+        return default_model(kind, options.scale or (4 if options.size else 2))
 
     async def _still(
         self, content: Content, answer: Content, asked: Asked, model: Model, options: Options, call: Call
@@ -361,15 +372,10 @@ def _inner_accept(accept: str, content: Content) -> str:
 
 
 def _allowed_models(settings: ServeSettings) -> tuple[Model, ...]:
-    """The command's models, then the folder's. JobError where there is none."""
+    """The command's models, then the folder's."""
     found: dict[str, Model] = {}
     for model in (*(model_named(text) for text in settings.models), *models_in(settings.folder)):
         found.setdefault(model.name, model)
-    if not found:
-        raise JobError(
-            f"there is no model: {settings.folder} holds neither weights nor a card; name one with --model "
-            "(`vsr models list`), or put its file there"
-        )
     return tuple(found.values())
 
 
