@@ -195,10 +195,17 @@ def lines(estimate: Estimate | None, spent: Spent | None, *, is_done: bool) -> t
             f"({money(estimate.usd.low)} to {money(estimate.usd.high)}; {estimate.prices})"
         )
     if spent.interruptions or spent.shards_lost:
-        made.append(f"interrupted: {spent.interruptions} workers, {spent.shards_lost} shards begun again")
+        made.append(
+            f"interrupted: {_counted(spent.interruptions, 'worker')}, "
+            f"{_counted(spent.shards_lost, 'shard')} begun again"
+        )
     return tuple(made)
 
 
 def _expected(estimate: Estimate) -> str:
     seconds = estimate.seconds
     return f"{duration(seconds.mid)} ({duration(seconds.low)} to {duration(seconds.high)})"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -230,9 +230,15 @@ def _too_big(way: Way, traffic: Traffic, limit: int, *, answer: bool) -> str | N
     return None
 
 
+def _counted(count: float) -> str:
+    return f"{count:g} instance" if count == 1 else f"{count:g} instances"
+
+
 def _always_on(traffic: Traffic) -> float:
-    """Instances on average: enough for the peak, fewer outside it, never none."""
+    """Instances on average: enough for the peak, fewer outside it, never none; who can wait needs no peak."""
     busy = traffic.per_second * traffic.gpu_s / _BUSY_SHARE
+    if traffic.latency_s >= _TRANSFORM_LEAST_S:
+        return float(math.ceil(max(1.0, busy)))
     peak = math.ceil(max(1.0, busy * _PEAK[traffic.shape]))
     return max(1.0, math.ceil(busy * 1.5) if traffic.shape == "variable" else float(peak))
 
@@ -274,7 +280,7 @@ def _real_time(traffic: Traffic, rates: Rates) -> Offer:
         way="real-time",
         fits=True,
         usd_per_month=usd,
-        reason=f"answers at once, scales with the load; {count:g} instance(s){idle}",
+        reason=f"answers at once, scales with the load; {_counted(count)}{idle}",
         instances=count,
     )
 
@@ -359,7 +365,7 @@ def _ec2(traffic: Traffic, rates: Rates) -> Offer:
         hours, text = _awake_hours(traffic, rates, _EC2_BOOT_S), "begun and ended for each set"
     else:
         count = _always_on(traffic)
-        hours, text = count * rates.month_hours, f"{count:g} instance(s) day and night"
+        hours, text = count * rates.month_hours, f"{_counted(count)} day and night"
     bought = (
         "Spot, since who waits minutes outlives an interruption"
         if is_patient

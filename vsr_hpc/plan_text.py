@@ -149,11 +149,11 @@ def placement_lines(
     """The advice, then every way with its monthly cost and its reason."""
     yield (
         f"asked    {traffic.payload_bytes / 1e6:.1f} MB in, {traffic.answer_bytes / 1e6:.1f} MB out, within "
-        f"{duration(traffic.latency_s) if traffic.latency_s >= 1 else f'{traffic.latency_s:g} s'}, "
+        f"{_short(traffic.latency_s)}, "
         f"{traffic.requests_per_day:,.0f} a day, {traffic.shape}"
     )
     yield (
-        f"work     {traffic.gpu_s:.2g} s on {instance}, {traffic.cpu_s:.2g} s on serverless's CPU ({source})"
+        f"work     {_short(traffic.gpu_s)} on {instance}, {_short(traffic.cpu_s)} on serverless's CPU ({source})"
     )
     if found.advice is None:
         yield f"advice   {found.reason}"
@@ -166,6 +166,10 @@ def placement_lines(
         yield f"{each.label:<{width}}  {_month(each):>12}  {each.reason}"
     yield ""
     yield f"prices   {prices}; a month of 730 hours"
+
+
+def _short(seconds: float) -> str:
+    return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def _month(each: Offer) -> str:
