@@ -1,8 +1,7 @@
-"""`vsr serve` and `vsr endpoint …`: arguments in, one library call, text and exit code out."""
+"""`vsr serve`: arguments in, one library call, text and exit code out."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -13,8 +12,6 @@ from typing import Annotated
 import typer
 
 from vsr_hpc.errors import JobError
-
-app = typer.Typer(help="Ask a served model: here, or at SageMaker.", no_args_is_help=True)
 
 
 class Device(str, Enum):
@@ -161,122 +158,6 @@ def serve(
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)  # everybody was answered; taking torch down takes seconds that a draining server lacks
-
-
-@app.callback()
-def _root() -> None:
-    """So that `vsr endpoint` stays a group while it has one command."""
-
-
-@app.command(no_args_is_help=True)
-def invoke(
-    endpoint: Annotated[
-        str, typer.Argument(help="http://HOST:PORT of a `vsr serve`, or a SageMaker endpoint.")
-    ],
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture or short clip.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Its suffix chooses the answer's type.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="One of the served models.")] = None,
-    scale: Annotated[float | None, typer.Option("--scale", "-s", help="The model's own if left out.")] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-o", help="key=value: size, quality, crf, codec, preset, …"),
-    ] = None,
-    target_model: Annotated[
-        str | None, typer.Option("--target-model", help="Of a multi-model endpoint: its archive's name.")
-    ] = None,
-    variant: Annotated[str | None, typer.Option("--variant", help="A production variant (A/B).")] = None,
-    is_async: Annotated[bool, typer.Option("--async", help="Through S3 though it would fit.")] = False,
-    s3: Annotated[str | None, typer.Option("--s3", help="Where an asynchronous input goes.")] = None,
-    payload_mb: Annotated[float, typer.Option("--max-payload-mb", help="Above it S3 is taken.")] = 6,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait in all.")] = 900,
-    is_json: Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")] = False,
-) -> None:
-    """Make one picture or clip bigger elsewhere. What is too large for one request goes through S3.
-
-    \b
-    vsr endpoint invoke http://localhost:8080 in.png out.png --scale 2
-    vsr endpoint invoke my-endpoint in.mp4 out.mp4 -o crf=20
-    """
-    from dataclasses import asdict
-
-    from vsr_hpc.serving.client import Question
-    from vsr_hpc.serving.client import invoke as ask
-    from vsr_hpc.serving.limits import MIB
-
-    pairs = [_option(each) for each in options or []]
-    pairs += [("model", model)] if model else []
-    pairs += [("scale", f"{scale:g}")] if scale else []
-    question = Question(
-        source=source,
-        output=output,
-        options=tuple(pairs),
-        target_model=target_model,
-        variant=variant,
-        timeout_s=timeout_s,
-        payload_bytes=int(payload_mb * MIB),
-        is_async=is_async,
-        s3=s3,
-    )
-    reply = ask(endpoint, question)
-    if is_json:
-        found = asdict(reply) | {"output": str(reply.output), "facts": dict(reply.facts)}
-        typer.echo(json.dumps(found, indent=1))
-    else:
-        typer.echo(str(reply.output))
-
-
-SpecFile = Annotated[Path, typer.Argument(metavar="ENDPOINT.yaml", help="What the endpoint should be.")]
-Name = Annotated[str, typer.Argument(help="The endpoint's name.")]
-
-
-@app.command()
-def create(
-    spec: SpecFile,
-    is_plan: Annotated[bool, typer.Option("--plan", help="Only say what would change.")] = False,
-) -> None:
-    """Make a SageMaker endpoint as the file says, or change it into that; nothing is done twice.
-
-    \b
-    vsr endpoint create endpoint.yaml --plan
-    """
-    from vsr_hpc.serving import endpoints
-
-    wanted = endpoints.load_spec(spec)
-    steps = endpoints.plan(wanted) if is_plan else endpoints.apply(wanted)
-    for step in steps:
-        typer.echo(str(step))
-
-
-@app.command()
-def status(name: Name) -> None:
-    """What state a SageMaker endpoint is in, as JSON.
-
-    \b
-    vsr endpoint status my-endpoint
-    """
-    from vsr_hpc.serving import endpoints
-
-    typer.echo(json.dumps(endpoints.status(name), indent=1))
-
-
-@app.command()
-def delete(name: Name) -> None:
-    """Remove a SageMaker endpoint with its models and configurations, and nothing else.
-
-    \b
-    vsr endpoint delete my-endpoint
-    """
-    from vsr_hpc.serving import endpoints
-
-    for step in endpoints.delete(name):
-        typer.echo(str(step))
-
-
-def _option(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip() or any(each in text for each in ";,"):
-        raise JobError(f"--option {text!r}: write key=value")
-    return key.strip(), value.strip()
 
 
 def _batch(text: str) -> int | None:

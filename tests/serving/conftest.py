@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.moto_server import Moto, moto_server
 from tests.serving.samples import network_file
 from tests.serving.served import Served, served
 
@@ -31,3 +32,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def scratch(server: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(tmp_path_factory.getbasetemp().glob("served*")) / "scratch"
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Moto]:
+    """One moto for all of them, with SageMaker's runtime and clock; who uses it first resets it."""
+    patches = [str(Path(__file__).with_name(f"{name}_patches.py")) for name in ("sagemaker", "ec2")]
+    with moto_server(preload=patches) as aws:
+        yield aws
+
+
+@pytest.fixture
+def account(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> Moto:
+    """An empty account, and an environment that means it."""
+    moto.reset()
+    for name, value in moto.environment.items():
+        monkeypatch.setenv(name, value)
+    return moto

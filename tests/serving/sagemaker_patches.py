@@ -1,32 +1,47 @@
-"""SageMaker's runtime on a moto server, forwarding to a real local server. Run before moto starts.
+"""SageMaker's runtime and the passing of time on a moto server, real local servers behind. Run before moto.
 
-moto 5.2 answers every invocation with a constant, breaks on bodies that are no text, and writes
-asynchronous results elsewhere. Here a model's container environment names the server: LOCAL_URL.
+moto 5.2 answers every invocation with a constant, breaks on bodies that are no text, writes asynchronous
+results elsewhere, has no update_endpoint, evaluates no alarm and scales nothing. Here a model's container
+environment names the server that answers (LOCAL_URL), and `sagemaker_clock` is the rest.
+
+    POST /moto-api/time   {"minutes": 3, "metrics": […], "instances": {…}}   lets time pass
 """
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 import threading
 import urllib.error
 import urllib.request
 import uuid
+from pathlib import Path
 from typing import Any
 
-from moto.core.responses import ActionResult
+from moto.core.responses import ActionResult, EmptyResult
+from moto.moto_api._internal import urls
+from moto.moto_api._internal.models import MotoAPIBackend
 from moto.s3.models import s3_backends
 from moto.sagemaker.exceptions import AWSValidationException
 from moto.sagemaker.models import FakeEndpointConfig, sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
 from moto.sagemakerruntime.responses import SageMakerRuntimeResponse
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.serving.sagemaker_clock import World
+
 _PASSED = ("Content-Type", "Accept", "X-Amzn-SageMaker-Custom-Attributes")
 _KEPT = ("Content-Type", "X-Amzn-SageMaker-Custom-Attributes")
+world = World()
 
 
-def _target(self: Any, variant: str | None) -> tuple[str, str, Any]:
-    """(variant, URL, configuration) that this request goes to; by weight where no variant is named."""
+# Invocations ------------------------------------------------------------------------------------------------
+
+
+def _target(self: Any, variant: str | None) -> tuple[str, str, Any, str]:
+    """(variant, URL, configuration, endpoint) that this is for; by weight where no variant is named."""
     backend = sagemaker_backends[self.current_account][self.region]
     name = self.path.split("/")[2]
     if name not in backend.endpoints:
@@ -34,11 +49,19 @@ def _target(self: Any, variant: str | None) -> tuple[str, str, Any]:
     endpoint = backend.endpoints[name]
     config = backend.endpoint_configs[endpoint.endpoint_config_name]
     variants = config.production_variants
-    weights = [each.get("InitialVariantWeight", 1.0) for each in variants]
+    weights = [
+        (world.variant(name, each["VariantName"]) or {}).get(
+            "DesiredWeight", each.get("InitialVariantWeight", 1.0)
+        )
+        for each in variants
+    ]
     chosen = next((each for each in variants if each["VariantName"] == variant), None)
+    if variant and chosen is None:
+        raise AWSValidationException(f"Variant {variant} not found for Request")
     chosen = chosen or random.choices(variants, weights)[0]
-    model = next(each for each in backend._models.values() if each.model_name == chosen["ModelName"])
-    return chosen["VariantName"], model.primary_container["Environment"]["LOCAL_URL"], config
+    world.invoked[name, chosen["VariantName"]] += 1
+    url = world.url(endpoint.endpoint_config_name, chosen["VariantName"])
+    return chosen["VariantName"], url, config, name
 
 
 def _forwarded(url: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
@@ -56,7 +79,7 @@ def _body(self: Any) -> bytes:
 
 
 def invoke_endpoint(self: Any) -> tuple[int, dict[str, Any], Any]:
-    variant, url, _ = _target(self, self.headers.get("X-Amzn-SageMaker-Target-Variant"))
+    variant, url, _, _ = _target(self, self.headers.get("X-Amzn-SageMaker-Target-Variant"))
     target = self.headers.get("X-Amzn-SageMaker-Target-Model")
     path = f"/models/{target}/invoke" if target else "/invocations"
     headers = {name: self.headers[name] for name in _PASSED if self.headers.get(name)}
@@ -74,7 +97,8 @@ def invoke_endpoint(self: Any) -> tuple[int, dict[str, Any], Any]:
 
 
 def invoke_endpoint_async(self: Any) -> tuple[int, dict[str, Any], str]:
-    _, url, config = _target(self, None)
+    """Answered at once where there are instances and no SIM_PER_MINUTE; else it waits."""
+    _, url, config, endpoint = _target(self, None)
     outputs = config.async_inference_config["OutputConfig"]
     name = str(uuid.uuid4())
     output = f"{outputs['S3OutputPath'].rstrip('/')}/{name}.out"
@@ -95,29 +119,179 @@ def invoke_endpoint_async(self: Any) -> tuple[int, dict[str, Any], str]:
         bucket, _, key = (output if status == 200 else failure)[5:].partition("/")
         s3.put_object(bucket, key, answer)
 
-    threading.Thread(target=work, daemon=True).start()
+    backend = sagemaker_backends[self.current_account][self.region]
+    there = sum(
+        each.get("CurrentInstanceCount", 0) for each in backend.endpoints[endpoint].production_variants
+    )
+    if there and world.per_minute(endpoint) > 1000:
+        threading.Thread(target=work, daemon=True).start()
+    else:
+        world.queues[endpoint].append(work)
     found = {"status": 202, "X-Amzn-SageMaker-OutputLocation": output}
     return 202, {**found, "X-Amzn-SageMaker-FailureLocation": failure}, json.dumps({"InferenceId": name})
 
 
+# The control plane ------------------------------------------------------------------------------------------
+
+
 def update_endpoint(self: Any) -> ActionResult:
-    """At once; rolled back where the container's environment has FAILS."""
-    backend = self.sagemaker_backend
-    endpoint = backend.endpoints[self._get_param("EndpointName")]
-    wanted = self._get_param("EndpointConfigName")
-    config = backend.endpoint_configs[wanted]
-    model = backend._models[backend_model(backend, config)]
-    if model.primary_container["Environment"].get("FAILS") != "true":
-        endpoint.endpoint_config_name = wanted
+    endpoint = self.sagemaker_backend.endpoints[self._get_param("EndpointName")]
+    if endpoint.endpoint_status != "InService":
+        raise AWSValidationException(f"Cannot update in-progress endpoint {endpoint.arn}.")
+    if self._get_param("EndpointConfigName") == endpoint.endpoint_config_name:
+        raise AWSValidationException("The endpoint already serves this configuration.")
+    names = ("EndpointName", "EndpointConfigName", "DeploymentConfig", "RetainAllVariantProperties")
+    world.begin(endpoint.endpoint_name, {name: self._get_param(name) for name in names})
     return ActionResult({"EndpointArn": endpoint.arn})
 
 
-def backend_model(backend: Any, config: Any) -> str:
-    name = config.production_variants[0]["ModelName"]
-    return next(key for key, each in backend._models.items() if each.model_name == name)
+_create_endpoint, _describe_endpoint = SageMakerResponse.create_endpoint, SageMakerResponse.describe_endpoint
 
 
-SageMakerResponse.update_endpoint = update_endpoint
+def create_endpoint(self: Any) -> ActionResult:
+    name = self._get_param("EndpointName")
+    if name in self.sagemaker_backend.endpoints:
+        raise AWSValidationException(f"Cannot create already existing endpoint {name}.")
+    made = _create_endpoint(self)
+    endpoint = self.sagemaker_backend.endpoints[name]
+    variants = world.config(endpoint.endpoint_config_name).production_variants
+    for there, wanted in zip(endpoint.production_variants, variants, strict=True):
+        weight = wanted.get("InitialVariantWeight", 1.0)  # moto forgets a weight of 0
+        there["CurrentWeight"] = there["DesiredWeight"] = weight
+    if not world._is_healthy(endpoint.endpoint_config_name):
+        endpoint.endpoint_status = "Failed"
+        endpoint.failure_reason = "The primary container did not pass the ping health check."
+    return made
+
+
+def describe_endpoint(self: Any) -> ActionResult:
+    """While somebody looks at an endpoint that changes, a minute passes."""
+    name = self._get_param("EndpointName")
+    if name in world.rollouts:
+        world.advance()
+    response = self.sagemaker_backend.describe_endpoint(name)
+    pending = world.pending(name)
+    return ActionResult({**response, **({"PendingDeploymentSummary": pending} if pending else {})})
+
+
+def _refuse_if_used(self: Any, name: str) -> None:
+    users = [each for each in self.sagemaker_backend.endpoints.values() if each.endpoint_config_name == name]
+    if users:
+        raise AWSValidationException(f"Cannot delete in-use endpoint configuration {name}.")
+
+
+_delete_config = SageMakerResponse.delete_endpoint_config
+
+
+def delete_endpoint_config(self: Any) -> ActionResult:
+    _refuse_if_used(self, self._get_param("EndpointConfigName"))
+    return _delete_config(self)
+
+
+def delete_model_package(self: Any) -> EmptyResult:
+    backend, wanted = self.sagemaker_backend, self._get_param("ModelPackageName")
+    found = [key for key, each in backend.model_packages.items() if each.arn == wanted]
+    for key in found:
+        del backend.model_packages[key]
+    return EmptyResult()
+
+
+def delete_model_package_group(self: Any) -> EmptyResult:
+    backend, name = self.sagemaker_backend, self._get_param("ModelPackageGroupName")
+    if any(each.model_package_group_name == name for each in backend.model_packages.values()):
+        raise AWSValidationException(f"Model package group {name} still contains model packages.")
+    del backend.model_package_groups[name]
+    return EmptyResult()
+
+
+# Batch transform --------------------------------------------------------------------------------------------
+
+
+_create_transform_job = SageMakerResponse.create_transform_job
+
+
+def create_transform_job(self: Any) -> ActionResult:
+    """Every object below the prefix goes to the model's server; answers have its name plus .out."""
+    backend, wanted = self.sagemaker_backend, self._get_param("ModelName")
+    model = next((each for each in backend._models.values() if each.model_name == wanted), None)
+    if model is None:
+        raise AWSValidationException(f"Could not find model {wanted}.")
+    made = _create_transform_job(self)
+    job = backend.transform_jobs[self._get_param("TransformJobName")]
+    job.transform_job_status = "InProgress"
+    where = (self.current_account, self.partition)
+    url = model.primary_container["Environment"]["LOCAL_URL"]
+    threading.Thread(target=_transform, args=(job, url, where), daemon=True).start()
+    return made
+
+
+def _transform(job: Any, url: str, where: tuple[str, str]) -> None:
+    s3 = s3_backends[where[0]][where[1]]
+    uri = job.transform_input["DataSource"]["S3DataSource"]["S3Uri"]
+    bucket, _, prefix = uri[5:].partition("/")
+    headers = {"Content-Type": job.transform_input["ContentType"], "Accept": job.transform_output["Accept"]}
+    for key in [each for each in s3.buckets[bucket].keys if each.startswith(prefix)]:
+        if job.transform_job_status == "Stopping":
+            job.transform_job_status = "Stopped"
+            return
+        status, _, answer = _forwarded(f"{url}/invocations", s3.get_object(bucket, key).value, headers)
+        if status != 200:
+            job.failure_reason = f"ClientError: See job logs for more information: {answer[:200].decode()}"
+            job.transform_job_status = "Failed"
+            return
+        target, _, folder = job.transform_output["S3OutputPath"][5:].partition("/")
+        name = key[len(prefix) :].lstrip("/") or key.rpartition("/")[2]
+        s3.put_object(target, f"{folder.rstrip('/')}/{name}.out".lstrip("/"), answer)
+    job.transform_job_status = "Completed"
+
+
+def stop_transform_job(self: Any) -> EmptyResult:
+    job = self.sagemaker_backend.transform_jobs[self._get_param("TransformJobName")]
+    job.transform_job_status = "Stopping" if job.transform_job_status == "InProgress" else "Stopped"
+    return EmptyResult()
+
+
+# Time -------------------------------------------------------------------------------------------------------
+
+
+def pass_time(request: Any, full_url: str, headers: Any) -> tuple[int, dict[str, str], str]:
+    order = json.loads(request.data or b"{}")
+    for name, variants in order.get("instances", {}).items():
+        for variant, count in variants.items():
+            found = world.variant(name, variant)
+            assert found is not None
+            found["CurrentInstanceCount"] = found["DesiredInstanceCount"] = count
+    for _ in range(order.get("minutes", 0)):
+        world.minute += 1
+        for each in order.get("metrics", []):
+            world.put(each["metric"], each["value"], **each["where"])
+        world.minute -= 1
+        world.advance()
+    found: dict[str, Any] = {"minute": world.minute, "told": world.told}
+    found["queued"] = {name: len(queue) for name, queue in world.queues.items()}
+    found["instances"] = {
+        name: {each["VariantName"]: each.get("CurrentInstanceCount") for each in endpoint.production_variants}
+        for name, endpoint in world._sagemaker().endpoints.items()
+    }
+    return 200, {}, json.dumps(found)
+
+
+_reset = MotoAPIBackend.reset
+
+
+def reset(self: Any) -> None:
+    global world
+    world.__dict__.update(World().__dict__)
+    _reset(self)
+
+
+MotoAPIBackend.reset = reset
+urls.url_paths["{0}/moto-api/time$"] = pass_time
+for each in (
+    update_endpoint, create_endpoint, describe_endpoint, delete_endpoint_config, delete_model_package,
+    delete_model_package_group, create_transform_job, stop_transform_job,
+):  # fmt: skip
+    setattr(SageMakerResponse, each.__name__, each)
 FakeEndpointConfig.validate_instance_type = lambda self, kind: None
 SageMakerRuntimeResponse.use_raw_body = True
 SageMakerRuntimeResponse.invoke_endpoint = invoke_endpoint

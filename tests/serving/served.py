@@ -21,16 +21,10 @@ from tests.containers.running import IMAGE_VARIABLE, container, hand_over
 from tests.containers.running import surroundings as container_surroundings
 
 _START_S = 90
-# As `vsr serve …`, whether or not the command line has the command already.
 _VSR = """
 from vsr_hpc.environment import set_thread_policy
 set_thread_policy()
-from vsr_hpc import cli, cli_serve
-names = {each.name for each in cli.app.registered_commands}
-if "serve" not in names:
-    cli.app.command(name="serve")(cli_serve.serve)
-if "endpoint" not in {each.name for each in cli.app.registered_groups}:
-    cli.app.add_typer(cli_serve.app, name="endpoint")
+from vsr_hpc import cli
 cli.main()
 """
 

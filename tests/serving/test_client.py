@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.moto_server import Moto, moto_server
+from tests.moto_server import Moto
 from tests.serving.samples import clip, decoded, still
 from tests.serving.served import Served, vsr
 from vsr_hpc.errors import BackendError, JobError, MediaError
@@ -20,36 +19,36 @@ ROLE = "arn:aws:iam::123456789012:role/vsr"
 
 
 @pytest.fixture(scope="module")
-def aws(server: Served) -> Iterator[Moto]:
+def aws(server: Served, moto: Moto) -> Moto:
     """Endpoints `live` (two variants), `later` (asynchronous), both answered by the local server."""
-    with moto_server(preload=[str(Path(__file__).with_name("sagemaker_patches.py"))]) as aws:
-        aws.make_bucket("pictures")
-        sagemaker = aws.client("sagemaker")
-        container = {"Image": "vsr:1", "Environment": {"LOCAL_URL": server.url}}
-        sagemaker.create_model(ModelName="m", PrimaryContainer=container, ExecutionRoleArn=ROLE)
-        variant: dict[str, Any] = {
-            "ModelName": "m", "InstanceType": "ml.g5.xlarge", "InitialInstanceCount": 1,
-        }  # fmt: skip
-        sagemaker.create_endpoint_config(
-            EndpointConfigName="live",
-            ProductionVariants=[
-                {**variant, "VariantName": "old", "InitialVariantWeight": 1.0},
-                {**variant, "VariantName": "new", "InitialVariantWeight": 0.0},
-            ],
-        )
-        sagemaker.create_endpoint_config(
-            EndpointConfigName="later",
-            ProductionVariants=[{**variant, "VariantName": "all"}],
-            AsyncInferenceConfig={
-                "OutputConfig": {
-                    "S3OutputPath": "s3://pictures/out",
-                    "S3FailurePath": "s3://pictures/failed",
-                }
-            },
-        )
-        for name in ("live", "later"):
-            sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
-        yield aws
+    moto.reset()
+    moto.make_bucket("pictures")
+    sagemaker = moto.client("sagemaker")
+    container = {"Image": "vsr:1", "Environment": {"LOCAL_URL": server.url}}
+    sagemaker.create_model(ModelName="m", PrimaryContainer=container, ExecutionRoleArn=ROLE)
+    variant: dict[str, Any] = {
+        "ModelName": "m", "InstanceType": "ml.g5.xlarge", "InitialInstanceCount": 1,
+    }  # fmt: skip
+    sagemaker.create_endpoint_config(
+        EndpointConfigName="live",
+        ProductionVariants=[
+            {**variant, "VariantName": "old", "InitialVariantWeight": 1.0},
+            {**variant, "VariantName": "new", "InitialVariantWeight": 0.0},
+        ],
+    )
+    sagemaker.create_endpoint_config(
+        EndpointConfigName="later",
+        ProductionVariants=[{**variant, "VariantName": "all"}],
+        AsyncInferenceConfig={
+            "OutputConfig": {
+                "S3OutputPath": "s3://pictures/out",
+                "S3FailurePath": "s3://pictures/failed",
+            }
+        },
+    )
+    for name in ("live", "later"):
+        sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
+    return moto
 
 
 @pytest.fixture

@@ -2,131 +2,351 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import collections
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.moto_server import Moto, moto_server
+from tests.moto_server import Moto
+from tests.serving.endpoint_files import ROLE, TOPIC, apply, document, kinds, pass_time, spec
 from tests.serving.samples import still
 from tests.serving.served import Served
 from vsr_hpc.errors import BackendError, JobError
-from vsr_hpc.serving import endpoints
+from vsr_hpc.serving import endpoints, transform, wanted
 from vsr_hpc.serving.client import Question, invoke
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Moto]:
-    with moto_server(preload=[str(Path(__file__).with_name("sagemaker_patches.py"))]) as aws:
-        yield aws
+def asked(folder: Path, **more: Any) -> Question:
+    (folder / "in.png").write_bytes(still())
+    return Question(source=folder / "in.png", output=folder / "out.png", timeout_s=60, **more)
 
 
-@pytest.fixture
-def account(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> Moto:
-    moto.reset()
-    for name, value in moto.environment.items():
-        monkeypatch.setenv(name, value)
-    return moto
-
-
-def spec(url: str = "http://127.0.0.1:1", **more: Any) -> endpoints.EndpointSpec:
-    document = {
-        "name": "film",
-        "image": "123456789012.dkr.ecr.eu-central-1.amazonaws.com/vsr:1",
-        "role": "arn:aws:iam::123456789012:role/vsr",
-        "environment": {"LOCAL_URL": url},
-        "instance_type": "ml.g5.xlarge",
-        **more,
+def everything(aws: Moto) -> dict[str, list[str]]:
+    """Names of all that an endpoint's file can make, in the whole account."""
+    sagemaker, scaling = aws.client("sagemaker"), aws.client("application-autoscaling")
+    return {
+        "models": [each["ModelName"] for each in sagemaker.list_models()["Models"]],
+        "configs": [
+            each["EndpointConfigName"] for each in sagemaker.list_endpoint_configs()["EndpointConfigs"]
+        ],
+        "endpoints": [each["EndpointName"] for each in sagemaker.list_endpoints()["Endpoints"]],
+        "groups": [
+            each["ModelPackageGroupName"]
+            for each in sagemaker.list_model_package_groups()["ModelPackageGroupSummaryList"]
+        ],
+        "alarms": [each["AlarmName"] for each in aws.client("cloudwatch").describe_alarms()["MetricAlarms"]],
+        "targets": [
+            each["ResourceId"]
+            for each in scaling.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+        ],
+        "policies": [
+            each["PolicyName"]
+            for each in scaling.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+        ],
+        "schedules": [
+            each["Name"]
+            for each in aws.client("scheduler").list_schedule_groups()["ScheduleGroups"]
+            if each["Name"] != "default"
+        ],
     }
-    return endpoints.EndpointSpec.model_validate(document)
 
 
-def kinds(steps: tuple[endpoints.Step, ...]) -> list[str]:
-    return [f"{each.action} {each.kind}" for each in steps]
+def full(url: str, name: str = "film", **more: Any) -> Any:
+    """An asynchronous endpoint with everything that goes with one."""
+    return spec(
+        url, name=name, autoscale={"least": 0, "most": 3}, alarms={"topic": TOPIC},
+        transform={
+            "input": "s3://films/in/", "output": "s3://films/done/", "instance_type": "ml.g5.xlarge",
+            "schedule": {"at": "cron(0 2 * * ? *)", "role": ROLE},
+        },
+        **{"async": {"output": "s3://films/out", "concurrency": 2}}, **more,
+    )  # fmt: skip
 
 
 def test_an_endpoint_is_created_once_and_serves(account: Moto, server: Served, tmp_path: Path) -> None:
-    wanted = spec(server.url)
-    assert kinds(endpoints.plan(wanted)) == ["create model", "create configuration", "create endpoint"]
-    endpoints.apply(wanted)
-    assert endpoints.apply(wanted) == ()
+    wanted_ = spec(server.url)
+    assert kinds(endpoints.plan(wanted_)) == ["create model", "create configuration", "create endpoint"]
+    apply(wanted_)
+    assert apply(wanted_) == ()
     assert endpoints.status("film")["status"] == "InService"
-    (tmp_path / "in.png").write_bytes(still())
-    reply = invoke("film", Question(source=tmp_path / "in.png", output=tmp_path / "out.png"))
-    assert reply.way == "real-time"
+    assert invoke("film", asked(tmp_path)).way == "real-time"
+    assert (tmp_path / "out.png").read_bytes() == server.invoke(still(), "image/png").body
 
 
-def test_a_change_makes_new_ones_updates_and_then_removes_the_old(account: Moto) -> None:
-    endpoints.apply(spec())
-    changed = spec(environment={"LOCAL_URL": "x", "VSR_SERVE_QUEUE": "8"})
-    assert kinds(endpoints.apply(changed)) == [
+def test_a_change_makes_new_ones_updates_and_then_removes_the_old(account: Moto, server: Served) -> None:
+    apply(spec(server.url))
+    changed = spec(environment={"LOCAL_URL": server.url, "VSR_SERVE_QUEUE": "8"})
+    assert kinds(apply(changed)) == [
         "create model", "create configuration", "update endpoint", "remove configuration", "remove model",
     ]  # fmt: skip
     assert endpoints.plan(changed) == ()
 
 
-def test_an_update_that_is_rolled_back_leaves_the_old_one_serving(account: Moto) -> None:
-    endpoints.apply(spec())
+def test_a_container_that_never_gets_well_leaves_the_old_one_serving(
+    account: Moto, server: Served, tmp_path: Path
+) -> None:
+    apply(spec(server.url))
     before = endpoints.status("film")["configuration"]
-    with pytest.raises(BackendError, match="rolled back"):
-        endpoints.apply(spec(environment={"FAILS": "true"}))
+    with pytest.raises(BackendError, match=r"rolled back, film-\w+ still serves; .*ping health check"):
+        apply(spec("http://127.0.0.1:1"))
     assert endpoints.status("film")["configuration"] == before
-    assert kinds(endpoints.apply(spec())) == ["remove configuration", "remove model"]
+    assert invoke("film", asked(tmp_path)).size_bytes > 0
+    assert kinds(apply(spec(server.url))) == ["remove configuration", "remove model"]
 
 
-def test_autoscaling_comes_changes_and_goes(account: Moto) -> None:
-    endpoints.apply(spec(autoscale={"most": 3}))
-    assert endpoints.status("film")["scaling"] == (1, 3)
-    assert kinds(endpoints.apply(spec(autoscale={"most": 5}))) == ["update autoscaling"]
-    assert kinds(endpoints.apply(spec())) == ["remove autoscaling"]
-    assert endpoints.status("film")["scaling"] is None
+def test_an_endpoint_that_failed_at_birth_is_made_anew(account: Moto, server: Served) -> None:
+    with pytest.raises(BackendError, match=r"Failed: .*ping health check"):
+        apply(spec("http://127.0.0.1:1"))
+    assert "remove endpoint" in kinds(apply(spec(server.url)))
+    assert endpoints.status("film")["status"] == "InService"
 
 
-def test_delete_removes_all_it_made_and_nothing_else(account: Moto) -> None:
+def test_an_update_needs_something_to_change(account: Moto) -> None:
+    with pytest.raises(JobError, match="no endpoint film to change"):
+        apply(spec(), must_exist=True)
+    assert everything(account)["models"] == []
+
+
+def test_variants_share_the_traffic_by_their_weights_and_shift(
+    account: Moto, server: Served, tmp_path: Path
+) -> None:
+    both = spec(server.url, variants=[{"name": "old", "weight": 9}, {"name": "new", "weight": 1}])
+    apply(both)
+    runtime = account.client("sagemaker-runtime")
+
+    def seen(count: int) -> collections.Counter[str]:
+        answers = [
+            runtime.invoke_endpoint(EndpointName="film", Body=still("png", 16, 16), ContentType="image/png")
+            for _ in range(count)
+        ]
+        return collections.Counter(each["InvokedProductionVariant"] for each in answers)
+
+    assert seen(40)["old"] > 20
+    steps = endpoints.shift("film", {"old": 0})
+    assert str(steps[0]) == "update weights film: old 0 %, new 100 %"
+    assert seen(5) == {"new": 5}
+    assert invoke("film", asked(tmp_path, variant="old")).size_bytes > 0
+    assert [each["share"] for each in endpoints.status("film")["variants"]] == [0.0, 1.0]
+    assert [str(each) for each in apply(both)] == ["update weights film: old weight 0 to 9"]
+    with pytest.raises(JobError, match="no variant blue; it has new, old"):
+        endpoints.shift("film", {"blue": 1})
+    with pytest.raises(JobError, match="nobody would be asked"):
+        endpoints.shift("film", {"old": 0, "new": 0})
+
+
+def test_a_number_of_instances_is_set_or_bounded_but_not_both(account: Moto, server: Served) -> None:
+    apply(spec(server.url))
+    assert str(endpoints.scale("film", count=3)[0]).endswith("all 1 to 3 instances")
+    assert endpoints.scale("film", count=3) == ()
+    with pytest.raises(JobError, match="does not scale by itself"):
+        endpoints.scale("film", most=3)
+    apply(spec(server.url, autoscale={"most": 3}))
+    with pytest.raises(JobError, match="between 1 and 3"):
+        endpoints.scale("film", count=2)
+    endpoints.scale("film", least=2, most=8)
+    assert endpoints.status("film")["variants"][0]["scaling"] == (2, 8)
+    with pytest.raises(JobError, match="more than --most"):
+        endpoints.scale("film", least=9)
+    apply(spec(server.url))
+    assert endpoints.status("film")["variants"][0]["scaling"] is None
+
+
+def test_delete_removes_all_it_made_and_nothing_else(account: Moto, server: Served) -> None:
     sagemaker = account.client("sagemaker")
-    endpoints.apply(spec(autoscale={"most": 3}))
-    endpoints.apply(spec(name="film-2"))
-    sagemaker.create_model(
-        ModelName="film-by-hand", PrimaryContainer={"Image": "x"},
-        ExecutionRoleArn="arn:aws:iam::123456789012:role/x",
+    other, film = full(server.url, "film-2"), full(server.url)
+    apply(other)
+    sagemaker.create_model(ModelName="film-by-hand", PrimaryContainer={"Image": "x"}, ExecutionRoleArn=ROLE)
+    account.client("cloudwatch").put_metric_alarm(
+        AlarmName="vsr/films", Namespace="x", MetricName="y", Statistic="Sum", Period=60,
+        EvaluationPeriods=1, Threshold=1, ComparisonOperator="GreaterThanThreshold",
     )  # fmt: skip
-    assert kinds(endpoints.delete("film")) == [
-        "remove autoscaling", "remove endpoint", "remove configuration", "remove model",
-    ]  # fmt: skip
-    left = {each["ModelName"] for each in sagemaker.list_models()["Models"]}
-    assert left == {"film-by-hand", endpoints.model_request(spec(name="film-2"))["ModelName"]}
-    assert endpoints.status("film-2")["status"] == "InService"
+    before = everything(account)
+    apply(film)
+    assert apply(film) == ()
+    assert {key for key, names in everything(account).items() if len(names) > len(before[key])} == {
+        "models", "configs", "endpoints", "alarms", "targets", "policies", "schedules",
+    }  # fmt: skip
+    endpoints.delete("film")
+    assert everything(account) == before
+    assert endpoints.plan(other) == ()
     assert endpoints.delete("film") == ()
     with pytest.raises(JobError, match="no endpoint"):
         endpoints.status("film")
 
 
-def test_an_endpoint_that_somebody_else_made_is_left_alone(account: Moto) -> None:
-    sagemaker, wanted = account.client("sagemaker"), spec()
-    sagemaker.create_model(**endpoints.model_request(wanted))
-    sagemaker.create_endpoint_config(**endpoints.config_request(wanted))
-    config = endpoints.config_request(wanted)["EndpointConfigName"]
-    sagemaker.create_endpoint(EndpointName="film", EndpointConfigName=config)
-    with pytest.raises(JobError, match="left alone"):
-        endpoints.delete("film")
-    with pytest.raises(JobError, match="left alone"):
-        endpoints.apply(wanted)
+def test_an_endpoint_that_somebody_else_made_is_left_alone(account: Moto, server: Served) -> None:
+    sagemaker, film = account.client("sagemaker"), spec(server.url)
+    sagemaker.create_model(**wanted.model_request(film))
+    config = wanted.config_request(film)
+    assert config is not None
+    sagemaker.create_endpoint_config(**config)
+    sagemaker.create_endpoint(EndpointName="film", EndpointConfigName=config["EndpointConfigName"])
+    for touch in (
+        lambda: endpoints.delete("film"), lambda: apply(film), lambda: endpoints.scale("film", count=2),
+    ):  # fmt: skip
+        with pytest.raises(JobError, match="left alone"):
+            touch()
     assert endpoints.status("film")["status"] == "InService"
+
+
+def test_a_plan_that_aws_would_refuse_is_refused_before_anything_is_made(account: Moto) -> None:
+    with pytest.raises(JobError, match=r"AWS knows no 'ml.g5.tiny'; it knows ml.g5.xlarge"):
+        apply(spec(instance_type="ml.g5.tiny"))
+    elsewhere = document(image="123456789012.dkr.ecr.us-east-1.amazonaws.com/vsr:1")
+    with pytest.raises(JobError, match="lies in us-east-1, and you are working in eu-central-1"):
+        apply(endpoints.parse_spec(elsewhere, "endpoint.yaml"))
+    assert not any(everything(account).values())
+
+
+def test_every_kind_of_endpoint_is_made_and_unmade(account: Moto, server: Served) -> None:
+    for film in (
+        spec(server.url, name="less", instance_type=None, serverless={"memory_mb": 4096, "concurrency": 5}),
+        spec(server.url, name="many", instance_type="ml.m5.xlarge", multi_model="s3://films/models"),
+        spec(
+            server.url, name="safe", instance_type="ml.m5.xlarge", isolated=True, tags={"team": "film"},
+            kms_key="arn:aws:kms:eu-central-1:123456789012:key/abcd",
+            vpc={"subnets": ["subnet-0123abcd"], "security_groups": ["sg-0123abcd"]},
+            capture={"to": "s3://films/seen", "percent": 25}, alarms={},
+        ),
+        spec(
+            server.url, name="jobs", instance_type=None,
+            transform={"input": "s3://a11/in", "output": "s3://a11/out", "instance_type": "ml.g5.xlarge"},
+        ),
+    ):  # fmt: skip
+        apply(film)
+        assert apply(film) == ()
+        assert bool(everything(account)["endpoints"]) == film.is_served
+        endpoints.delete(film.name)
+        assert not any(everything(account).values())
+
+
+def test_a_multi_model_request_names_its_model(account: Moto, server: Served, tmp_path: Path) -> None:
+    apply(spec(server.url, instance_type="ml.m5.xlarge", multi_model="s3://films/models"))
+    reply = invoke("film", asked(tmp_path, target_model="nearest"))
+    assert dict(reply.facts)["model"] == "nearest"
 
 
 def test_an_asynchronous_endpoint_takes_what_is_too_large(
     account: Moto, server: Served, tmp_path: Path
 ) -> None:
     account.make_bucket("films")
-    endpoints.apply(spec(server.url, **{"async": {"output": "s3://films/out", "concurrency": 2}}))
-    (tmp_path / "in.png").write_bytes(still())
-    asked = Question(source=tmp_path / "in.png", output=tmp_path / "out.png", payload_bytes=10, timeout_s=30)
-    assert invoke("film", asked).way == "async"
+    apply(spec(server.url, **{"async": {"output": "s3://films/out", "concurrency": 2}}))
+    assert invoke("film", asked(tmp_path, payload_bytes=10)).way == "async"
 
 
-def test_a_file_is_refused_with_all_its_findings(tmp_path: Path) -> None:
-    path = tmp_path / "endpoint.yaml"
-    path.write_text("name: a b\nimage: x\nrole: me\ninstance_type: g5.xlarge\ninstances: 3\n")
-    with pytest.raises(JobError, match="4 things to mend"):
-        endpoints.load_spec(path)
+def test_a_sleeping_endpoint_wakes_for_its_backlog_works_it_off_and_sleeps_again(
+    account: Moto, server: Served, tmp_path: Path
+) -> None:
+    account.make_bucket("films")
+    apply(full(server.url, environment={"LOCAL_URL": server.url, "SIM_PER_MINUTE": "2"}))
+    pass_time(account, 20)  # nobody asks: the first instance goes
+
+    assert pass_time(account)["instances"]["film"] == {"all": 0}
+    s3, runtime = account.client("s3"), account.client("sagemaker-runtime")
+    s3.put_object(Bucket="films", Key="a.png", Body=still("png", 16, 16))
+    places = [
+        runtime.invoke_endpoint_async(
+            EndpointName="film", InputLocation="s3://films/a.png", ContentType="image/png"
+        )["OutputLocation"]
+        for _ in range(40)
+    ]
+    begun = pass_time(account, 1)
+    assert (begun["queued"], begun["instances"]) == ({"film": 40}, {"film": {"all": 0}})
+    counts = [pass_time(account, 1)["instances"]["film"]["all"] for _ in range(30)]
+    assert max(counts) == 3, "the backlog per instance was above its target, up to the bound"
+    found = s3.list_objects_v2(Bucket="films", Prefix="out/")["KeyCount"]
+    assert found == len(places) == 40
+    ended = pass_time(account, 40)
+    assert (ended["queued"], ended["instances"]) == ({"film": 0}, {"film": {"all": 0}})
+
+
+def test_work_that_waits_in_vain_wakes_somebody(account: Moto, server: Served) -> None:
+    account.make_bucket("films")
+    apply(full(server.url))
+    pass_time(account, 20)
+    account.client("application-autoscaling").deregister_scalable_target(
+        ServiceNamespace="sagemaker", ResourceId="endpoint/film/variant/all",
+        ScalableDimension="sagemaker:variant:DesiredInstanceCount",
+    )  # fmt: skip
+    account.client("s3").put_object(Bucket="films", Key="a.png", Body=still())
+    account.client("sagemaker-runtime").invoke_endpoint_async(
+        EndpointName="film", InputLocation="s3://films/a.png"
+    )
+    told = pass_time(account, 25)["told"]
+    assert [TOPIC, "vsr/film/no-instances", "ALARM"] in told
+
+
+def test_real_time_instances_follow_the_invocations(account: Moto, server: Served) -> None:
+    apply(spec(server.url, autoscale={"least": 1, "most": 4, "invocations_per_instance": 3}))
+    runtime = account.client("sagemaker-runtime")
+    for _ in range(8):
+        for _ in range(9):
+            runtime.invoke_endpoint(EndpointName="film", Body=still("png", 16, 16), ContentType="image/png")
+        pass_time(account, 1)
+    assert endpoints.status("film")["variants"][0]["instances"] == 3
+    pass_time(account, 40)
+    assert endpoints.status("film")["variants"][0]["instances"] == 1
+
+
+def test_alarms_tell_of_slow_answers_of_errors_and_of_missing_instances(
+    account: Moto, server: Served
+) -> None:
+    apply(spec(server.url, alarms={"topic": TOPIC, "minutes": 2, "p99_ms": 100}))
+    assert set(endpoints.status("film")["alarms"].values()) == {"OK"}
+    where = {"EndpointName": "film", "VariantName": "all"}
+    slow = {"metric": "ModelLatency", "value": 200_000.0, "where": where}
+    wrong = {"metric": "Invocation5XXErrors", "value": 1.0, "where": where}
+    assert pass_time(account, 1, metrics=[slow, wrong])["told"] == []
+    told = pass_time(account, 1, metrics=[slow, wrong])["told"]
+    assert sorted(alarm for _, alarm, _ in told) == ["vsr/film/all/errors", "vsr/film/all/latency"]
+    pass_time(account, 3, instances={"film": {"all": 0}})
+    states = endpoints.status("film")["alarms"]
+    assert states["vsr/film/all/no-instances"] == "ALARM"
+    assert states["vsr/film/all/errors"] == "OK"
+
+
+def test_a_transform_job_answers_every_object_below_a_prefix(
+    account: Moto, server: Served, tmp_path: Path
+) -> None:
+    from tests.serving.endpoint_files import HURRY
+
+    account.make_bucket("films")
+    s3 = account.client("s3")
+    for name in ("a", "b/c"):
+        s3.put_object(Bucket="films", Key=f"in/{name}.png", Body=still())
+    film = spec(
+        server.url, instance_type=None,
+        transform={"input": "s3://films/in/", "output": "s3://films/out", "instance_type": "ml.g5.xlarge"},
+    )  # fmt: skip
+    with pytest.raises(JobError, match="Could not find model"):
+        transform.start(film)
+    apply(film)
+    found = transform.wait(transform.start(film), HURRY, lambda line: None)
+    assert found["status"] == "Completed"
+    for name in ("a", "b/c"):
+        made = s3.get_object(Bucket="films", Key=f"out/{name}.png.out")["Body"].read()
+        assert made == server.invoke(still(), "image/png").body
+    s3.put_object(Bucket="films", Key="bad/x.png", Body=b"no picture")
+    job = transform.start(film, source="s3://films/bad/")
+    with pytest.raises(BackendError, match="ended as Failed"):
+        transform.wait(job, HURRY, lambda line: None)
+    transform.stop(job)
+
+
+def test_a_schedule_starts_the_same_job_and_follows_the_file(account: Moto, server: Served) -> None:
+    film = full(server.url)
+    apply(film)
+    found = account.client("scheduler").get_schedule(Name="vsr-film", GroupName="vsr-film")
+    assert found["Target"]["Arn"] == "arn:aws:scheduler:::aws-sdk:sagemaker:createTransformJob"
+    import json
+
+    job = json.loads(found["Target"]["Input"])
+    job["TransformJobName"] = "film-1"
+    account.make_bucket("films")
+    account.client("sagemaker").create_transform_job(**job)
+    later = full(server.url, tags={})
+    changed = later.model_copy(
+        update={"transform": later.transform.model_copy(update={"schedule": None, "payload_mb": 5})}
+    )
+    assert kinds(apply(changed)) == ["remove schedule"]

@@ -1,333 +1,297 @@
-"""SageMaker endpoints from an endpoint.yaml: what is there against what is wanted, and the steps between.
-
-Models and configurations are never changed: their names hold a hash of their content, so that the same file
-applied twice does nothing, and an update that fails leaves the old ones serving.
-"""
+"""SageMaker endpoints from an endpoint.yaml: look, decide, do, wait. The deciding is in `diff`."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from vsr_hpc.errors import BackendError, JobError
-from vsr_hpc.serving.client import client, translated
+from vsr_hpc.serving import account, autoscale, diff, rollout
+from vsr_hpc.serving.account import describe, look
+from vsr_hpc.serving.calls import Call, Clients, Step, check
+from vsr_hpc.serving.client import translated
+from vsr_hpc.serving.rollout import Patience
+from vsr_hpc.serving.spec import EndpointSpec
+from vsr_hpc.serving.spec_file import load_spec, parse_spec
+from vsr_hpc.serving.wanted import config_request, rollback_alarms, variants
 
 log = logging.getLogger(__name__)
 
-_TAG = "vsr:endpoint"
-_DIMENSION = "sagemaker:variant:DesiredInstanceCount"
-_VARIANT = "all"
+Tell = Callable[[str], None]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+def _silent(line: str) -> None:
+    log.info("%s", line)
 
 
-class Asynchronous(_Section):
-    """Requests through S3, for payloads up to 1 GB."""
-
-    output: str = Field(pattern=r"^s3://[a-z0-9]")
-    failure: str | None = Field(None, pattern=r"^s3://[a-z0-9]")
-    concurrency: int = Field(4, ge=1, le=1000)
-    success_topic: str | None = None
-    error_topic: str | None = None
-
-
-class Autoscale(_Section):
-    """Instances follow the invocations each of them gets in a minute."""
-
-    most: int = Field(ge=1, le=1000)
-    least: int = Field(1, ge=1, le=1000)
-    invocations_per_instance: float = Field(60, gt=0)
-
-
-class EndpointSpec(_Section):
-    """One endpoint as a person writes it."""
-
-    name: str = Field(pattern=r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,48}$")
-    image: str
-    role: str = Field(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/")
-    model_data: str | None = Field(None, pattern=r"^s3://[a-z0-9]")
-    environment: dict[str, str] = Field(default_factory=dict)
-    instance_type: str = Field(pattern=r"^ml\.")
-    instance_count: int = Field(1, ge=1)
-    startup_s: int = Field(600, ge=60, le=3600)
-    asynchronous: Asynchronous | None = Field(None, alias="async")
-    autoscale: Autoscale | None = None
-    tags: dict[str, str] = Field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One thing that applying a specification does."""
-
-    action: Literal["create", "update", "remove"]
-    kind: Literal["model", "configuration", "endpoint", "autoscaling"]
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.action} {self.kind} {self.name}"
-
-
-def load_spec(path: Path) -> EndpointSpec:
-    """Read an endpoint.yaml. JobError with all findings."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return EndpointSpec.model_validate(document)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise JobError(f"{path}: cannot be read: {exc}") from exc
-    except ValidationError as exc:
-        found = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in exc.errors()]
-        raise JobError.from_findings(str(path), found) from exc
-
-
-def model_request(spec: EndpointSpec) -> dict[str, Any]:
-    """create_model's parameters; the name follows from them."""
-    container: dict[str, Any] = {"Image": spec.image, "Environment": dict(sorted(spec.environment.items()))}
-    if spec.model_data:
-        container["ModelDataUrl"] = spec.model_data
-    wanted = {"PrimaryContainer": container, "ExecutionRoleArn": spec.role}
-    return {"ModelName": _hashed(spec.name, wanted), **wanted}
-
-
-def config_request(spec: EndpointSpec) -> dict[str, Any]:
-    """create_endpoint_config's parameters; the name follows from them."""
-    wanted: dict[str, Any] = {
-        "ProductionVariants": [
-            {
-                "VariantName": _VARIANT,
-                "ModelName": model_request(spec)["ModelName"],
-                "InstanceType": spec.instance_type,
-                "InitialInstanceCount": spec.instance_count,
-                "InitialVariantWeight": 1.0,
-                "ContainerStartupHealthCheckTimeoutInSeconds": spec.startup_s,
-            }
-        ]
-    }
-    if spec.asynchronous is not None:
-        wanted["AsyncInferenceConfig"] = _asynchronous(spec.asynchronous)
-    return {"EndpointConfigName": _hashed(spec.name, wanted), **wanted}
-
-
-def plan(spec: EndpointSpec) -> tuple[Step, ...]:
-    """What applying this would do now, in order; empty where all is as wanted."""
+def plan(spec: EndpointSpec, *, at_once: bool = False, must_exist: bool = False) -> tuple[Step, ...]:
+    """What applying this would do now, in order; empty where all is as wanted. JobError where AWS refuses."""
+    clients = Clients()
     with translated(spec.name):
-        model, config = model_request(spec)["ModelName"], config_request(spec)["EndpointConfigName"]
-        models, configs = _ours(spec.name)
-        steps = []
-        if model not in models:
-            steps.append(Step(action="create", kind="model", name=model))
-        if config not in configs:
-            steps.append(Step(action="create", kind="configuration", name=config))
-        current = _described(spec.name)
-        _check_ours(current, spec.name)
-        if current is None:
-            steps.append(Step(action="create", kind="endpoint", name=spec.name))
-        elif current["EndpointConfigName"] != config:
-            steps.append(Step(action="update", kind="endpoint", name=spec.name))
-        if _scaling(spec.name) != (spec.autoscale and (spec.autoscale.least, spec.autoscale.most)):
-            action: Literal["update", "remove"] = "update" if spec.autoscale else "remove"
-            steps.append(Step(action=action, kind="autoscaling", name=spec.name))
-        old = [each for each in configs if each != config]
-        steps += [Step(action="remove", kind="configuration", name=each) for each in old]
-        steps += [Step(action="remove", kind="model", name=each) for each in models if each != model]
-        return tuple(steps)
+        return _planned(clients, spec, at_once=at_once, must_exist=must_exist)
 
 
-def apply(spec: EndpointSpec) -> tuple[Step, ...]:
-    """Make it so, and wait until it serves. What is no longer needed goes last."""
-    steps = plan(spec)
+def apply(
+    spec: EndpointSpec,
+    *,
+    at_once: bool = False,
+    must_exist: bool = False,
+    patience: Patience | None = None,
+    tell: Tell = _silent,
+) -> tuple[Step, ...]:
+    """Make it so, and wait until it serves. What is no longer needed goes last.
+
+    An update that does not reach the new configuration raises BackendError and leaves the old one serving.
+    """
+    clients, patience = Clients(), patience or Patience()
     with translated(spec.name):
+        rollout.settled(lambda: describe(clients, spec.name), patience, tell)
+        steps = _planned(clients, spec, at_once=at_once, must_exist=must_exist)
         for step in steps:
-            log.info("%s", step)
-            _do(step, spec)
+            tell(str(step))
+            _do(clients, step, spec, patience, tell)
     return steps
 
 
-def delete(name: str) -> tuple[Step, ...]:
-    """Remove the endpoint and all that was made for it, by its tag; nothing else."""
-    steps = []
+def delete(
+    name: str, *, keeps_registry: bool = False, patience: Patience | None = None, tell: Tell = _silent
+) -> tuple[Step, ...]:
+    """Remove the endpoint and all that was made for it, by its tag and our names; nothing else."""
+    clients, patience = Clients(), patience or Patience()
     with translated(name):
-        models, configs = _ours(name)
-        if _scaling(name) is not None:
-            steps.append(Step(action="remove", kind="autoscaling", name=name))
-        current = _described(name)
-        _check_ours(current, name)
-        if current is not None:
-            steps.append(Step(action="remove", kind="endpoint", name=name))
-        steps += [Step(action="remove", kind="configuration", name=each) for each in configs]
-        steps += [Step(action="remove", kind="model", name=each) for each in models]
+        rollout.settled(lambda: describe(clients, name), patience, tell)
+        steps = diff.removal(name, look(clients, name))
+        steps = tuple(each for each in steps if not (keeps_registry and each.kind == "registry"))
         for step in steps:
-            _remove(step)
-    return tuple(steps)
+            tell(str(step))
+            for call in step.calls:
+                clients.make(call)
+            if step.kind == "endpoint":
+                rollout.settled(lambda: describe(clients, name), patience, tell)
+    return steps
 
 
 def status(name: str) -> dict[str, Any]:
-    """The endpoint's state, its configuration and how many instances each variant has."""
+    """The endpoint's state, what is on its way, its variants, alarms and scaling."""
+    clients = Clients()
     with translated(name):
-        found = _described(name)
+        found = describe(clients, name)
         if found is None:
             raise JobError(f"there is no endpoint {name}")
-        return {
-            "name": name,
-            "status": found["EndpointStatus"],
-            "configuration": found["EndpointConfigName"],
-            "instances": {
-                each["VariantName"]: each.get("CurrentInstanceCount")
-                for each in found.get("ProductionVariants", [])
-            },
-            "scaling": _scaling(name),
-            "failure": found.get("FailureReason"),
+        there = look(clients, name)
+    targets = {
+        key.rpartition("/")[2]: (each["MinCapacity"], each["MaxCapacity"])
+        for key, each in there.targets.items()
+    }
+    total = sum(each.get("CurrentWeight") or 0.0 for each in found.get("ProductionVariants", []))
+    return {
+        "name": name,
+        "status": found["EndpointStatus"],
+        "doing": rollout.stage(found),
+        "configuration": found["EndpointConfigName"],
+        "variants": [
+            {
+                "name": each["VariantName"],
+                "instances": each.get("CurrentInstanceCount"),
+                "wanted": each.get("DesiredInstanceCount"),
+                "share": round((each.get("CurrentWeight") or 0.0) / total, 4) if total else None,
+                "scaling": targets.get(each["VariantName"]),
+            }
+            for each in found.get("ProductionVariants", [])
+        ],
+        "alarms": {key: each.get("StateValue") for key, each in sorted(there.alarms.items())},
+        "schedule": (there.schedule or {}).get("ScheduleExpression"),
+        "approved": [each for each in there.packages if ":model-package/" in each],
+        "failure": found.get("FailureReason"),
+    }
+
+
+def shift(name: str, weights: Mapping[str, float], *, is_plan: bool = False) -> tuple[Step, ...]:
+    """Other weights for an A/B endpoint's variants, at once."""
+    clients = Clients()
+    with translated(name):
+        there = _present(clients, name)
+        unknown = sorted(set(weights) - set(there.weights))
+        if unknown:
+            raise JobError(f"endpoint {name} has no variant {', '.join(unknown)}; it has {_listed(there)}")
+        after = {key: weights.get(key, value or 0.0) for key, value in there.weights.items()}
+        if not sum(after.values()):
+            raise JobError(f"endpoint {name}: all weights would be 0, so nobody would be asked")
+        if all(there.weights[key] == value for key, value in weights.items()):
+            return ()
+        total = sum(after.values())
+        said = ", ".join(f"{key} {100 * value / total:.0f} %" for key, value in after.items())
+        changed = [{"VariantName": key, "DesiredWeight": value} for key, value in weights.items()]
+        return _done(clients, _capacities(name, changed, said), is_plan)
+
+
+def scale(
+    name: str,
+    *,
+    variant: str | None = None,
+    count: int | None = None,
+    least: int | None = None,
+    most: int | None = None,
+    is_plan: bool = False,
+) -> tuple[Step, ...]:
+    """Another number of instances, or other bounds where they scale by themselves."""
+    clients = Clients()
+    with translated(name):
+        there = _present(clients, name)
+        chosen = variant or (next(iter(there.counts)) if len(there.counts) == 1 else None)
+        if chosen is None or chosen not in there.counts:
+            raise JobError(f"endpoint {name}: say which of its variants ({_listed(there)}) with --variant")
+        key = autoscale.resource_id(name, chosen)
+        target = look(clients, name).targets.get(key)
+        if count is not None:
+            if target is not None:
+                raise JobError(
+                    f"{name}/{chosen} scales by itself between {target['MinCapacity']} and "
+                    f"{target['MaxCapacity']}; move the bounds with --least and --most"
+                )
+            if there.counts[chosen] == count:
+                return ()
+            changed = [{"VariantName": chosen, "DesiredInstanceCount": count}]
+            said = f"{chosen} {there.counts[chosen]} to {count} instances"
+            return _done(clients, _capacities(name, changed, said), is_plan)
+        if target is None:
+            raise JobError(
+                f"{name}/{chosen} does not scale by itself; give --count, or autoscale in its file"
+            )
+        bounds = {
+            "MinCapacity": target["MinCapacity"] if least is None else least,
+            "MaxCapacity": target["MaxCapacity"] if most is None else most,
         }
+        if bounds["MinCapacity"] > bounds["MaxCapacity"]:
+            raise JobError(f"--least {bounds['MinCapacity']} is more than --most {bounds['MaxCapacity']}")
+        request = {**autoscale.target_key(name, chosen), **bounds}
+        call = Call(
+            service="application-autoscaling", operation="register_scalable_target", parameters=request
+        )
+        detail = f"{bounds['MinCapacity']} to {bounds['MaxCapacity']} instances"
+        step = Step(action="update", kind="autoscaling", name=key, detail=detail, calls=(call,))
+        return _done(clients, step, is_plan)
 
 
-def _do(step: Step, spec: EndpointSpec) -> None:
-    sagemaker, tags = _sagemaker(), _tags(spec)
-    if step.action == "remove":
-        _remove(step)
-    elif step.kind == "model":
-        sagemaker.create_model(**model_request(spec), Tags=tags)
-    elif step.kind == "configuration":
-        sagemaker.create_endpoint_config(**config_request(spec), Tags=tags)
-    elif step.kind == "autoscaling":
-        _scale(spec)
-    else:
-        wanted = {"EndpointName": spec.name, "EndpointConfigName": config_request(spec)["EndpointConfigName"]}
-        if step.action == "create":
-            sagemaker.create_endpoint(**wanted, Tags=tags)
-        else:
-            sagemaker.update_endpoint(**wanted)
-        _wait(spec.name, wanted["EndpointConfigName"])
+def _done(clients: Clients, step: Step, is_plan: bool) -> tuple[Step, ...]:
+    check((step,), step.name)
+    if not is_plan:
+        for call in step.calls:
+            clients.make(call)
+    return (step,)
 
 
-def _wait(name: str, config: str) -> None:
-    from botocore.exceptions import WaiterError
-
-    try:
-        _sagemaker().get_waiter("endpoint_in_service").wait(EndpointName=name)
-    except WaiterError as exc:
-        why = (_described(name) or {}).get("FailureReason", exc)
-        raise BackendError(f"endpoint {name} does not serve: {why}; nothing old was removed") from exc
-    found = _described(name)
-    if found is None or found["EndpointConfigName"] != config:
-        raise BackendError(f"endpoint {name} was rolled back to its old configuration, which still serves")
-
-
-def _remove(step: Step) -> None:
-    sagemaker = _sagemaker()
-    if step.kind == "model":
-        sagemaker.delete_model(ModelName=step.name)
-    elif step.kind == "configuration":
-        sagemaker.delete_endpoint_config(EndpointConfigName=step.name)
-    elif step.kind == "endpoint":
-        sagemaker.delete_endpoint(EndpointName=step.name)
-    else:
-        client("application-autoscaling", 60).deregister_scalable_target(**_target(step.name))
-
-
-def _scale(spec: EndpointSpec) -> None:
-    scaling = client("application-autoscaling", 60)
-    assert spec.autoscale is not None
-    scaling.register_scalable_target(
-        **_target(spec.name), MinCapacity=spec.autoscale.least, MaxCapacity=spec.autoscale.most
+def _capacities(name: str, changed: list[dict[str, Any]], said: str) -> Step:
+    call = Call(
+        service="sagemaker",
+        operation="update_endpoint_weights_and_capacities",
+        parameters={"EndpointName": name, "DesiredWeightsAndCapacities": changed},
     )
-    scaling.put_scaling_policy(
-        PolicyName=f"{spec.name}-invocations",
-        **_target(spec.name),
-        PolicyType="TargetTrackingScaling",
-        TargetTrackingScalingPolicyConfiguration={
-            "TargetValue": spec.autoscale.invocations_per_instance,
-            "PredefinedMetricSpecification": {
-                "PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"
-            },
-        },
+    return Step(action="update", kind="weights", name=name, detail=said, calls=(call,))
+
+
+def _present(clients: Clients, name: str) -> diff.Endpoint:
+    there = account.endpoint(clients, name)
+    if there is None:
+        raise JobError(f"there is no endpoint {name}")
+    if not there.is_ours:
+        raise JobError(diff.not_ours(name))
+    if there.status != "InService":
+        raise BackendError(f"endpoint {name} is {there.status}; wait until it is InService")
+    return there
+
+
+def _listed(there: diff.Endpoint) -> str:
+    return ", ".join(sorted(there.counts))
+
+
+def _planned(clients: Clients, spec: EndpointSpec, *, at_once: bool, must_exist: bool) -> tuple[Step, ...]:
+    _check_region(clients, spec)
+    found = look(clients, spec.name)
+    if must_exist and found.endpoint is None:
+        raise JobError(f"there is no endpoint {spec.name} to change; `vsr endpoint create` makes it")
+    _check_variants(spec, found)
+    steps = diff.steps(spec, found, at_once=at_once)
+    check(steps, spec.name)
+    return steps
+
+
+def _check_variants(spec: EndpointSpec, found: diff.Found) -> None:
+    """Traffic moves by steps between equal variants; with others SageMaker moves it all at once."""
+    there = found.endpoint
+    if there is None or spec.rollout is None or spec.rollout.traffic == "all-at-once":
+        return
+    config = config_request(spec)
+    if config is None or there.config == config["EndpointConfigName"] or there.status == "Failed":
+        return
+    if set(there.weights) != {each.name for each in variants(spec)}:
+        raise JobError(
+            f"endpoint {spec.name} has the variants {_listed(there)}; traffic moves {spec.rollout.traffic} "
+            "only between the same ones: keep their names, or roll out with traffic: all-at-once"
+        )
+
+
+def _check_region(clients: Clients, spec: EndpointSpec) -> None:
+    """SageMaker takes images of its own region alone, and the wrong AWS_REGION is an easy mistake."""
+    here = clients.of("sagemaker").meta.region_name
+    for image in {spec.image, *(each.image for each in spec.variants if each.image)}:
+        there = re.fullmatch(r"\d{12}\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(\.cn)?/.*", image)
+        if there and there[1] != here:
+            raise JobError(
+                f"image {image} lies in {there[1]}, and you are working in {here}; "
+                f"set AWS_REGION={there[1]}, or copy the image"
+            )
+
+
+def _do(clients: Clients, step: Step, spec: EndpointSpec, patience: Patience, tell: Tell) -> None:
+    for call in step.calls:
+        clients.make(_with_policies(clients, call, spec.name))
+    if step.kind != "endpoint":
+        return
+    now = rollout.settled(lambda: describe(clients, spec.name), patience, tell)
+    config = config_request(spec)
+    if step.action == "remove" or config is None:
+        return
+    wanted = config["EndpointConfigName"]
+    is_well = now is not None and now["EndpointStatus"] == "InService" and now["EndpointConfigName"] == wanted
+    tripped = () if is_well else _tripped(clients, spec)
+    rollout.check_went_well(now, spec.name, wanted, tripped)
+
+
+def _tripped(clients: Clients, spec: EndpointSpec) -> tuple[str, ...]:
+    names = rollback_alarms(spec)
+    found = look(clients, spec.name).alarms
+    return tuple(each for each in names if found.get(each, {}).get("StateValue") == "ALARM")
+
+
+def _with_policies(clients: Clients, call: Call, name: str) -> Call:
+    """An alarm that starts a policy needs the ARN that the policy has by now."""
+    actions = call.parameters.get("AlarmActions", [])
+    if not any(each.startswith(autoscale.POLICY) for each in actions):
+        return call
+    arns = {policy: found["PolicyARN"] for (_, policy), found in look(clients, name).policies.items()}
+    known = [
+        arns[each.removeprefix(autoscale.POLICY)] if each.startswith(autoscale.POLICY) else each
+        for each in actions
+    ]
+    return Call(
+        service=call.service,
+        operation=call.operation,
+        parameters={**call.parameters, "AlarmActions": known},
     )
 
 
-def _target(name: str) -> dict[str, str]:
-    return {
-        "ServiceNamespace": "sagemaker",
-        "ResourceId": f"endpoint/{name}/variant/{_VARIANT}",
-        "ScalableDimension": _DIMENSION,
-    }
-
-
-def _scaling(name: str) -> tuple[int, int] | None:
-    target = _target(name)
-    found = client("application-autoscaling", 60).describe_scalable_targets(
-        ServiceNamespace="sagemaker", ResourceIds=[target["ResourceId"]], ScalableDimension=_DIMENSION
-    )["ScalableTargets"]
-    return (found[0]["MinCapacity"], found[0]["MaxCapacity"]) if found else None
-
-
-def _asynchronous(wanted: Asynchronous) -> dict[str, Any]:
-    topics = {"SuccessTopic": wanted.success_topic, "ErrorTopic": wanted.error_topic}
-    told = {key: value for key, value in topics.items() if value}
-    output: dict[str, Any] = {"S3OutputPath": wanted.output}
-    if wanted.failure:
-        output["S3FailurePath"] = wanted.failure
-    if told:
-        output["NotificationConfig"] = told
-    return {
-        "OutputConfig": output,
-        "ClientConfig": {"MaxConcurrentInvocationsPerInstance": wanted.concurrency},
-    }
-
-
-def _ours(name: str) -> tuple[list[str], list[str]]:
-    """Models and configurations that carry this endpoint's tag."""
-    sagemaker = _sagemaker()
-    models = [
-        each["ModelName"]
-        for page in sagemaker.get_paginator("list_models").paginate(NameContains=name)
-        for each in page["Models"]
-        if _is_ours(each["ModelArn"], name)
-    ]
-    configs = [
-        each["EndpointConfigName"]
-        for page in sagemaker.get_paginator("list_endpoint_configs").paginate(NameContains=name)
-        for each in page["EndpointConfigs"]
-        if _is_ours(each["EndpointConfigArn"], name)
-    ]
-    return models, configs
-
-
-def _check_ours(current: Any, name: str) -> None:
-    if current is not None and not _is_ours(current["EndpointArn"], name):
-        raise JobError(f"endpoint {name} was not made by vsr (it lacks the tag {_TAG}); it is left alone")
-
-
-def _is_ours(arn: str, name: str) -> bool:
-    tags = _sagemaker().list_tags(ResourceArn=arn)["Tags"]
-    return any(each["Key"] == _TAG and each["Value"] == name for each in tags)
-
-
-def _described(name: str) -> Any:
-    from botocore.exceptions import ClientError
-
-    try:
-        return _sagemaker().describe_endpoint(EndpointName=name)
-    except ClientError as exc:
-        if exc.response["Error"]["Code"] == "ValidationException":
-            return None  # SageMaker's way to say that it could not find it
-        raise
-
-
-def _tags(spec: EndpointSpec) -> list[dict[str, str]]:
-    return [{"Key": key, "Value": value} for key, value in {**spec.tags, _TAG: spec.name}.items()]
-
-
-def _hashed(name: str, wanted: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-    return f"{name}-{digest[:12]}"
-
-
-def _sagemaker() -> Any:
-    return client("sagemaker", 60)
+__all__ = [
+    "EndpointSpec",
+    "Patience",
+    "apply",
+    "delete",
+    "load_spec",
+    "parse_spec",
+    "plan",
+    "scale",
+    "shift",
+    "status",
+]

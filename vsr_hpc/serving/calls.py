@@ -1,0 +1,125 @@
+"""Calls of AWS as values: planned, checked against AWS's own description of them, and only then made."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vsr_hpc.errors import JobError
+from vsr_hpc.serving.client import client
+
+Action = Literal["create", "update", "remove"]
+Kind = Literal[
+    "model", "configuration", "endpoint", "autoscaling", "policy", "alarm", "weights", "schedule", "registry",
+    "launch template", "security group", "group", "rule", "hook",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One operation of a service, by boto3's names."""
+
+    service: str
+    operation: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing that applying a specification does; `calls` are made in order."""
+
+    action: Action
+    kind: Kind
+    name: str
+    detail: str = ""
+    calls: tuple[Call, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.kind} {self.name}" + (f": {self.detail}" if self.detail else "")
+
+
+def check(steps: tuple[Step, ...], where: str) -> None:
+    """Refuse a plan of which AWS would refuse a part before any is done. JobError with all findings."""
+    found = [text for step in steps for call in step.calls for text in findings(call)]
+    if found:
+        raise JobError.from_findings(where, found)
+
+
+def findings(call: Call) -> Iterator[str]:
+    """What AWS's service description forbids: shapes and ranges, and also patterns and sets of values."""
+    from botocore.validate import ParamValidator
+
+    shape = _shape(call.service, call.operation)
+    report = ParamValidator().validate(dict(call.parameters), shape)
+    if report.has_errors():
+        yield f"{call.operation}: {report.generate_report()}"
+        return
+    yield from _strict(call.parameters, shape, call.operation)
+
+
+class Clients:
+    """boto3's clients, each made once; making one takes longer than most calls."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def of(self, service: str) -> Any:
+        if service not in self._made:
+            self._made[service] = client(service, 60)
+        return self._made[service]
+
+    def make(self, call: Call) -> Any:
+        return getattr(self.of(call.service), call.operation)(**call.parameters)
+
+
+@functools.lru_cache(maxsize=64)
+def _shape(service: str, operation: str) -> Any:
+    import boto3
+
+    model = boto3.client(service, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+    named = model.meta.method_to_api_mapping[operation]
+    return model.meta.service_model.operation_model(named).input_shape
+
+
+def _strict(value: Any, shape: Any, place: str) -> Iterator[str]:
+    """botocore leaves patterns and enumerations to the service; a plan should not."""
+    if shape.type_name == "structure":
+        for name, inner in value.items():
+            yield from _strict(inner, shape.members[name], f"{place}.{name}")
+    elif shape.type_name == "list":
+        for index, inner in enumerate(value):
+            yield from _strict(inner, shape.member, f"{place}[{index}]")
+    elif shape.type_name == "map":
+        for name, inner in value.items():
+            yield from _strict(name, shape.key, f"{place}.{name}")
+            yield from _strict(inner, shape.value, f"{place}.{name}")
+    elif shape.type_name == "string":
+        yield from _text(value, shape, place)
+    elif shape.type_name in ("integer", "long", "float", "double"):
+        most = shape.metadata.get("max")
+        if most is not None and value > most:
+            yield f"{place}={value} is over {most}"
+
+
+def _text(value: str, shape: Any, place: str) -> Iterator[str]:
+    allowed = shape.metadata.get("enum")
+    if allowed and value not in allowed:
+        near = [each for each in allowed if each.rpartition(".")[0] == value.rpartition(".")[0]] or allowed
+        yield f"{place}: AWS knows no {value!r}; it knows {', '.join(near[:8])}"
+    if len(value) > shape.metadata.get("max", len(value)):
+        yield f"{place}: {len(value)} characters are more than {shape.metadata['max']}"
+    pattern = _compiled(shape.metadata.get("pattern", ""))
+    if pattern is not None and not pattern.fullmatch(value):
+        yield f"{place}: {value!r} is not what AWS takes there ({pattern.pattern})"
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str] | None:
+    """None where there is none, or one in a dialect (\\p{L}) that Python's re does not have."""
+    try:
+        return re.compile(pattern) if pattern else None
+    except re.error:
+        return None
