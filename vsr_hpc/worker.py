@@ -402,12 +402,22 @@ def _read_back(plan: Plan, path: Path) -> tuple[Picture, Iterator[Frame]]:
 def build_upscaler(plan: Plan | Prepared, threads: int) -> tuple[Upscaler, dict[str, str]]:
     """The engine for a plan on this machine's device, with its weights checked; and its platform."""
     from vsr_hpc.upscale.engine import Upscaler, platform_record, resolve_settings, tune_allocator
+    from vsr_hpc.upscale.settings import choose_lanes
 
     tune_allocator()
     request = upscale_request(plan.job, plan.picture)
     settings = resolve_settings(request, plan.card, plan.clip.picture)
     path = weights.ensure(plan.card) if plan.card.weights else None
-    upscaler = Upscaler(plan.card, path, plan.clip.picture, plan.picture, settings, threads=threads)
+    lanes = choose_lanes(plan.card, plan.clip.picture, settings, threads)
+    upscaler = Upscaler(
+        plan.card,
+        path,
+        plan.clip.picture,
+        plan.picture,
+        settings,
+        threads=max(1, threads // lanes),
+        lanes=lanes,
+    )
     tile = "none" if settings.tile is None else str(settings.tile)
     return upscaler, {**platform_record(settings.device, settings.precision), "tile": tile}
 

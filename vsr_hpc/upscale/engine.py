@@ -23,6 +23,7 @@ from vsr_hpc.models import weights as weight_files
 from vsr_hpc.models.cards import Card, Precision
 from vsr_hpc.models.networks import Compact
 from vsr_hpc.upscale.colour import Coding, quantise
+from vsr_hpc.upscale.device import DevicePath, as_float, as_samples
 from vsr_hpc.upscale.filters import Filter, code_map, plane_axes, resample, scaling_axis
 from vsr_hpc.upscale.fused import PhasePlanes, is_fusible
 from vsr_hpc.upscale.geometry import (
@@ -42,7 +43,7 @@ from vsr_hpc.upscale.settings import (
     device_facts,
     resolve_settings,
 )
-from vsr_hpc.upscale.temporal import SMALLEST_SIDE, Propagation, set_type
+from vsr_hpc.upscale.temporal import Propagation, set_type
 from vsr_hpc.upscale.tiles import Tile, feather, grid, padded
 
 __all__ = [
@@ -77,6 +78,8 @@ class Upscaler:
     """Calls that may run side by side; changes no byte."""
     clipped: int
     """Samples so far that lay outside the network's range (carried around it or clipped: settings)."""
+    device_path: DevicePath | None
+    """What batches take to an accelerator and back; None before the first, and on a CPU."""
 
     def __init__(
         self,
@@ -111,7 +114,9 @@ class Upscaler:
         self._planes = self._plane_maker()
         self.batch, self.lanes, self._threads = settings.batch, lanes, threads
         self.clipped = 0
-        self._counting = threading.Lock()
+        self._lock = threading.Lock()
+        self.device_path = None
+        self._has_path = self._device.type != "cpu" and not card.is_recurrent and not settings.grain
 
     def _plane_maker(self) -> PhasePlanes | None:
         """What makes planes straight from the last layer, where nothing else is wanted of the picture."""
@@ -152,12 +157,41 @@ class Upscaler:
             return list(self.window(frames, 0, 0))
         done: list[Frame] = []
         while len(done) < len(frames):
-            part = frames[len(done) : len(done) + self.batch]
+            batch = self.batch
+            part = frames[len(done) : len(done) + batch]
             try:
-                done += self._pass(part)
+                done += self._through_device(part, batch) if self._has_path else self._pass(part)
             except (MemoryError, RuntimeError) as exc:
-                self._overcome(exc, part[0].index)
+                self._overcome(exc, part[0].index, batch)
         return done
+
+    @torch.inference_mode()
+    def _through_device(self, frames: Sequence[Frame], batch: int) -> list[Frame]:
+        for frame in frames:
+            _check_shapes(frame, self._in)
+        with self._lock:
+            path = self.device_path
+            if path is None or path.batch != batch:
+                is_static = self._network is None or self._card.is_tiled_exactly or not self._settings.tile
+                path = DevicePath(self._samples_of, batch, self._device, is_static=is_static)
+                self.device_path = path
+        made = path([frame.planes for frame in frames])
+        self._count(sum(int(outside) for *_, outside in made))
+        return [
+            Frame(index=frame.index, planes=tuple(planes), hdr10plus=frame.hdr10plus)
+            for frame, (*planes, _) in zip(frames, made, strict=True)
+        ]
+
+    def _count(self, outside: int) -> None:
+        with self._lock:
+            self.clipped += outside
+
+    def _samples_of(self, samples: list[Tensor]) -> list[Tensor]:
+        """All that happens between upload and download: planes, and each frame's samples out of range."""
+        depth = self._out.pixel.depth
+        results, outside = self._results([as_float(each) for each in samples])
+        rounded = [quantise(codes, depth) if codes.is_floating_point() else codes for codes in results]
+        return [*(as_samples(codes, depth) for codes in rounded), outside]
 
     def window(self, frames: Sequence[Frame], before: int, after: int) -> Iterator[Frame]:
         """Upscale a window of one scene with a recurrent network, and give out its frames as they are made.
@@ -183,7 +217,7 @@ class Upscaler:
 
     def canary(self) -> str:
         """Run one small made-up tile; its sha256. BackendError when the device computes rubbish."""
-        side = 32 * self._card.multiple_of
+        side = 64 if self._propagation is not None else 32 * self._card.multiple_of
         ramp = torch.linspace(0, 1, side, device=self._device)
         rgb = torch.stack(
             [ramp.expand(side, side), ramp.expand(side, side).T, ramp.flip(0).expand(side, side)]
@@ -216,18 +250,9 @@ class Upscaler:
         for frame in frames:
             _check_shapes(frame, self._in)
         planes = [self._upload([frame.planes[i] for frame in frames]) for i in range(len(frames[0].planes))]
-        results = (
-            self._network_planes(planes, run or self._run)
-            if self._network is not None
-            else self._filtered(planes, self._kind)
-        )
-        settings = self._settings
-        if self._network is not None and settings.blend:
-            plain = self._filtered(planes, "bicubic")
-            results = [
-                ours.lerp(filtered, settings.blend) for ours, filtered in zip(results, plain, strict=True)
-            ]
-        if settings.grain:
+        results, outside = self._results(planes, run)
+        self._count(int(outside.sum()))
+        if self._settings.grain:
             self._add_grain(results, frames)
         depth = self._out.pixel.depth
         rounded = [quantise(codes, depth) if codes.is_floating_point() else codes for codes in results]
@@ -236,6 +261,20 @@ class Upscaler:
             Frame(index=frame.index, planes=tuple(plane[i] for plane in finished), hdr10plus=frame.hdr10plus)
             for i, frame in enumerate(frames)
         ]
+
+    def _results(self, planes: list[Tensor], run: Run | None = None) -> tuple[list[Tensor], Tensor]:
+        """Code values of the output's planes, in float or in samples where they are rounded already; and how
+        many samples of each frame lay outside the network's range.
+        """
+        if self._network is None:
+            none = torch.zeros(len(planes[0]), dtype=torch.int64, device=self._device)
+            return self._filtered(planes, self._kind), none
+        made, outside = self._network_planes(planes, run or self._run)
+        share = self._settings.blend
+        if not share:
+            return made, outside
+        plain = self._filtered(planes, "bicubic")
+        return [ours.lerp(filtered, share) for ours, filtered in zip(made, plain, strict=True)], outside
 
     @property
     def _kind(self) -> Filter:
@@ -263,21 +302,22 @@ class Upscaler:
         rgb = Coding(self._in).to_rgb([self._upload([plane]) for plane in frame.planes])
         return self._padded(rgb.clamp(0, 1))
 
-    def _network_planes(self, planes: list[Tensor], run: Run) -> list[Tensor]:
+    def _network_planes(self, planes: list[Tensor], run: Run) -> tuple[list[Tensor], Tensor]:
         coding = Coding(self._in)
         rgb = coding.to_rgb(planes)
         inside = rgb.clamp(0, 1)
         excess = rgb - inside
-        outside = int((excess.abs() > coding.half_code).sum())
-        with self._counting:
-            self.clipped += outside
-        is_carried = self._settings.clip == "carry" and bool(excess.any())
+        outside = (excess.abs() > coding.half_code).flatten(1).sum(dim=1)
+        is_carried = self._settings.clip == "carry"
+        if self._device.type == "cpu":  # elsewhere nothing may wait for a value
+            is_carried = is_carried and bool(excess.any())
         if self._planes is not None:
-            return self._planes(self._phases(inside), inside, excess if is_carried else None)
+            made = self._planes(self._phases(inside), inside, excess if is_carried else None)
+            return made, outside
         out = self._resized(self._forward(inside, run), None).clamp_(0, 1)
         if is_carried:
             out += self._resized(excess, "bicubic")
-        return self._coded(out, planes)
+        return self._coded(out, planes), outside
 
     def _coded(self, rgb: Tensor, planes: list[Tensor]) -> list[Tensor]:
         """RGB at the output's size as the output's planes, with alpha beside it."""
@@ -301,9 +341,7 @@ class Upscaler:
         return resample(samples, x, y, kind or ("lanczos" if self._out.width < width else "bicubic"))
 
     def _padded_size(self, height: int, width: int) -> tuple[int, int]:
-        least = SMALLEST_SIDE if self._card.is_recurrent else 1
-        step = self._card.multiple_of
-        return padded(max(height, least), step), padded(max(width, least), step)
+        return padded(height, self._card.multiple_of), padded(width, self._card.multiple_of)
 
     def _padded(self, rgb: Tensor) -> Tensor:
         height, width = rgb.shape[-2:]
@@ -395,16 +433,18 @@ class Upscaler:
     def _upload(self, planes: Sequence[Plane]) -> Tensor:
         """(frames, rows, columns) in float32; over the bus go the clip's own samples."""
         stacked = np.stack(planes)
-        if self._device.type == "cpu" or stacked.dtype == np.float32:
-            return torch.from_numpy(stacked.astype(np.float32, copy=False)).to(self._device)
-        if stacked.dtype == np.uint8:
-            return torch.from_numpy(stacked).to(self._device).float()
-        return (torch.from_numpy(stacked.view(np.int16)).to(self._device).int() & 0xFFFF).float()
+        if self._device.type == "cpu":
+            return torch.from_numpy(stacked.astype(np.float32, copy=False))
+        words = stacked.view(np.int16) if stacked.dtype == np.uint16 else stacked
+        return as_float(torch.from_numpy(words).to(self._device))
 
-    def _overcome(self, exc: Exception, index: int) -> None:
+    def _overcome(self, exc: Exception, index: int, batch: int | None = None) -> None:
         """Make room where memory is short; raise what another try on this device cannot mend."""
         if _is_out_of_memory(exc):
-            self._shrink_batch(exc)
+            with self._lock:
+                if batch in (None, self.batch):  # otherwise another lane has seen to it
+                    self.device_path = None
+                    self._shrink_batch(exc)
         elif _is_device_fault(exc):
             raise BackendError(
                 f"device {self._settings.device} failed at frame {index}: {_first_line(exc)}"
