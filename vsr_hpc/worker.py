@@ -200,6 +200,8 @@ class Worker:
         run = self._run
         staging.bring(run)
         self._ensure_plan()
+        if self._stop.is_set() and not run.has_plan():
+            return self._outcome(is_complete=False)
         claims = Claims(run=run, worker=self._beat.worker, node=self._beat.node, task=self._options.task)
         try:
             bench = self._set_up() if run.missing() and not self._stop.is_set() else None
