@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import json
 import os
 import signal
 import subprocess
@@ -31,6 +32,8 @@ from moto.batch import models
 from moto.batch.exceptions import ClientException
 from moto.batch.models import BatchBackend, ComputeEnvironment, Job, JobQueue
 from moto.batch.responses import BatchResponse
+from moto.iam.aws_managed_policies import aws_managed_policies_data
+from moto.iam.models import AWSManagedPolicy, IAMBackend
 
 _TICK_S = 0.05
 _KILL_WAIT_S = 30.0
@@ -105,6 +108,7 @@ def _vcpus(job: Job) -> int:
 
 def run(self: Job) -> None:
     """In place of moto's, which asks docker."""
+    self.local_reason = ""
     try:
         if not _wait_for_others(self):
             return
@@ -304,12 +308,16 @@ def _keep_log(job: Job, said: Any) -> None:
 
 def _status(job: Job) -> str:
     """An array's own status follows from its children's."""
-    children = [str(child._status) for child in job._child_jobs or []]
+    children = [_own_status(child) for child in job._child_jobs or []]
     if not children:
-        return str(getattr(job._status, "value", job._status))
+        return _own_status(job)
     if all(each in _ENDED for each in children):
         return "FAILED" if "FAILED" in children else "SUCCEEDED"
     return "PENDING"
+
+
+def _own_status(job: Job) -> str:
+    return str(getattr(job._status, "value", job._status))
 
 
 def describe_short(self: Job) -> dict[str, Any]:
@@ -373,7 +381,7 @@ def create_compute_environment(self: BatchBackend, *arguments: Any, **named: Any
 def _service_linked_role(backend: BatchBackend) -> str:
     iam = backend.iam_backend
     for role in iam.get_roles():
-        if role.name == "AWSServiceRoleForBatch":
+        if role.name.lower() == "awsserviceroleforbatch":
             return str(role.arn)
     return str(iam.create_service_linked_role("batch.amazonaws.com", "", "").arn)
 
@@ -435,8 +443,20 @@ _CREATE_QUEUE, _UPDATE_QUEUE = BatchResponse.createjobqueue, BatchResponse.updat
 _DESCRIBE_QUEUE = JobQueue.describe
 
 
+_POLICIES: list[Any] = []
+
+
+def only_the_policy_in_use(self: IAMBackend) -> list[AWSManagedPolicy]:
+    """The one that Batch's instances have; reading all of AWS's own costs a second each time."""
+    name = "AmazonEC2ContainerServiceforEC2Role"
+    if not _POLICIES:
+        _POLICIES.append(json.loads(aws_managed_policies_data)[name])
+    return [AWSManagedPolicy.from_data(name, self.account_id, self.region_name, _POLICIES[0])]
+
+
 def install() -> None:
     """Put all of it in place; a second call changes nothing."""
+    IAMBackend._init_aws_policies = only_the_policy_in_use
     Job.run, Job.describe, Job.describe_short = run, describe, describe_short
     JobQueue.describe = describe_queue
     BatchBackend.submit_job, BatchBackend.terminate_job = submit_job, terminate_job

@@ -51,7 +51,7 @@ class Change:
 
 def init(settings: Settings, account: Account, say: Say, *, is_plan: bool = False) -> tuple[Change, ...]:
     """Do what is missing, saying each; with `is_plan` only say it."""
-    maker = _Maker(settings=settings, account=account, say=say, is_plan=is_plan)
+    maker = Maker(settings=settings, account=account, say=say, is_plan=is_plan)
     with calls.explained("set up AWS Batch"):
         maker.log_group()
         for role in wanted.roles(settings):
@@ -69,7 +69,9 @@ def init(settings: Settings, account: Account, say: Say, *, is_plan: bool = Fals
 
 
 @dataclass(slots=True, kw_only=True)
-class _Maker:
+class Maker:
+    """Looks at one thing after the other, says what becomes of it, and does that."""
+
     settings: Settings
     account: Account
     say: Say
@@ -182,10 +184,10 @@ class _Maker:
             return str(made["LaunchTemplate"]["LaunchTemplateId"]), "1"
         self._own(what, named(found.get("Tags", [])))
         template, latest = str(found["LaunchTemplateId"]), int(found["LatestVersionNumber"])
-        now = ec2.describe_launch_template_versions(LaunchTemplateId=template, Versions=[str(latest)])[
-            "LaunchTemplateVersions"
-        ][0]["LaunchTemplateData"]
-        if not self._note(what, "as it is" if holds(now, content) else "change"):
+        versions = ec2.describe_launch_template_versions(LaunchTemplateId=template, Versions=[str(latest)])
+        now = versions["LaunchTemplateVersions"][0]["LaunchTemplateData"]
+        is_same = all(holds(_comparable(now).get(key), value) for key, value in _comparable(content).items())
+        if not self._note(what, "as it is" if is_same else "change"):
             return template, str(latest)
         made = ec2.create_launch_template_version(LaunchTemplateId=template, LaunchTemplateData=content)
         return template, str(made["LaunchTemplateVersion"]["VersionNumber"])
@@ -227,7 +229,10 @@ class _Maker:
 
     def queue(self, name: str, arguments: dict[str, Any]) -> None:
         batch, tags = self.account.client("batch"), wanted.queue_tags(self.settings)
-        places = " then ".join(each["computeEnvironment"] for each in arguments["computeEnvironmentOrder"])
+        order = [
+            each["computeEnvironment"].rpartition("/")[2] for each in arguments["computeEnvironmentOrder"]
+        ]
+        places = " then ".join(order)
         what = f"job queue {name}: priority {arguments['priority']}, {places}"
         found = find_queue(batch, name)
         if found is None:
@@ -250,3 +255,9 @@ class _Maker:
             return facts is not None and facts["status"] == "VALID"
 
         self.account.wait(what, is_valid)
+
+
+def _comparable(content: dict[str, Any]) -> dict[str, Any]:
+    """A launch template's content with its tags by kind, whose order says nothing."""
+    tags = {each["ResourceType"]: each["Tags"] for each in content.get("TagSpecifications", ())}
+    return {**content, "TagSpecifications": tags}

@@ -133,12 +133,12 @@ def holds(found: Any, content: Any) -> bool:
 
 
 def same_queue(found: dict[str, Any], arguments: dict[str, Any]) -> bool:
-    order = [
-        each["computeEnvironment"].rpartition("/")[2]
-        for each in sorted(found["computeEnvironmentOrder"], key=lambda each: int(each["order"]))
-    ]
+    def order(facts: dict[str, Any]) -> list[str]:
+        places = sorted(facts["computeEnvironmentOrder"], key=lambda each: int(each["order"]))
+        return [each["computeEnvironment"].rpartition("/")[2] for each in places]
+
     return (
-        order == [each["computeEnvironment"] for each in arguments["computeEnvironmentOrder"]]
+        order(found) == order(arguments)
         and int(found["priority"]) == arguments["priority"]
         and holds(found.get("jobStateTimeLimitActions") or [], arguments["jobStateTimeLimitActions"])
         and found["state"] == "ENABLED"

@@ -27,7 +27,7 @@ from vsr_hpc.executors.batch_definition import OWNER_TAG, log_group
 
 def delete(name: str, account: Account, say: Say, *, is_plan: bool = False) -> tuple[str, ...]:
     """Remove what `init` made under this name and jobs registered, in the order that AWS wants."""
-    remover = _Remover(name=name, account=account, say=say, is_plan=is_plan)
+    remover = Remover(name=name, account=account, say=say, is_plan=is_plan)
     with calls.explained("take AWS Batch down"):
         remover.queues()
         remover.environments()
@@ -42,14 +42,16 @@ def delete(name: str, account: Account, say: Say, *, is_plan: bool = False) -> t
 
 
 @dataclass(slots=True, kw_only=True)
-class _Remover:
+class Remover:
+    """Removes one thing after the other, where it is ours, saying each."""
+
     name: str
     account: Account
     say: Say
     is_plan: bool
     removed: list[str] = field(default_factory=list)
 
-    def _is_ours(self, what: str, tags: dict[str, str]) -> bool:
+    def is_ours(self, what: str, tags: dict[str, str]) -> bool:
         """Say what goes; whether to do it."""
         if tags.get(OWNER_TAG) != self.name:
             self.say(f"left alone, not ours: {what}")
@@ -62,7 +64,7 @@ class _Remover:
         batch = self.account.client("batch")
         for each in every(batch, "describe_job_queues", "jobQueues"):
             name = each["jobQueueName"]
-            if not is_named(name, self.name) or not self._is_ours(f"job queue {name}", each.get("tags", {})):
+            if not is_named(name, self.name) or not self.is_ours(f"job queue {name}", each.get("tags", {})):
                 continue
             if each["state"] != "DISABLED":
                 batch.update_job_queue(jobQueue=name, state="DISABLED")
@@ -75,7 +77,7 @@ class _Remover:
         for each in every(batch, "describe_compute_environments", "computeEnvironments"):
             name = each["computeEnvironmentName"]
             what = f"compute environment {name}"
-            if not is_named(name, self.name) or not self._is_ours(what, each.get("tags", {})):
+            if not is_named(name, self.name) or not self.is_ours(what, each.get("tags", {})):
                 continue
             if each["state"] != "DISABLED":
                 batch.update_compute_environment(computeEnvironment=name, state="DISABLED")
@@ -90,13 +92,13 @@ class _Remover:
         )
         for each in [found for page in pages for found in page["jobDefinitions"]]:
             what = f"job definition {each['jobDefinitionName']}:{each['revision']}"
-            if self._is_ours(what, each.get("tags", {})):
+            if self.is_ours(what, each.get("tags", {})):
                 batch.deregister_job_definition(jobDefinition=each["jobDefinitionArn"])
 
     def launch_template(self) -> None:
         ec2 = self.account.client("ec2")
         found = find_launch_template(ec2, f"{self.name}-batch")
-        if found and self._is_ours(f"launch template {self.name}-batch", named(found.get("Tags", []))):
+        if found and self.is_ours(f"launch template {self.name}-batch", named(found.get("Tags", []))):
             ec2.delete_launch_template(LaunchTemplateId=found["LaunchTemplateId"])
 
     def security_groups(self) -> None:
@@ -104,7 +106,7 @@ class _Remover:
         filters = [{"Name": "group-name", "Values": [f"{self.name}-batch"]}]
         for each in ec2.describe_security_groups(Filters=filters)["SecurityGroups"]:
             what = f"security group {each['GroupName']} ({each['GroupId']})"
-            if self._is_ours(what, named(each.get("Tags", []))):
+            if self.is_ours(what, named(each.get("Tags", []))):
                 self._delete_group(what, each["GroupId"])
 
     def _delete_group(self, what: str, group: str) -> None:
@@ -125,7 +127,7 @@ class _Remover:
     def instance_profile(self) -> None:
         iam, name = self.account.client("iam"), f"{self.name}-instance"
         found = or_none(lambda: iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"])
-        if found is None or not self._is_ours(f"instance profile {name}", named(found.get("Tags", []))):
+        if found is None or not self.is_ours(f"instance profile {name}", named(found.get("Tags", []))):
             return
         for role in found["Roles"]:
             iam.remove_role_from_instance_profile(InstanceProfileName=name, RoleName=role["RoleName"])
@@ -134,7 +136,7 @@ class _Remover:
     def role(self, name: str) -> None:
         iam = self.account.client("iam")
         found = find_role(iam, name)
-        if found is None or not self._is_ours(f"role {name}", found["tags"]):
+        if found is None or not self.is_ours(f"role {name}", found["tags"]):
             return
         for each in iam.list_attached_role_policies(RoleName=name)["AttachedPolicies"]:
             iam.detach_role_policy(RoleName=name, PolicyArn=each["PolicyArn"])
@@ -145,7 +147,7 @@ class _Remover:
     def log_group(self) -> None:
         logs, name = self.account.client("logs"), log_group(self.name)
         found = find_log_group(logs, name)
-        if found is not None and self._is_ours(f"log group {name}", found["tags"]):
+        if found is not None and self.is_ours(f"log group {name}", found["tags"]):
             logs.delete_log_group(logGroupName=name)
 
 

@@ -192,6 +192,11 @@ def environments(
     }
 
 
+def environment_arn(name: str, settings: Settings) -> str:
+    where = f"{settings.region}:{settings.account}"
+    return f"arn:{settings.partition}:batch:{where}:compute-environment/{name}"
+
+
 def queues(settings: Settings) -> dict[str, dict[str, Any]]:
     """Arguments of each queue, by its name. Of queues on one environment the higher priority goes first."""
     name = settings.name
@@ -204,7 +209,7 @@ def queues(settings: Settings) -> dict[str, dict[str, Any]]:
 
     def queue(priority: int, *places: str, limits: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
         order = [
-            {"order": number, "computeEnvironment": f"{name}-{place}"}
+            {"order": number, "computeEnvironment": environment_arn(f"{name}-{place}", settings)}
             for number, place in enumerate(places, start=1)
         ]
         return {

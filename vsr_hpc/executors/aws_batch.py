@@ -28,7 +28,7 @@ from vsr_hpc.executors.batch_definition import (
     job_role,
     log_group,
 )
-from vsr_hpc.job import BatchSection, JobSpec
+from vsr_hpc.job import JobSpec
 from vsr_hpc.models.cards import find_card
 from vsr_hpc.run import Round, Run
 from vsr_hpc.staging import stage
@@ -80,7 +80,7 @@ def job_of(run: Run, number: int) -> RoundJob | None:
 
 
 def check(job: JobSpec) -> None:
-    """Refuse places that Batch's instances cannot see. Raises JobError with all of them."""
+    """Refuse what cannot be begun: places that instances do not see, no queue, no image. Raises JobError."""
     places = {"input": job.input, "output": job.output, "run.location": job.run_uri}
     found = [
         f"{key}: {place} is on this machine, where AWS Batch's instances do not see it; put it on S3 and "
@@ -90,6 +90,8 @@ def check(job: JobSpec) -> None:
     ]
     if found:
         raise JobError.from_findings("on: aws-batch", found)
+    batch = calls.client("batch", job.batch.region)
+    wanted_of(calls.find_queue(batch, _queues(job)[0]), job, batch.meta.region_name)
 
 
 # Beginning a round
@@ -106,10 +108,10 @@ def start(run: Run, job: JobSpec, after: Run | None = None) -> RoundJob:
     if present is not None:
         log.warning("a round is under way round=%d", present.round)
         return present
-    place, queue = _queue(batch, run, job.batch)
-    wanted = _wanted(batch, queue, job)
+    place, queue = _queue(batch, run, job)
+    wanted = wanted_of(queue, job, batch.meta.region_name)
     depends = [] if after is None else _dependency(after)
-    stage(run, job.model)
+    stage(run, job.model, job.picture.denoise)
     missing = len(run.missing() - set(run.control().poisoned)) if run.has_plan() else 0
     workers = min(job.run.workers, missing) if run.has_plan() else job.run.workers
     workers = max(1, min(workers, LARGEST_ARRAY))
@@ -170,9 +172,20 @@ def _wait_for_job(run: Run, begun: Round) -> RoundJob:
     )
 
 
-def _queue(batch: Any, run: Run, section: BatchSection) -> tuple[int, calls.Queue]:
+def gpus_of(job: JobSpec) -> int:
+    """For each worker: one for a network, unless the job says otherwise."""
+    if job.batch.gpus is not None:
+        return job.batch.gpus
+    return 0 if find_card(job.model).is_filter else 1
+
+
+def _queues(job: JobSpec) -> tuple[str, ...]:
+    return job.batch.queues or (job.batch.name if gpus_of(job) else f"{job.batch.name}-cpu",)
+
+
+def _queue(batch: Any, run: Run, job: JobSpec) -> tuple[int, calls.Queue]:
     """The first of the job's queues, or the next one where the last round found no capacity in its own."""
-    names = section.queues or (section.name,)
+    names = _queues(job)
     place = 0
     rounds = [each for each in run.rounds() if each.executor == "aws-batch"]
     last = job_of(run, rounds[-1].number) if rounds else None
@@ -190,7 +203,8 @@ def is_capacity(facts: dict[str, Any]) -> bool:
     return "CAPACITY:" in facts.get("statusReason", "")
 
 
-def _wanted(batch: Any, queue: calls.Queue, job: JobSpec) -> Wanted:
+def wanted_of(queue: calls.Queue, job: JobSpec, region: str) -> Wanted:
+    """The workers' job definition. JobError where no image is known."""
     section = job.batch
     image = section.image or queue.tags.get(IMAGE_TAG)
     if not image:
@@ -198,15 +212,14 @@ def _wanted(batch: Any, queue: calls.Queue, job: JobSpec) -> Wanted:
             f"no container image: name one as batch.image, or with `vsr batch init {section.name} --image`"
         )
     role = section.job_role or f"arn:{queue.partition}:iam::{queue.account}:role/{job_role(section.name)}"
-    gpus = section.gpus if section.gpus is not None else 0 if find_card(job.model).is_filter else 1
     return Wanted(
         name=section.name,
         image=image,
         job_role=role,
-        region=batch.meta.region_name,
+        region=region,
         cpus=section.cpus,
         memory_gib=section.memory_gib,
-        gpus=gpus,
+        gpus=gpus_of(job),
         attempts=section.attempts,
         timeout_min=section.timeout_min,
         warning_s=section.warning_s,

@@ -10,7 +10,8 @@ from typing import Any
 FINGERPRINT_TAG = "vsr-fingerprint"
 OWNER_TAG = "vsr-batch"
 IMAGE_TAG = "vsr-image"
-USER = "1000:1000"
+USER = "10001:10001"
+"""The image's own, said again so that no other image runs as root."""
 _GIB = 1024
 
 # Batch matches these as patterns, in order, before it counts the attempt. What a person must mend (2, 3, 4),
