@@ -67,11 +67,11 @@ def video_pairs(
 
 
 def drawn_damage(rng: np.random.Generator, scale: int) -> Damage:
-    """CRF 15 to 38; half of the clips neither blurred nor noisy."""
+    """CRF 15 to 40; half of the clips neither blurred nor noisy."""
     is_still = rng.random() < 0.15
     step = (0, 0) if is_still else tuple(int(each) for each in rng.integers(-2 * scale, 2 * scale + 1, 2))
     return Damage(
-        crf=int(rng.integers(15, 39)),
+        crf=int(rng.integers(15, 41)),
         preset=PRESETS[int(rng.integers(len(PRESETS)))],
         blur=float(rng.uniform(0.15, 0.45)) if rng.random() < 0.3 else 0.0,
         noise=float(rng.uniform(0.5, 4.0)) if rng.random() < 0.4 else 0.0,
