@@ -72,6 +72,12 @@ app.add_typer(cli_batch.app, name="batch")
 app.add_typer(cli_image.app, name="image")
 
 
+class Metrics(str, Enum):
+    none = "none"
+    emf = "emf"
+    cloudwatch = "cloudwatch"
+
+
 class Where(str, Enum):
     local = "local"
     slurm = "slurm"
@@ -317,6 +323,12 @@ def worker_command(
     task: Annotated[str, typer.Option("--task", help="The scheduler's name of this worker's place.")] = "",
     restart: Annotated[int, typer.Option("--restart", help="How often this place was started before.")] = 0,
     with_parent: Annotated[int, typer.Option("--with-parent", help="Leave when this process is gone.")] = 0,
+    metrics: Annotated[
+        Metrics | None, typer.Option("--metrics", help="Figures for CloudWatch; the job's way if left out.")
+    ] = None,
+    prometheus: Annotated[
+        str | None, typer.Option("--prometheus", help="A folder for the node exporter's textfile collector.")
+    ] = None,
     is_quiet: IsQuiet = False,
 ) -> None:
     """Work on a run until nothing is missing. This is what executors start.
@@ -330,7 +342,14 @@ def worker_command(
     if not is_quiet:
         for handler in logging.getLogger().handlers:
             handler.setLevel(logging.INFO)
-    options = worker.WorkerOptions(threads=threads, task=task, restart=restart, parent=with_parent)
+    options = worker.WorkerOptions(
+        threads=threads,
+        task=task,
+        restart=restart,
+        parent=with_parent,
+        metrics=metrics.value if metrics else None,
+        prometheus=prometheus,
+    )
     stop = StopFlag()
     with signals_set(stop), spot_watched(stop):
         outcome = worker.work(run_uri, options, stop)

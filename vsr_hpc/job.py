@@ -166,6 +166,10 @@ class RunSection(_Section):
     max_rounds: int = Field(8, ge=1, le=1000)
     reproducible: Literal["mixed", "strict"] = "mixed"
     keep_segments: bool = False
+    metrics: Literal["none", "emf", "cloudwatch"] = "none"
+    """How workers tell CloudWatch their figures: lines in the log, or the API."""
+    prometheus: Place | None = None
+    """A folder for the node exporter's textfile collector."""
 
 
 class ContainerSection(_Section):

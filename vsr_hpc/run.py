@@ -103,6 +103,8 @@ class Heartbeat(_Document):
     shard: int | None = None
     shard_frames: int = 0
     frames: int = 0
+    failed: int = 0
+    """Attempts that ended with an error."""
     shards: int = 0
     seconds: dict[str, float] = {}
     note: str = ""

@@ -35,6 +35,7 @@ from vsr_hpc.run import Cause, Control, Heartbeat, Lease, Liveness, Process, Rec
 from vsr_hpc.runlog import RunLog
 from vsr_hpc.sample import SHORT_S, Sample, Tools, keep_sample, measure
 from vsr_hpc.source import open_source
+from vsr_hpc.telemetry import Push, Telemetry, sinks_of
 
 if TYPE_CHECKING:
     from vsr_hpc.upscale.engine import Upscaler
@@ -63,6 +64,9 @@ class WorkerOptions:
     parent: int = 0
     """The process that started this one, where its death should end this worker; 0 for none."""
     does_finish: bool = True
+    metrics: Push | None = None
+    prometheus: str | None = None
+    """Where figures go; what the job says where they are None."""
     waits: bool = True
     """Whether to stay for a lease window when all that is missing is held by others."""
 
@@ -87,7 +91,7 @@ def work(
     """Work on a run until nothing is missing, nothing is free, or the flag is set."""
     run = Run.open(uri)
     worker = Worker(run, options, stop, on_beat)
-    with worker.beating():
+    with worker.telling(), worker.beating():
         return worker.live()
 
 
@@ -116,6 +120,15 @@ class Worker:
         self._seconds_per_frame: float | None = None
         self._platform: dict[str, str] = {}
         self._log = RunLog()
+        self._telemetry = Telemetry(run.uri, ())
+
+    def telling(self) -> contextlib.AbstractContextManager[None]:
+        """Publish this worker's figures where its job or a flag asks for that."""
+        how, options = self._run.job().run, self._options
+        push = options.metrics or how.metrics
+        sinks = sinks_of(push, options.prometheus or how.prometheus, self._beat.worker)
+        self._telemetry = Telemetry(self._run.uri, sinks)
+        return self._telemetry.running()
 
     # The heartbeat
 
@@ -172,6 +185,7 @@ class Worker:
             self._beat = self._beat.model_copy(update=fresh)
             beat = self._beat
         self._said_at = time.monotonic()
+        self._telemetry.observe(beat)
         self._run.beat(beat)
         self._on_beat(beat)
 
@@ -349,6 +363,8 @@ class Worker:
         log.info("shard done shard=%05d frames=%d seconds=%.2f", shard.index, shard.frames, took)
 
     def _give_back(self, lease: Lease, cause: Cause, text: str) -> None:
+        if cause in ("media", "backend"):
+            self._beat = self._beat.model_copy(update={"failed": self._beat.failed + 1})
         try:
             self._run.give_back(lease, cause, self._beat.node, text)
         except VsrError as exc:

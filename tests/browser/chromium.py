@@ -117,6 +117,11 @@ class Browser:
         )
         return found
 
+    def weak_texts(self) -> list[str]:
+        """Texts below 4.5 to 1 (WCAG 2 AA). Those on pictures have a dark pill and are left out."""
+        found: list[str] = self.run(_CONTRAST)
+        return found
+
     def console(self) -> list[str]:
         """Errors and warnings since the last call."""
         return [each["message"] for each in self.driver.get_log("browser") if each["level"] != "INFO"]
@@ -139,7 +144,7 @@ class Browser:
                 "return {x: b.x + scrollX, y: b.y + scrollY, width: b.width, height: b.height}",
                 selector,
             )
-            given |= {"captureBeyondViewport": True, "clip": {**box, "scale": 1}}
+            given |= {"clip": {**box, "scale": 1}}
         elif is_whole:
             width, height = self.run(
                 "return [document.documentElement.clientWidth, document.documentElement.scrollHeight]"
@@ -165,3 +170,31 @@ def browser(profile: Path) -> Iterator[Browser]:
         yield Browser(driver)
     finally:
         driver.quit()
+
+
+_CONTRAST = """
+const channel = (c) => ((c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+function behind(element) {
+  for (let at = element; at; at = at.parentElement) {
+    const colour = parse(getComputedStyle(at).backgroundColor);
+    if (colour.length === 3 || colour[3] === 1) return colour.slice(0, 3);
+  }
+  return [255, 255, 255];
+}
+const weak = new Set();
+for (const summary of document.querySelectorAll('details')) summary.open = true;
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const element = walker.currentNode.parentElement;
+  const text = walker.currentNode.textContent.trim();
+  if (!text || element.closest('script, style, noscript, .stage, .window, [hidden]')) continue;
+  const style = getComputedStyle(element);
+  if (style.visibility === 'hidden' || !element.getClientRects().length) continue;
+  const [one, two] = [light(parse(style.color)), light(behind(element))].sort((a, b) => b - a);
+  const ratio = (one + 0.05) / (two + 0.05);
+  if (ratio < 4.5) weak.add(`${ratio.toFixed(2)} ${element.className}: ${text.slice(0, 30)}`);
+}
+return [...weak];
+"""

@@ -125,6 +125,7 @@ def test_a_run_that_goes_on_is_shown_cancelled_and_resumed(chromium: Browser, li
         first = chromium.wait(lambda: _frames(chromium), "the first frames")
         chromium.wait(lambda: _frames(chromium) > first, "more frames, without a reload")
         chromium.wait(lambda: "worker began" in chromium.text(".log"), "its log")
+        assert chromium.weak_texts() == []
         press(chromium, "Cancel")
         chromium.wait(lambda: state(chromium) == "cancelled", "the cancelled run")
         assert process.wait(PATIENCE_S) == 130
@@ -170,6 +171,7 @@ def test_the_pages_fit_and_say_nothing_on_the_console(
     for where in ("", "#new"):
         chromium.open(f"{live.address}{where}", size=size, is_phone=size[0] < 600, is_dark=True)
         assert chromium.run("return document.documentElement.scrollWidth") <= size[0]
+        assert chromium.weak_texts() == []
         assert chromium.console() == []
 
 

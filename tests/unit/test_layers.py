@@ -26,7 +26,7 @@ quality  training/
 plan  pace
 run  estimate  storage_choice  placement
 outputs  ledger
-prepare  status  runlog  claims  staging  pipeline  promises  packets
+prepare  status  runlog  claims  staging  pipeline  promises  packets  telemetry
 verify  progress  sample
 report/
 finish

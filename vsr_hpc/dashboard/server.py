@@ -60,6 +60,7 @@ class Board:
     _watched: dict[str, Watched] = field(default_factory=dict)
     _begun: list[str] = field(default_factory=list)
     streams: int = 0
+    is_leaving: Callable[[], bool] = lambda: False
     previews: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     def uris(self) -> tuple[str, ...]:
@@ -203,7 +204,7 @@ def _stream(request: Request, board: Board, read: Callable[[], dict[str, Any]]) 
         try:
             told, said_at = "", time.monotonic()
             yield "retry: 1000\n\n"
-            while not await request.is_disconnected():
+            while not (board.is_leaving() or await request.is_disconnected()):
                 text = json.dumps(await asyncio.to_thread(read))
                 now = time.monotonic()
                 if text != told:
@@ -353,14 +354,16 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
             access_log=False,
             lifespan="off",
             server_header=False,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=5,
             h11_max_incomplete_event_size=64 << 10,
             http="h11",
             ws="none",
         )
+        server = uvicorn.Server(config)
+        board.is_leaving = lambda: server.should_exit
         on_ready(f"http://{shown}:{port}/{token}/")
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
         finally:
             if isinstance(intake, Bucket):
                 intake.abort_all()

@@ -203,19 +203,16 @@ def _flag(section: str, key: str, value: Any) -> list[str]:
 _NO_FLAG = {("picture", "seed"), ("run", "max_attempts"), ("run", "max_rounds")}
 
 
-def stored(run: Run, *names: str) -> dict[str, Any] | None:
-    """The first of these JSON objects that the run's store has; others may write them."""
-    for name in names:
-        try:
-            found = json.loads(run.store.read(name))
-        except MissingObject:
-            continue
-        except ValueError as exc:
-            log.warning("not shown in the report name=%s why=%s", name, exc)
-            continue
-        if isinstance(found, dict):
-            return found
-    return None
+def stored(run: Run, name: str) -> dict[str, Any] | None:
+    """A JSON object in the run's store; None where it is not there or is none."""
+    try:
+        found = json.loads(run.store.read(name))
+    except MissingObject:
+        return None
+    except ValueError as exc:
+        log.warning("not shown in the report name=%s why=%s", name, exc)
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def size(count: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vsr_hpc.errors import JobError, VsrError
+from vsr_hpc.ledger import read_estimate, read_spent
 from vsr_hpc.report import facts
 from vsr_hpc.report.history import History, read_history, read_receipts
 from vsr_hpc.report.page import page
@@ -26,8 +27,6 @@ NAME = "reports/report.html"
 """Where a run keeps its report."""
 QUALITY = "reports/quality.json"
 VERIFICATION = "reports/verification.json"
-_ESTIMATES = ("estimate.json", "reports/estimate.json")
-_COSTS = ("cost.json", "costs.json", "reports/cost.json")
 
 
 def write_report(run: Run, receipts: Sequence[Receipt] | None = None) -> bytes:
@@ -102,6 +101,7 @@ def gather(run: Run, receipts: Sequence[Receipt] | None = None) -> dict[str, Any
         receipts = read_receipts(run, run.finished())
     history = read_history(run, receipts, status.workers)
     scenes, loops, why = _pictures(run, done)
+    estimate = read_estimate(run)
     document = {
         "name": facts.name_of(plan.job.output),
         "source_name": facts.name_of(plan.clip.uri),
@@ -126,8 +126,8 @@ def gather(run: Run, receipts: Sequence[Receipt] | None = None) -> dict[str, Any
         "checks": [asdict(each) for each in facts.checks(run, receipts, done)],
         "verification": facts.stored(run, VERIFICATION),
         "quality": facts.stored(run, QUALITY),
-        "estimate": facts.stored(run, *_ESTIMATES),
-        "cost": facts.stored(run, *_COSTS),
+        "estimate": estimate.model_dump(mode="json") if estimate else None,
+        "spent": asdict(read_spent(run, estimate)),
         "again": asdict(facts.reproduce(plan.job)),
     }
     log.info("report gathered uri=%s seconds=%.2f", run.uri, time.monotonic() - began)

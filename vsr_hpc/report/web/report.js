@@ -50,25 +50,26 @@ function time() {
 }
 
 function costs() {
-  const hours = {};
+  const [told, spent] = [run.estimate, run.spent];
+  const hours = (number) => `${number < 0.1 ? number.toPrecision(2) : number.toFixed(2)} h`;
+  const usd = (number) => `${number.toFixed(number < 1 ? 4 : 2)} USD`;
+  const range = (found, show) => (found ? `${show(found.mid)} (${show(found.low)} to ${show(found.high)})` : "–");
+  const devices = {};
   for (const lane of run.history.lanes) {
     const device = lane.device || "unknown";
-    hours[device] = (hours[device] || 0) + Math.max(0, lane.stop_s - lane.start_s) / 3600;
+    devices[device] = (devices[device] || 0) + Math.max(0, lane.stop_s - lane.start_s) / 3600;
   }
-  const used = Object.entries(hours).map(([device, spent]) => [device, `${spent < 0.1 ? spent.toPrecision(2) : spent.toFixed(2)} worker hours`]);
-  const told = [["Estimated", run.estimate], ["In the end", run.cost]].filter(([, found]) => found);
-  const note = told.length ? null : "No estimate was stored with this run";
-  return card("What it took", note, el("div", { class: "columns" }, el("div", {}, el("h3", {}, "Measured"), table(used, "Measured")), told.map(([title, found]) => el("div", {}, el("h3", {}, title), table(flat(found), title)))));
-}
-
-function flat(found, before = "") {
-  return Object.entries(found).flatMap(([key, value]) => {
-    const name = (before + key).replace(/_/g, " ");
-    if (value === null || value === "") return [];
-    if (Array.isArray(value)) return [[name, value.map((each) => (each && typeof each === "object" ? flat(each).map(([k, v]) => `${k} ${v}`).join(", ") : each)).join("; ")]];
-    if (typeof value === "object") return flat(value, `${name} `);
-    return [[name, typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(4))) : String(value)]];
-  });
+  const rows = [
+    ["time", told && range(told.seconds, clock), clock(spent.seconds)],
+    ["node hours", told && hours(told.node_hours), hours(spent.node_hours)],
+    ["interruptions", told && String(Number(told.interruptions.toPrecision(2))), `${count(spent.interruptions)}, ${count(spent.shards_lost, "attempt")} lost`],
+    ["cost", told && range(told.usd, usd), spent.usd === null ? "–" : usd(spent.usd)],
+    ["devices", null, Object.entries(devices).map(([device, used]) => `${device}: ${hours(used)} of workers`).join(", ")],
+  ];
+  const body = rows.map(([name, before, after]) => el("tr", {}, el("th", { scope: "row" }, name), told ? el("td", {}, before || "") : null, el("td", {}, after)));
+  const head = told ? el("thead", {}, el("tr", {}, ["", "estimated", "in the end"].map((text) => el("th", { scope: "col" }, text)))) : null;
+  const note = told ? `Estimated for ${told.way}, from ${told.source}; ${told.prices}` : "No estimate was made before this run; `vsr plan` makes one";
+  return card("What it took", note, el("table", { class: "facts", "aria-label": "What it took" }, head, el("tbody", {}, body)));
 }
 
 function quality() {

@@ -79,7 +79,7 @@ export function timeline(history) {
       context.fillStyle = c.line;
       context.fillRect(x(t), 0, 1, rows.high - AXIS);
       context.fillStyle = c.soft;
-      context.fillText(short(t, step), Math.min(Math.max(x(t), rows.label + 12), rows.wide - 20), rows.high - AXIS / 2 + 2);
+      context.fillText(short(t, step), Math.min(Math.max(x(t), rows.label + 18), rows.wide - 26), rows.high - AXIS / 2 + 2);
     }
   }
 
@@ -130,7 +130,7 @@ export function timeline(history) {
   }
 
   function round(left, top, wide, high) {
-    if (wide < 4 || !context.roundRect) return context.fillRect(left, top, wide, high);
+    if (wide < 12 || high < 8 || !context.roundRect) return context.fillRect(left, top, wide, high);
     context.beginPath();
     context.roundRect(left, top, wide, high, Math.min(3, high / 2));
     return context.fill();
