@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -32,8 +34,10 @@ def measure(
         threads=threads or len(os.sched_getaffinity(0)),
         tell=_say if sys.stderr.isatty() else lambda _: None,
     )
+    if sys.stderr.isatty():
+        _say("")
     if is_json:
-        typer.echo(json.dumps(dataclasses.asdict(table), indent=1))
+        typer.echo(json.dumps(_finite(dataclasses.asdict(table)), indent=1))
         return
     for line in rows_of_text(table):
         typer.echo(line)
@@ -45,5 +49,14 @@ def measure(
 
 
 def _say(text: str) -> None:
+    """In place of what was said before."""
     typer.echo(f"\r\033[K{text}", nl=False, err=True)
-    sys.stderr.write("\r\033[K")
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity, which is the PSNR of equal pictures."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.commands import vsr
 from vsr_hpc import matlab
 from vsr_hpc.errors import JobError, MediaError
 from vsr_hpc.originals import degraded, read_truth, to_rgb8
@@ -162,3 +163,25 @@ def test_a_folder_without_originals_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(JobError, match="neither stills nor clips"):
         measure_quality(tmp_path, ["nearest"], 2)
+
+
+def test_the_command_prints_a_table_and_json(folder: Path) -> None:
+    said = vsr("bench", "--quality", folder, "--scale", "2", "--models", "bicubic, nearest")
+    assert said.code == 0, said.err
+    assert [line.split("|")[1].strip() for line in said.out.splitlines()[2:]] == ["bicubic", "nearest"]
+    assert "2 originals" in said.err
+    _write_png(folder / "flat.png", np.full((64, 64, 3), 90, dtype=np.uint8))
+    found = vsr("bench", "--quality", folder, "--scale", "2", "--models", "bicubic", "--json").json
+    flat = found["rows"][0]["pictures"][-1]
+    assert (flat["name"], flat["figures"]["psnr"]) == ("flat.png", None)
+
+
+def test_the_command_refuses_what_it_cannot_measure(folder: Path) -> None:
+    for arguments, words in (
+        (("--quality", folder / "none"), "no folder"),
+        (("--quality", folder, "--scale", "2.5"), "whole factors"),
+        (("--quality", folder, "--degrade", "vhs"), "h264:CRF"),
+        (("--quality", folder, "--models", "bicubik"), "did you mean bicubic"),
+    ):
+        said = vsr("bench", *arguments)
+        assert said.code == 2 and words in said.err
