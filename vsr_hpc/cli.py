@@ -21,6 +21,7 @@ from vsr_hpc import (
     cli_batch,
     cli_bench,
     cli_cluster,
+    cli_ec2,
     cli_endpoint,
     cli_image,
     cli_plan,
@@ -68,6 +69,7 @@ app.command("dashboard")(cli_report.dashboard)
 app.command("bench")(cli_bench.bench)
 app.command("serve")(cli_serve.serve)
 app.add_typer(cli_endpoint.app, name="endpoint")
+app.add_typer(cli_ec2.app, name="ec2")
 app.add_typer(cli_batch.app, name="batch")
 app.add_typer(cli_image.app, name="image")
 

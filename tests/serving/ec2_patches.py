@@ -1,7 +1,7 @@
 """What an Auto Scaling group does with its instances, on a moto server. Run before moto.
 
-moto 5.2 takes no hooks when a group is made, has every instance in service at once, replaces none that is gone, and
-knows neither CompleteLifecycleAction nor StartInstanceRefresh.
+moto 5.2 takes no hooks when a group is made, has every instance in service at once, replaces none that is
+gone, and knows neither CompleteLifecycleAction nor StartInstanceRefresh.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from typing import Any
 from moto.autoscaling.models import AutoScalingBackend, FakeAutoScalingGroup
 from moto.autoscaling.responses import AutoScalingResponse
 from moto.core.responses import ActionResult, EmptyResult
+from moto.core.types import Base64EncodedString
+from moto.ec2.models.launch_templates import LaunchTemplateVersion
 
 _hooks: dict[str, list[dict[str, Any]]] = {}
 _create, _launch = (
     AutoScalingResponse.create_auto_scaling_group,
     (FakeAutoScalingGroup.replace_autoscaling_group_instances),
 )
-_describe, _delete = (
-    AutoScalingBackend.describe_auto_scaling_groups,
-    AutoScalingBackend.delete_auto_scaling_group,
-)
+_describe = AutoScalingBackend.describe_auto_scaling_groups
 
 
 def create_auto_scaling_group(self: Any) -> ActionResult:
@@ -97,9 +96,25 @@ def terminate_instance(self: Any, number: str, should_decrement: bool) -> Any:
     return TerminateInstanceActivity(state.instance, before)
 
 
+def delete_auto_scaling_group(self: Any, group_name: str) -> None:
+    """All its instances go, also those that still wait."""
+    group = self.autoscaling_groups.pop(group_name)
+    numbers = [each.instance.id for each in group.instance_states if each.instance.state == "running"]
+    if numbers:
+        self.ec2_backend.terminate_instances(numbers)
+
+
+def user_data(self: Any) -> Any:
+    """moto takes the encoding of a template's first version for granted and forgets it in later ones."""
+    found = self.data.get("UserData")
+    return Base64EncodedString(found) if isinstance(found, str) else found
+
+
+LaunchTemplateVersion.user_data = property(user_data)
 AutoScalingResponse.create_auto_scaling_group = create_auto_scaling_group
 AutoScalingResponse.complete_lifecycle_action = complete_lifecycle_action
 AutoScalingResponse.start_instance_refresh = start_instance_refresh
 FakeAutoScalingGroup.replace_autoscaling_group_instances = launch
 AutoScalingBackend.describe_auto_scaling_groups = describe
 AutoScalingBackend.terminate_instance = terminate_instance
+AutoScalingBackend.delete_auto_scaling_group = delete_auto_scaling_group

@@ -40,7 +40,7 @@ batch/
 serving/
 cli_quality
 dashboard/
-cli_cluster  cli_report  cli_serve  cli_endpoint  cli_train  cli_job  cli_batch  cli_bench  cli_image
+cli_cluster  cli_report  cli_serve  cli_endpoint  cli_ec2  cli_train  cli_job  cli_batch  cli_bench  cli_image
 cli_plan
 cli
 demo

