@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _FRUITLESS_RESTARTS = 3
 """A task that was cut off so often without a finished shard does not put itself back any more."""
+_BACKEND_FAILURES = 4
+"""A task that ended so often with 75 ends with 1: RequeueExit=75 would bring it back for ever."""
 _HOLD_EVERY_S = 3.0
 _HOLD_LONGEST_S = 1200.0
 _LOOK_EVERY_S = 15.0
@@ -247,6 +249,8 @@ class Failure:
     code: int
     text: str
     after_s: float = 0.0
+    times: int = 1
+    """How often the task ended so."""
 
 
 def failures(folder: Path) -> tuple[Failure, ...]:
@@ -278,15 +282,28 @@ def _reported(place: Place) -> Iterator[None]:
     try:
         yield
     except VsrError as exc:
-        log.error("%s", exc)
-        failure = {
-            "job": place.job, "node": place.node, "code": exc.exit_code, "text": str(exc)[:2000],
-            "after_s": round(time.monotonic() - began, 3),
-        }  # fmt: skip
+        path = Path(place.folder) / f"{place.job}.failed.json"
+        code, times, text = exc.exit_code, _failed_before(path, place) + 1, str(exc)[:2000]
+        if code == BackendError.exit_code and times >= _BACKEND_FAILURES:
+            code, text = VsrError.exit_code, f"{text}; this was time {times}, so the task is not tried again"
+        log.error("%s", text)
+        failure = Failure(
+            job=place.job, node=place.node, code=code, text=text, times=times,
+            after_s=round(time.monotonic() - began, 3),
+        )  # fmt: skip
         with contextlib.suppress(OSError):
-            path = Path(place.folder) / f"{place.job}.failed.json"
-            path.write_text(json.dumps(failure), encoding="utf-8")
-        raise SystemExit(exc.exit_code) from exc
+            path.write_text(json.dumps(asdict(failure)), encoding="utf-8")
+        raise SystemExit(code) from exc
+
+
+def _failed_before(path: Path, place: Place) -> int:
+    """How often this task has ended with an error; where that cannot be read, how often it was restarted."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8")).get("times", 1))
+    except FileNotFoundError:
+        return 0 if os.access(path.parent, os.W_OK) else place.restart
+    except (OSError, ValueError, AttributeError):
+        return place.restart
 
 
 def _aside(call: Callable[[], object]) -> None:
