@@ -46,6 +46,17 @@ Batch = Annotated[str, typer.Option("--batch", help="Frames per forward pass, or
 Precision = Annotated[str, typer.Option("--precision", help="fp32, bf16, fp16 or auto.")]
 Blend = Annotated[float, typer.Option("--blend", help="Share of the plain bicubic picture, 0 to 1.")]
 Grain = Annotated[float, typer.Option("--grain", help="Film grain to add, in 8-bit codes; seeded by frame.")]
+Denoise = Annotated[
+    float | None,
+    typer.Option("--denoise", help="0 keeps noise, 1 removes it; for models with a variant (general-x4v3)."),
+]
+SkipDuplicates = Annotated[
+    bool, typer.Option("--skip-duplicates", help="Make frames only once that repeat bit by bit (animation).")
+]
+Window = Annotated[str, typer.Option("--window", help="Frames a video network makes at a time, or auto.")]
+ContextFrames = Annotated[
+    str, typer.Option("--context", help="Frames a video network sees on both sides of them, or auto.")
+]
 CodecOption = Annotated[
     Codec | None, typer.Option("--codec", help="By default one that holds the source's depth.")
 ]
@@ -101,6 +112,10 @@ def _options(  # only its signature counts
     precision: Precision = "auto",
     blend: Blend = 0.0,
     grain: Grain = 0.0,
+    denoise: Denoise = None,
+    skip_duplicates: SkipDuplicates = False,
+    window: Window = "auto",
+    context_frames: ContextFrames = "auto",
     codec: CodecOption = None,
     encoder: Encoder = None,
     crf: Crf = None,
@@ -135,6 +150,8 @@ _KEYS = {
     "model": "model", "overwrite": "overwrite",
     "scale": "picture.scale", "size": "picture.size", "tile": "picture.tile", "batch": "picture.batch",
     "precision": "picture.precision", "blend": "picture.blend", "grain": "picture.grain",
+    "denoise": "picture.denoise", "skip_duplicates": "picture.skip_duplicates",
+    "window": "picture.window", "context_frames": "picture.context",
     "deinterlace": "picture.deinterlace", "field_order": "picture.field_order",
     "codec": "video.codec", "encoder": "video.encoder", "crf": "video.crf", "qp": "video.qp",
     "lossless": "video.lossless", "preset": "video.preset", "pix_fmt": "video.pix_fmt",
@@ -202,7 +219,7 @@ def as_option(key: str) -> str:
     if "." not in key:
         return key
     name = next((name for name, place in _KEYS.items() if place == key), key.split(".")[1])
-    odd = {"start": "from", "stop": "to"}
+    odd = {"start": "from", "stop": "to", "context_frames": "context"}
     return f"--{odd.get(name, name).replace('_', '-')}"
 
 
@@ -215,7 +232,7 @@ def _laid_over(written: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]
 
 
 def _plain(name: str, value: Any) -> Any:
-    if name in ("tile", "batch"):
+    if name in ("tile", "batch", "window", "context_frames"):
         return _number_or_word(value)
     if name == "encoder_params":
         return _pairs(value)

@@ -49,6 +49,7 @@ def finish(run: Run) -> Done:
         return done
     began = time.monotonic()
     receipts = _complete_receipts(run)
+    repeated = sum(receipt.repeated for receipt in receipts)
     output = open_output(run.plan.job.output)
     with disk_errors_explained(output.uri):
         partial = output.partial()
@@ -64,7 +65,8 @@ def finish(run: Run) -> Done:
         size_bytes=report.size_bytes,
         sha256=report.sha256,
         offset_s=float(report.offset),
-        notes=report.notes,
+        notes=(*report.notes, *_repeats_note(repeated, report.frames)),
+        repeated=repeated,
         platforms=len({tuple(sorted(receipt.platform.items())) for receipt in receipts}),
         finished_s=time.time(),
         seconds={"merge": round(time.monotonic() - began, 3)},
@@ -75,6 +77,12 @@ def finish(run: Run) -> Done:
     log.info("run finished output=%s frames=%d sha256=%s", output.uri, done.frames, done.sha256)
     write_at_end(run, receipts)
     return done
+
+
+def _repeats_note(repeated: int, frames: int) -> tuple[str, ...]:
+    if not repeated:
+        return ()
+    return (f"{repeated} of {frames} frames repeat another bit by bit and were not made again",)
 
 
 def _complete_receipts(run: Run) -> tuple[Receipt, ...]:

@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -93,6 +94,14 @@ class PictureSection(_Section):
     blend: float = Field(0.0, ge=0, le=1)
     grain: float = Field(0.0, ge=0, le=64)
     seed: int = 0
+    denoise: float | None = Field(None, ge=0, le=1)
+    """For models with a variant that keeps noise: 0 is that variant, 1 the model itself."""
+    skip_duplicates: bool = False
+    """Use a result again for the frames of its chunk that decode to the same bits."""
+    window: int | Literal["auto"] = "auto"
+    """Frames that a video network makes at a time; by memory."""
+    context: int | Literal["auto"] = "auto"
+    """Frames that it sees on both sides of them; the card's."""
     deinterlace: bool = False
     field_order: Literal["auto", "progressive", "tff", "bff"] = "auto"
 
@@ -108,6 +117,14 @@ class PictureSection(_Section):
         if isinstance(tile, int) and tile < 32:
             raise ValueError(f"{tile} is too small to pay; use 32 or more, auto or none")
         return tile
+
+    @field_validator("window", "context")
+    @classmethod
+    def _is_bounded(cls, value: int | str, info: ValidationInfo) -> int | str:
+        least = 2 if info.field_name == "window" else 0
+        if isinstance(value, int) and not least <= value <= 10_000:
+            raise ValueError(f"{value} must be from {least} to 10000 frames, or auto")
+        return value
 
     @field_validator("batch")
     @classmethod
@@ -230,6 +247,30 @@ class SlurmSection(_Section):
         return self
 
 
+class BatchSection(_Section):
+    """How AWS Batch starts the workers (`run.workers` says how many). Changes no byte of the output."""
+
+    name: str = Field("vsr", pattern=r"^[a-z][a-z0-9-]{0,39}$")
+    """What `vsr batch init` made under this name: queues, job role, log group, the image."""
+    region: Text | None = None
+    image: Text | None = None
+    """The container; the one told to `vsr batch init` by default."""
+    queues: tuple[Text, ...] = ()
+    """In order of preference; by default NAME, Spot first and on-demand next, or NAME-cpu without GPUs."""
+    job_role: Text | None = None
+    gpus: int | None = Field(None, ge=0, le=64)
+    """For each worker; by default one for a network and none for a filter."""
+    cpus: int = Field(4, ge=1, le=1024)
+    memory_gib: float = Field(14, ge=0.25, le=4096)
+    """A little less than the instance has: Batch keeps some for itself."""
+    attempts: int = Field(10, ge=1, le=10)
+    """Of each worker: a lost host and exit code 75 start it again, nothing else does."""
+    timeout_min: int = Field(720, ge=5, le=100_000)
+    """Of one attempt; a worker leaves before that and is started again."""
+    warning_s: int = Field(120, ge=10, le=3600)
+    """How long before the timeout it leaves."""
+
+
 class JobSpec(_Section):
     """One job: a clip, a model, and how. Frozen; unknown keys are refused."""
 
@@ -245,6 +286,7 @@ class JobSpec(_Section):
     images: ImagesSection = ImagesSection()
     run: RunSection = RunSection()
     slurm: SlurmSection = SlurmSection()
+    batch: BatchSection = BatchSection()
     overwrite: bool = False
 
     @property

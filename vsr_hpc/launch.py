@@ -20,7 +20,7 @@ from vsr_hpc.job import JobSpec, RangeSection, RunSection, StreamsSection
 from vsr_hpc.media import clip as clips
 from vsr_hpc.media.writer import encoder_build
 from vsr_hpc.models.cards import WEIGHT_SUFFIXES
-from vsr_hpc.plan import Plan, PlanError, check_same, fingerprint
+from vsr_hpc.plan import Plan, PlanError, check_same, fingerprint, window_of
 from vsr_hpc.prepare import Prepared, check_space, frame_range, prepare
 from vsr_hpc.run import Done, Heartbeat, Run
 from vsr_hpc.source import open_source
@@ -387,4 +387,5 @@ def _fingerprint(run: Run, prepared: Prepared) -> dict[str, str]:
         encoding=prepared.encoding,
         frames=frame_range(job.range, run.timeline),
         encoder_build=encoder_build(),
+        window=window_of(job, prepared.card, prepared.clip),
     )

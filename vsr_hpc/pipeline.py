@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
 from vsr_hpc import fidelity
 from vsr_hpc.errors import MediaError
@@ -27,8 +27,9 @@ from vsr_hpc.media.clip import Source, Timeline
 from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.media.reader import read_frames
 from vsr_hpc.media.writer import SegmentFacts as WrittenFacts
-from vsr_hpc.plan import Plan, Shard
+from vsr_hpc.plan import Plan, Shard, Window
 from vsr_hpc.run import SegmentFacts
+from vsr_hpc.upscale.repeats import Repeats, Sorted
 
 T = TypeVar("T")
 _QUEUED_BATCHES = 3
@@ -42,6 +43,12 @@ class Upscaling(Protocol):
     @property
     def clipped(self) -> int: ...
     def __call__(self, frames: list[Frame]) -> list[Frame]: ...
+
+
+class WindowUpscaling(Upscaling, Protocol):
+    """A video network: the first `before` and the last `after` frames of a window are context."""
+
+    def window(self, frames: list[Frame], before: int, after: int) -> Iterator[Frame]: ...
 
 
 class ChunkWriter(Protocol):
@@ -126,6 +133,8 @@ class ShardWork:
     segments: tuple[SegmentFacts, ...]
     seconds: dict[str, float]
     clipped: int
+    repeated: int
+    """Frames that got the result of an equal one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,11 +187,26 @@ def make_segments(
         segments=tuple(work.segments),
         seconds={stage: round(spent, 3) for stage, spent in sorted(work.clock.seconds.items())},
         clipped=bench.upscaler.clipped - clipped_before,
+        repeated=sum(work.repeats.saved.values()),
     )
 
 
 _Batch = tuple[int, list[Frame]]
 """A chunk's number and some frames of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decoded:
+    """Frames of a chunk for one pass of the device; of a window the first and the last may be context."""
+
+    chunk: int
+    frames: list[Frame]
+    before: int = 0
+    after: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.frames) - self.before - self.after
 
 
 class _Work:
@@ -196,12 +220,13 @@ class _Work:
         should_drop: Callable[[int], bool],
     ) -> None:
         self._bench, self._shard, self._on_frames, self._should_drop = bench, shard, on_frames, should_drop
-        self.clock, self.segments = StageClock(), list[SegmentFacts]()
+        self.clock, self.segments, self.repeats = StageClock(), list[SegmentFacts](), Repeats()
         self._failed = threading.Event()
         self._thumbnails: dict[int, list[Thumbnail]] = {}
         self._writers: list[ChunkWriter] = []
         ends = (self._failed, self.clock)
-        self._decoded: _Pipe[_Batch] = _Pipe(_QUEUED_BATCHES, *ends, reader="device", writer="decode")
+        queued = _QUEUED_BATCHES if bench.plan.temporal is None else 1  # windows are long
+        self._decoded: _Pipe[_Decoded] = _Pipe(queued, *ends, reader="device", writer="decode")
         self._upscaled: _Pipe[_Batch] = _Pipe(_QUEUED_BATCHES, *ends, reader="encode", writer="device")
         self._closing: _Pipe[_Closing] = _Pipe(1, *ends, reader="check", writer="encode")
 
@@ -218,31 +243,69 @@ class _Work:
             writer.abort()
 
     def decode(self) -> None:
-        bench, clock = self._bench, self.clock
         for chunk in range(self._shard.first_chunk, self._shard.last_chunk):
             self._thumbnails[chunk] = []
-            start, stop = bench.plan.chunk(chunk)
-            for batch in _batches(_timed(clock, "decode", _frames(bench, start, stop)), bench.upscaler.batch):
-                with clock.timed("decode"):
-                    self._thumbnails[chunk] += [_thumbnail(each, bench.plan.clip.picture) for each in batch]
-                self._decoded.put((chunk, batch))
+            windows = self._bench.plan.windows(chunk)
+            for each in self._windows(chunk, windows) if windows else self._plain(chunk):
+                picture = self._bench.plan.clip.picture
+                with self.clock.timed("decode"):
+                    own = each.frames[each.before : each.before + each.count]
+                    self._thumbnails[chunk] += [_thumbnail(frame, picture) for frame in own]
+                self._decoded.put(each)
         self._decoded.end()
 
+    def _plain(self, chunk: int) -> Iterator[_Decoded]:
+        start, stop = self._bench.plan.chunk(chunk)
+        frames = _timed(self.clock, "decode", _frames(self._bench, start, stop))
+        for batch in _batches(frames, self._bench.upscaler.batch):
+            yield _Decoded(chunk=chunk, frames=batch)
+
+    def _windows(self, chunk: int, windows: tuple[Window, ...]) -> Iterator[_Decoded]:
+        """Each window's frames with their context, decoded once where windows overlap."""
+        read = _frames(self._bench, windows[0].read_start, windows[-1].read_stop)
+        frames, held = _timed(self.clock, "decode", read), deque[Frame]()
+        for window in windows:
+            while held and held[0].index < window.read_start:
+                held.popleft()
+            while not held or held[-1].index < window.read_stop - 1:
+                held.append(next(frames))
+            seen = [each for each in held if window.read_start <= each.index < window.read_stop]
+            yield _Decoded(chunk=chunk, frames=seen, before=window.before, after=window.after)
+
     def compute(self) -> None:
-        if self._bench.lanes == 1:
-            for chunk, batch in self._wanted():
-                self._hand_on(chunk, self._upscale(batch))
+        if self._bench.plan.temporal is not None:
+            self._compute_windows()
+        elif self._bench.lanes == 1:
+            for batch in self._sorted():
+                self._hand_on(batch, self._upscale(batch))
         else:
             self._compute_in_lanes(self._bench.lanes)
         self._upscaled.end()
 
+    def _compute_windows(self) -> None:
+        """One window after the other; its frames go on as they are made."""
+        upscaler = cast(WindowUpscaling, self._bench.upscaler)
+        for each in self._wanted():
+            made = upscaler.window(each.frames, each.before, each.after)
+            for frame in _timed(self.clock, "device", made):
+                self._on_frames(1)
+                self._upscaled.put((each.chunk, [frame]))
+
+    def _sorted(self) -> Iterator[Sorted]:
+        """Decoded batches, and which frames of them have to be made."""
+        for each in self._wanted():
+            if self._bench.plan.job.picture.skip_duplicates:
+                yield self.repeats.sort(each.chunk, each.frames)
+            else:
+                yield Sorted.all_of(each.chunk, each.frames)
+
     def _compute_in_lanes(self, lanes: int) -> None:
         """As many batches at once as there are lanes; their results go on in the order they came in."""
         with ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="lane") as pool:
-            begun: deque[tuple[int, Future[list[Frame]]]] = deque()
+            begun: deque[tuple[Sorted, Future[list[Frame]]]] = deque()
             try:
-                for chunk, batch in self._wanted():
-                    begun.append((chunk, pool.submit(self._upscale, batch)))
+                for batch in self._sorted():
+                    begun.append((batch, pool.submit(self._upscale, batch)))
                     while len(begun) > lanes or (begun and begun[0][1].done()):
                         self._hand_on(begun[0][0], begun.popleft()[1].result())
                 while begun:
@@ -251,22 +314,23 @@ class _Work:
                 for _, future in begun:
                     future.cancel()
 
-    def _wanted(self) -> Iterator[tuple[int, list[Frame]]]:
+    def _wanted(self) -> Iterator[_Decoded]:
         """Decoded batches, until it is said that the rest is not worth beginning."""
         left = self._shard.frames
-        for chunk, batch in self._decoded:
+        for each in self._decoded:
             if self._should_drop(left):
                 raise Stopped
-            left -= len(batch)
-            yield chunk, batch
+            left -= each.count
+            yield each
 
-    def _upscale(self, batch: list[Frame]) -> list[Frame]:
+    def _upscale(self, batch: Sorted) -> list[Frame]:
         with self.clock.timed("device", self._bench.lanes):
-            return self._bench.upscaler(batch)
+            return self._bench.upscaler(list(batch.fresh)) if batch.fresh else []
 
-    def _hand_on(self, chunk: int, frames: list[Frame]) -> None:
+    def _hand_on(self, batch: Sorted, made: list[Frame]) -> None:
+        frames = self.repeats.complete(batch, made) if batch.digests else made
         self._on_frames(len(frames))
-        self._upscaled.put((chunk, frames))
+        self._upscaled.put((batch.chunk, frames))
 
     def encode(self) -> None:
         for chunk, batches in itertools.groupby(self._upscaled, key=lambda item: item[0]):

@@ -23,13 +23,15 @@ from vsr_hpc.media.containers import StreamsRequest, check_container
 from vsr_hpc.media.encoding import Encoding, VideoRequest, planar_format, resolve_encoding
 from vsr_hpc.media.images import StillNames
 from vsr_hpc.media.picture import Picture, PixelFormat
+from vsr_hpc.media.reader import read_frames
+from vsr_hpc.media.scenes import find_cuts
 from vsr_hpc.media.stills import SUFFIXES as IMAGE_SUFFIXES
 from vsr_hpc.media.stills import still_picture
 from vsr_hpc.media.writer import encoder_build
-from vsr_hpc.models.cards import Card, find_card
+from vsr_hpc.models.cards import Card, find_card, with_denoise
 from vsr_hpc.models.defaults import AUTO, default_model, kind_of_still
 from vsr_hpc.outputs import check_remote_output, open_output
-from vsr_hpc.plan import Plan, chunk_borders, fingerprint, shard_borders
+from vsr_hpc.plan import Plan, Temporal, chunk_borders, fingerprint, shard_borders, window_of
 from vsr_hpc.source import RangedSource, open_source
 from vsr_hpc.upscale.geometry import Geometry, check_rgb_path, is_planewise, output_geometry
 from vsr_hpc.upscale.settings import UpscaleRequest
@@ -57,6 +59,7 @@ def prepare(job: JobSpec) -> Prepared:
     """Check everything that can be known without decoding. Raises one error with all findings."""
     findings = _place_findings(job)
     card = _card_or_finding(job, findings)
+    findings += _time_findings(job, card) if card is not None else []
     source = open_source(job.input)
     rate = Fraction(job.images.rate) if job.images.rate else None
     try:
@@ -98,12 +101,14 @@ def make_plan(
     content = clips.content_hash(prepared.source)
     start, stop = frame_range(job.range, timeline)
     pixels = clip.picture.width * clip.picture.height
+    temporal = _temporal(prepared, timeline, start, stop)
     chunks = chunk_borders(
         start,
         stop,
         frame_rate=_mean_rate(timeline, start, stop),
         operations_per_frame=float(card.operations_per_pixel) * pixels,
         chunk_s=job.run.chunk_s,
+        temporal=temporal,
     )
     speed = calibrate(prepared, timeline) if len(chunks) > 2 else None
     packed = timeline.to_bytes()
@@ -117,6 +122,7 @@ def make_plan(
         shard_borders=shard_borders(
             chunks, seconds_per_frame=speed, shard_s=job.run.shard_s, workers=job.run.workers
         ),
+        temporal=temporal,
         timeline_sha256=hashlib.sha256(packed).hexdigest(),
         fingerprint=fingerprint(
             job,
@@ -126,12 +132,35 @@ def make_plan(
             encoding=prepared.encoding,
             frames=(start, stop),
             encoder_build=encoder_build(),
+            window=window_of(job, card, clip),
         ),
         source_etag=prepared.source.facts.etag if isinstance(prepared.source, RangedSource) else None,
         seconds_per_frame=speed,
         scratch_bytes=_scratch_bytes(prepared, stop - start),
     )
     return plan, packed
+
+
+def _temporal(prepared: Prepared, timeline: Timeline, start: int, stop: int) -> Temporal | None:
+    """For a video network: the length of its windows, and the cuts that none of them looks across.
+
+    The range is decoded once for that, at a small part of what the network will take.
+    """
+    window = window_of(prepared.job, prepared.card, prepared.clip)
+    if window is None:
+        return None
+    frames = read_frames(
+        prepared.clip,
+        timeline,
+        prepared.source,
+        start,
+        stop,
+        threads=min(4, len(os.sched_getaffinity(0))),
+        deinterlace=prepared.job.picture.deinterlace,
+    )
+    cuts = find_cuts(frames, prepared.clip.picture)
+    log.info("scenes found cuts=%d window=%d context=%d", len(cuts), *window)
+    return Temporal(longest=window[0], context=window[1], cuts=cuts)
 
 
 def frame_range(wanted: RangeSection, timeline: Timeline) -> tuple[int, int]:
@@ -244,10 +273,30 @@ def _is_writable(folder: Path) -> bool:
 
 def _card_or_finding(job: JobSpec, findings: list[str]) -> Card | None:
     try:
-        return find_card(job.model)
+        card = find_card(job.model)
+        return card if job.picture.denoise is None else with_denoise(card, job.picture.denoise)
     except JobError as exc:
         findings.append(str(exc))
         return None
+
+
+def _time_findings(job: JobSpec, card: Card) -> list[str]:
+    """Settings about more than one frame that the model, or another setting, has no use for."""
+    wanted, findings = job.picture, []
+    if not card.is_recurrent:
+        findings += [
+            f"{key}: {card.name} makes each frame by itself; only video networks have a {key}"
+            for key in ("window", "context")
+            if getattr(wanted, key) != "auto"
+        ]
+    if wanted.skip_duplicates and card.is_recurrent:
+        findings.append(
+            f"skip_duplicates: {card.name} is a video network, whose results differ even where frames "
+            "repeat; leave it out"
+        )
+    if wanted.skip_duplicates and wanted.grain:
+        findings.append("skip_duplicates: with grain no two frames are alike; leave one of them out")
+    return findings
 
 
 def _usual_model(job: JobSpec, clip: Clip) -> str:

@@ -66,6 +66,8 @@ class Receipt(_Document):
     platform: dict[str, str]
     seconds: dict[str, float]
     clipped: int = 0
+    repeated: int = 0
+    """Frames that got an equal one's result (`skip_duplicates`)."""
     started_s: float
     finished_s: float
 
@@ -107,6 +109,7 @@ class Heartbeat(_Document):
     """Attempts that ended with an error."""
     shards: int = 0
     seconds: dict[str, float] = {}
+    repeated: int = 0
     note: str = ""
 
 
@@ -132,6 +135,8 @@ class Done(_Document):
     offset_s: float
     notes: tuple[str, ...] = ()
     platforms: int = 1
+    repeated: int = 0
+    """Frames that got an equal one's result (`skip_duplicates`)."""
     finished_s: float
     seconds: dict[str, float] = {}
 

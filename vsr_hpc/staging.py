@@ -15,9 +15,11 @@ from vsr_hpc.run import Run
 log = logging.getLogger(__name__)
 
 
-def stage(run: Run, model: str) -> None:
+def stage(run: Run, model: str, denoise: float | None = None) -> None:
     """Put the model's weights into the run's store, under their sha256."""
     card = find_card(model)
+    if card.denoise_partner is not None and denoise not in (None, 1):
+        stage(run, card.denoise_partner)
     if card.weights is None:
         return
     path = weights.ensure(card)

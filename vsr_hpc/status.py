@@ -43,6 +43,8 @@ class RunStatus:
     poisoned: tuple[Poison, ...]
     rounds: tuple[Round, ...]
     done: Done | None
+    repeated: int = 0
+    """Frames that got an equal one's result (`skip_duplicates`), by all workers so far."""
     queue: tuple[str, ...] = ()
     """What the executor's scheduler says of the run's jobs, for people."""
     estimate: Estimate | None = None
@@ -97,6 +99,7 @@ def read_status(run: Run) -> RunStatus:
         eta_s=(plan.frames - shown) / fps if fps > 0 else None,
         workers=workers,
         seconds=_summed(workers),
+        repeated=sum(worker.heartbeat.repeated for worker in workers),
         poisoned=run.poisoned() if control.poisoned else (),
         rounds=rounds,
         done=done,

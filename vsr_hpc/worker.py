@@ -349,6 +349,7 @@ class Worker:
             platform={**self._platform, "batch": str(bench.upscaler.batch)},
             seconds=work_done.seconds,
             clipped=work_done.clipped,
+            repeated=work_done.repeated,
             started_s=round(began_s, 3),
             finished_s=round(time.time(), 3),
         )
@@ -359,7 +360,13 @@ class Worker:
         total = dict(self._beat.seconds)
         for stage, seconds in work_done.seconds.items():
             total[stage] = round(total.get(stage, 0.0) + seconds, 3)
-        self._beat = self._beat.model_copy(update={"shards": self._beat.shards + 1, "seconds": total})
+        self._beat = self._beat.model_copy(
+            update={
+                "shards": self._beat.shards + 1,
+                "seconds": total,
+                "repeated": self._beat.repeated + work_done.repeated,
+            }
+        )
         log.info("shard done shard=%05d frames=%d seconds=%.2f", shard.index, shard.frames, took)
 
     def _give_back(self, lease: Lease, cause: Cause, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Warping by flow and deformable convolution in plain tensor code, for the networks that come from basicsr.
+"""Warping by flow and deformable convolution in plain tensor code, for the networks that basicsr defines.
 
 basicsr's own warp loses its coordinates in half precision, and its deformable convolution needs torchvision
 or a compiled extension. These run alike on every device; coordinates are fp32 whatever the features are.

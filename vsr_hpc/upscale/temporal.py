@@ -21,8 +21,8 @@ Pictures = Callable[[int], Tensor]
 """A window's frame as (1, 3, rows, columns) in fp32, by its place in the window."""
 Crop = tuple[slice, slice]
 
-SMALLEST_SIDE = 36
-"""SpyNet halves its input five times and a sixth time for its first guess: 33 is the least it takes."""
+_SMALLEST_SIDE = 33
+"""SpyNet halves its input five times and a sixth time for its first guess: this is the least it takes."""
 _FLOW_IS_FP32 = "spynet"
 _SHARE_OF_FREE_MEMORY = 0.5
 
@@ -114,8 +114,15 @@ class Propagation:
         """The neighbour's state where this frame's pixels were; zeros where there is no neighbour."""
         if other is None or state is None:
             return x.new_zeros((1, self._features, *x.shape[-2:]), dtype=self._dtype)
-        flow = self._module("spynet")(x, other[..., crop[0], crop[1]])
+        flow = self._flow(x, other[..., crop[0], crop[1]])
         return flow_warp(state, flow.permute(0, 2, 3, 1))
+
+    def _flow(self, x: Tensor, other: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        missing = (0, max(0, _SMALLEST_SIDE - width), 0, max(0, _SMALLEST_SIDE - height))
+        if any(missing):
+            x, other = (functional.pad(each, missing, mode="replicate") for each in (x, other))
+        return self._module("spynet")(x, other)[..., :height, :width]
 
     def _step(
         self, x: Tensor, state: Tensor, key: Tensor | None, direction: str, behind: Tensor | None
