@@ -113,7 +113,7 @@ def start(run: Run, job: JobSpec) -> RoundJobs:
     if present is not None:
         log.warning("a round is under way round=%d", present.round)
         return present
-    stage(run, job.model)
+    stage(run, job.model, job.picture.denoise)
     is_planned = plan_here(run, job)
     missing = len(run.missing() - set(run.control().poisoned)) if is_planned else 0
     wanted = min(job.run.workers, missing) if is_planned else job.run.workers
