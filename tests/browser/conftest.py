@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -45,30 +47,32 @@ class Live:
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("live")
-    environment = {**os.environ, "XDG_STATE_HOME": str(folder / "state")}
-    command = [
-        sys.executable,
-        "-m",
-        "vsr_hpc",
-        "dashboard",
-        "--port",
-        "0",
-        "--uploads",
-        str(folder / "clips"),
-    ]
+    with dashboard(folder, str(folder / "clips")) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def dashboard(
+    folder: Path, uploads: str, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Live]:
+    """A real `vsr dashboard`, until the block ends."""
+    command = [sys.executable, "-m", "vsr_hpc", "dashboard", "--port", "0", "--uploads", uploads]
     server = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command,
+        cwd=folder,
+        env={**os.environ, "XDG_STATE_HOME": str(folder / "state"), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert server.stdout is not None
     try:
         address = server.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:"), "the dashboard did not start"
         yield Live(address=address, folder=folder)
-    finally:
         server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        server.wait(60)
+    finally:
+        server.kill()
+        server.wait()
         server.stdout.close()

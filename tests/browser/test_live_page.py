@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.browser.chromium import PATIENCE_S, Browser
-from tests.browser.conftest import Live
+from tests.browser.conftest import Live, dashboard
 from tests.clips import numbered_clip
+from tests.moto_server import moto_server
+from tests.require import require
 from vsr_hpc.run import Run
 from vsr_hpc.status import read_status
 
@@ -101,7 +103,7 @@ def test_a_dropped_clip_is_tried_begun_and_followed_to_its_report(chromium: Brow
 
 
 def test_a_run_that_goes_on_is_shown_cancelled_and_resumed(chromium: Browser, live: Live) -> None:
-    clip = numbered_clip(live.folder / "long.mkv", frames=600, size=(320, 240))
+    clip = numbered_clip(live.folder / "long.mkv", frames=400, size=(320, 240))
     command = [
         sys.executable, "-m", "vsr_hpc", "upscale", clip.name, "long.out.mkv", "-m", "lanczos", "-s", "4",
         "--preset", "veryslow", "--encoder-threads", "1", "--threads", "1", "--chunk-s", "0.5", "-q",
@@ -173,6 +175,36 @@ def test_the_pages_fit_and_say_nothing_on_the_console(
         assert chromium.run("return document.documentElement.scrollWidth") <= size[0]
         assert chromium.weak_texts() == []
         assert chromium.console() == []
+
+
+def test_a_clip_for_s3_goes_there_in_parts_and_never_through_the_server(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    try:
+        import moto.moto_server  # noqa: F401
+    except ImportError as exc:
+        require("moto", f"moto[server] is not installed ({exc})")
+    clip = tmp_path / "a&b.mkv"
+    clip.write_bytes(os.urandom(1 << 20) * 17)  # two parts
+    with moto_server() as aws:
+        aws.make_bucket("films")
+        with dashboard(tmp_path, "s3://films/in", aws.environment) as served:
+            chromium.open(f"{served.address}#new")
+            assert "straight to s3://films/in" in chromium.text(".drop")
+            chromium.one("input[type=file]").send_keys(str(clip))
+            chromium.wait(lambda: chromium.all(".shown[data-done]"), "the upload")
+            place = chromium.run("return document.getElementById('input').value")
+            sent = chromium.requests()
+            assert chromium.console() == []
+        key = place.removeprefix("s3://films/")
+        body = aws.client("s3").get_object(Bucket="films", Key=key)["Body"]
+        assert body.read() == clip.read_bytes()
+        body.close()
+        assert aws.client("s3").list_multipart_uploads(Bucket="films").get("Uploads", []) == []
+    parts = {each.split("partNumber=")[1].split("&")[0] for each in sent if "partNumber=" in each}
+    assert parts == {"1", "2"}
+    assert all(each.startswith(aws.url) for each in sent if "partNumber=" in each)
+    assert not any("/api/clips" in each for each in sent)
 
 
 # The door. Needs no browser: these are other programs and other pages
