@@ -152,9 +152,8 @@ def placement_lines(
         f"{_short(traffic.latency_s)}, "
         f"{traffic.requests_per_day:,.0f} a day, {traffic.shape}"
     )
-    yield (
-        f"work     {_short(traffic.gpu_s)} on {instance}, {_short(traffic.cpu_s)} on serverless's CPU ({source})"
-    )
+    on_cpu = f"{_short(traffic.cpu_s)} on serverless's CPU"
+    yield f"work     {_short(traffic.gpu_s)} on {instance}, {on_cpu} ({source})"
     if found.advice is None:
         yield f"advice   {found.reason}"
     else:

@@ -13,6 +13,7 @@ GB = 1_000_000_000
 _FSX_LEAST_GIB = 1200
 _FSX_MBPS_PER_TIB = 200
 _EBS_LEAST_GIB = 1
+_CENT = 0.01
 _S3_BYTES_PER_S_NODE = 150e6
 """What a node reads and writes of S3 by a few streams, about."""
 LABELS: dict[Storage, str] = {"s3": "S3", "efs": "EFS", "fsx": "FSx for Lustre", "ebs": "EBS"}
@@ -49,9 +50,11 @@ class StorageOffer:
 
 
 def storage_offers(run: Footprint, prices: Prices) -> tuple[StorageOffer, ...]:
-    """All four; the first is the advice: the cheapest that fits and is fast enough."""
+    """All four; the first is the advice: the cheapest that fits and is fast enough, S3 where cents decide."""
     offers = (_s3(run, prices), _efs(run, prices), _fsx(run, prices), _ebs(run, prices))
-    return tuple(sorted(offers, key=lambda each: (not each.fits, each.usd_per_month + each.usd_per_run)))
+    return tuple(
+        sorted(offers, key=lambda each: (not each.fits, max(_CENT, each.usd_per_month + each.usd_per_run)))
+    )
 
 
 def _s3(run: Footprint, prices: Prices) -> StorageOffer:

@@ -21,6 +21,11 @@ def test_s3_is_the_advice_for_a_run_on_many_nodes() -> None:
     assert storage_offers(FILM, TABLE)[0].storage == "s3"
 
 
+def test_s3_is_the_advice_where_less_than_a_cent_decides() -> None:
+    tiny = replace(FILM, kept_bytes=1_000_000, moved_bytes=1_000_000)
+    assert storage_offers(tiny, TABLE)[0].storage == "s3"
+
+
 def test_prices_per_gigabyte_are_the_documents() -> None:
     assert offer(FILM, "s3").usd_per_month == 40 * 0.023
     assert offer(FILM, "efs").usd_per_month == 40 * 0.30
