@@ -58,7 +58,7 @@ class Sample(BaseModel):
     frames: int = Field(ge=1)
     """How many were made."""
     wall_s: dict[str, float]
-    """By stage: decode, device, encode, check."""
+    """By stage: decode, device, encode, check; of the device with all its lanes at work."""
     cpu_s: dict[str, float]
     """CPU time by stage; of a GPU, what it keeps the CPU busy with."""
     bytes_per_frame: float = Field(ge=0)
@@ -82,9 +82,10 @@ class Sample(BaseModel):
         time for. Other work that slowed a stage down shows as wall time that the CPU did not spend on it.
         """
         paces = [min(self.wall_s[stage], self.cpu_s[stage]) for stage in ("decode", "encode", "check")]
-        is_gpu = self.kind == "cuda"
-        device_s = self.wall_s["device"] if is_gpu else min(self.wall_s["device"], self.cpu_s["device"])
-        pace = max(*paces, device_s / (1 if is_gpu else self.lanes))
+        device_s = self.wall_s["device"]
+        if self.kind != "cuda":
+            device_s = min(device_s, self.cpu_s["device"] / self.lanes)
+        pace = max(*paces, device_s)
         return max(pace / workers, sum(self.cpu_s.values()) / (cores or self.threads))
 
     @property

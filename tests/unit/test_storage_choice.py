@@ -22,7 +22,7 @@ def test_s3_is_the_advice_for_a_run_on_many_nodes() -> None:
 
 
 def test_s3_is_the_advice_where_less_than_a_cent_decides() -> None:
-    tiny = replace(FILM, kept_bytes=1_000_000, moved_bytes=1_000_000)
+    tiny = replace(FILM, kept_bytes=1_000_000, moved_bytes=1_000_000, requests=30)
     assert storage_offers(tiny, TABLE)[0].storage == "s3"
 
 
