@@ -28,6 +28,7 @@ from vsr_hpc import (
     cli_report,
     cli_serve,
     cli_train,
+    cli_workflow,
 )
 from vsr_hpc.cli_job import (
     Audio,
@@ -71,6 +72,7 @@ app.command("serve")(cli_serve.serve)
 app.add_typer(cli_endpoint.app, name="endpoint")
 app.add_typer(cli_ec2.app, name="ec2")
 app.add_typer(cli_batch.app, name="batch")
+app.add_typer(cli_workflow.app, name="workflow")
 app.add_typer(cli_image.app, name="image")
 
 

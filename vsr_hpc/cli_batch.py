@@ -51,7 +51,7 @@ def init_command(
     from vsr_hpc.batch.lifecycle import init
     from vsr_hpc.batch.wanted import GPU_TYPES, Settings
 
-    account = _account(region)
+    account = account_of(region)
     settings = Settings(
         name=name,
         region=account.region,
@@ -92,11 +92,11 @@ def delete_command(
     from vsr_hpc.batch.removal import delete
     from vsr_hpc.batch.state import open_jobs
 
-    account = _account(region)
+    account = account_of(region)
     if not is_plan:
         waiting = open_jobs(name, account)
         busy = f" {waiting} jobs are waiting or running and end with it." if waiting else ""
-        _ask(f"delete all of {name} in {account.region}?{busy}", is_yes)
+        ask(f"delete all of {name} in {account.region}?{busy}", is_yes)
     removed = delete(name, account, _tell, is_plan=is_plan)
     if is_json:
         _answer(list(removed))
@@ -115,7 +115,7 @@ def status_command(name: Name = "vsr", region: Region = None, is_json: IsJson = 
     """
     from vsr_hpc.batch.state import state_of
 
-    found = state_of(name, _account(region))
+    found = state_of(name, account_of(region))
     if is_json:
         _answer(asdict(found))
         return
@@ -150,7 +150,45 @@ def worker_command(
     raise typer.Exit(work_here(run_uri, does_finish=does_finish, after=after))
 
 
-def _account(region: str | None) -> Any:
+Source = Annotated[str, typer.Option("--input", help="The clip's address.")]
+Template = Annotated[str, typer.Option("--template", help="The job's address.")]
+Incoming = Annotated[str, typer.Option("--incoming", help="The prefix that clips come below.")]
+
+
+@app.command("plan", hidden=True)
+def plan_command(run_uri: str, source: Source, template: Template, incoming: Incoming) -> None:
+    """A workflow's first step: the run and its plan."""
+    from vsr_hpc.executors import batch_workflow
+
+    typer.echo(f"{batch_workflow.plan(run_uri, source, template, incoming)} workers")
+
+
+@app.command("finish", hidden=True)
+def finish_command(run_uri: str) -> None:
+    """A workflow's step after the workers: the merge."""
+    from vsr_hpc.executors import batch_workflow
+
+    typer.echo(batch_workflow.finish(run_uri).output)
+
+
+@app.command("verify", hidden=True)
+def verify_command(run_uri: str) -> None:
+    """A workflow's step after the merge: the proof."""
+    from vsr_hpc.executors import batch_workflow
+
+    for line in batch_workflow.verify_run(run_uri).lines():
+        typer.echo(line)
+
+
+@app.command("whole", hidden=True)
+def whole_command(run_uri: str, source: Source, template: Template, incoming: Incoming) -> None:
+    """A short clip from beginning to end in one job."""
+    from vsr_hpc.executors import batch_workflow
+
+    raise typer.Exit(batch_workflow.whole(run_uri, source, template, incoming))
+
+
+def account_of(region: str | None) -> Any:
     from vsr_hpc.batch.looks import Account
     from vsr_hpc.executors.batch_calls import client
 
@@ -158,7 +196,7 @@ def _account(region: str | None) -> Any:
     return Account(region=found)
 
 
-def _ask(question: str, is_yes: bool) -> None:
+def ask(question: str, is_yes: bool) -> None:
     if is_yes:
         return
     try:

@@ -36,12 +36,13 @@ forecast  serve_plan
 launch  preview  plan_text
 bench  startup
 cluster/  image
-batch/
+batch/  workflow
+workflow_life
 serving/
 cli_quality
 dashboard/
 cli_cluster  cli_report  cli_serve  cli_endpoint  cli_ec2  cli_train  cli_job  cli_batch  cli_bench  cli_image
-cli_plan
+cli_plan  cli_workflow
 cli
 demo
 __main__
@@ -55,7 +56,7 @@ SEAMS = {
 
 ON_A_HEAD_NODE = """
 job plan profiles prepare run forecast serve_plan ledger status launch progress verify finish
-executors.local executors.slurm executors.slurm_task executors.aws_batch batch.lifecycle batch.removal
+executors.local executors.slurm executors.slurm_task executors.aws_batch batch.lifecycle batch.removal workflow_life
 cluster.check cluster.lifecycle cluster.pack cluster.storage
 cli cli_plan cli_cluster cli_serve cli_batch cli_image image
 """

@@ -1,0 +1,243 @@
+"""The workflow: rendered and linted offline, executed by moto's interpreter with real workers behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.aws.batch_cloud import BUCKET, PREFIX, REGION, Cloud
+from tests.clips import numbered_clip
+from tests.commands import vsr
+from tests.require import require
+from vsr_hpc import workflow
+from vsr_hpc.errors import JobError
+from vsr_hpc.executors.batch_workflow import job_for
+from vsr_hpc.job import parse_job
+from vsr_hpc.run import Run
+from vsr_hpc.workflow import Kind, Places
+
+pytestmark = pytest.mark.aws
+
+HERE = f"{REGION}:123456789012"
+PLACES = Places(
+    name="vsr",
+    partition="aws",
+    bucket=BUCKET,
+    prefix=PREFIX,
+    template=f"s3://{BUCKET}/{PREFIX}/workflows/vsr-workflow/0123456789abcdef.json",
+    spot_queue=f"arn:aws:batch:{HERE}:job-queue/vsr-spot",
+    ondemand_queue=f"arn:aws:batch:{HERE}:job-queue/vsr-ondemand",
+    cpu_queue=f"arn:aws:batch:{HERE}:job-queue/vsr-cpu",
+    worker_definition=f"arn:aws:batch:{HERE}:job-definition/vsr-worker:1",
+    cpu_definition=f"arn:aws:batch:{HERE}:job-definition/vsr-worker:2",
+    topic=f"arn:aws:sns:{HERE}:vsr-workflow",
+)
+KINDS: tuple[Kind, ...] = ("standard", "express")
+
+
+def lint(path: Path) -> subprocess.CompletedProcess[str]:
+    linter = Path(sys.executable).with_name("statelint")
+    if not linter.exists():
+        require("aws", "statelint is not installed")
+    return subprocess.run([str(linter), str(path)], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_machine_is_as_its_golden_says(kind: Kind, golden: Callable[[str, str], None]) -> None:
+    golden(f"workflow-{kind}.json", workflow.text(replace(PLACES, kind=kind)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_linter_accepts_the_state_machine_and_would_not_accept_a_broken_one(
+    kind: Kind, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
+    whole.write_text(workflow.text(replace(PLACES, kind=kind)))
+    document = workflow.render(replace(PLACES, kind=kind))
+    document["States"]["Notify"]["Next"] = "Nowhere"
+    broken.write_text(json.dumps(document))
+    said = lint(whole)
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert lint(broken).returncode != 0
+
+
+def test_express_waits_for_no_job_and_ends_within_its_five_minutes() -> None:
+    document = workflow.render(replace(PLACES, kind="express"))
+    assert ".sync" not in json.dumps(document) and document["TimeoutSeconds"] < 300
+    assert document["TimeoutSeconds"] > workflow.LOOKS * workflow.LOOK_EVERY_S
+
+
+def test_every_task_is_retried_and_every_failure_ends_where_receipts_are_kept() -> None:
+    states = workflow.render(PLACES)["States"]
+    tasks = {name: state for name, state in states.items() if state["Type"] == "Task"}
+    assert all("Retry" in state for state in tasks.values())
+    last = {name for name in tasks if name.startswith("Notify") or name == "KeepReceipts"}
+    for name in set(tasks) - last:
+        assert tasks[name]["Catch"][0]["ErrorEquals"] == ["States.ALL"], name
+    assert tasks["Workers"]["Catch"][0]["Next"] == "IsOnDemandMany"
+    assert tasks["WorkersOnDemand"]["Parameters"]["JobQueue"] == PLACES.ondemand_queue
+    assert tasks["WorkersOnDemand"]["Catch"][0]["Next"] == "Finish"  # which knows what is missing
+    assert states["DescribeFailure"]["Next"] == "KeepReceipts" and states["Failed"]["Type"] == "Fail"
+
+
+def test_output_keeps_a_clips_place_below_outgoing_and_clips_from_elsewhere_are_refused() -> None:
+    template = parse_job({"input": "s3://input", "output": "s3://output/out.mp4", "model": "nearest"}, "test")
+    job = job_for(template, "s3://films/vsr/incoming/a b/c.d.mkv", "s3://films/vsr/runs/x", "vsr/incoming/")
+    assert job.output == "s3://films/vsr/outgoing/a b/c.d.mp4" and job.run_uri == "s3://films/vsr/runs/x"
+    with pytest.raises(JobError, match="is not below vsr/incoming/"):
+        job_for(template, "s3://films/elsewhere/c.mkv", "s3://films/vsr/runs/x", "vsr/incoming/")
+
+
+# On moto's interpreter
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    path = tmp_path / "batch.yaml"
+    document = {
+        "input": "s3://input", "output": "out.mkv", "model": "nearest", "on": "aws-batch",
+        "picture": {"scale": 2}, "video": {"preset": "ultrafast", "threads": 1},
+        "run": {"workers": 2, "chunk_s": 4 / 24, "shard_s": 0.001, "threads": 1},
+        "batch": {"memory_gib": 1, "gpus": 1},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@contextlib.contextmanager
+def created(job_file: Path, *flags: str) -> Iterator[None]:
+    said = vsr("workflow", "create", job_file, "--bucket", BUCKET, *flags)
+    assert said.code == 0, said.err
+    try:
+        yield
+    finally:
+        said = vsr("workflow", "delete", "--yes", *flags)
+        assert said.code == 0, said.err
+
+
+def executions(cloud: Cloud, label: str = "vsr-workflow") -> list[dict[str, Any]]:
+    states = cloud.client("stepfunctions")
+    arn = f"arn:aws:states:{HERE}:stateMachine:{label}"
+    found = states.list_executions(stateMachineArn=arn)["executions"]
+    return [states.describe_execution(executionArn=each["executionArn"]) for each in found]
+
+
+def ended(cloud: Cloud, label: str = "vsr-workflow", count: int = 1) -> dict[str, Any]:
+    """The newest execution, once it has ended."""
+
+    def is_over() -> bool:
+        found = executions(cloud, label)
+        return len(found) >= count and all(each["status"] != "RUNNING" for each in found)
+
+    cloud.wait_until(is_over, f"{count} executions of {label}")
+    return max(executions(cloud, label), key=lambda each: each["startDate"])
+
+
+def steps(cloud: Cloud, execution: dict[str, Any]) -> list[str]:
+    states = cloud.client("stepfunctions")
+    pages = states.get_paginator("get_execution_history").paginate(executionArn=execution["executionArn"])
+    return [
+        each["stateEnteredEventDetails"]["name"]
+        for page in pages
+        for each in page["events"]
+        if "stateEnteredEventDetails" in each
+    ]
+
+
+def test_clip_dropped_into_incoming_comes_out_of_outgoing_on_demand_where_spot_has_nothing(
+    cloud: Cloud, job_file: Path, tmp_path: Path
+) -> None:
+    clip = tmp_path / "clip.mkv"
+    numbered_clip(clip, frames=16)
+    sqs, sns = cloud.client("sqs"), cloud.client("sns")
+    queue = sqs.create_queue(QueueName="told")["QueueUrl"]
+    with created(job_file), cloud.no_capacity("vsr-spot"):
+        sns.subscribe(TopicArn=PLACES.topic, Protocol="sqs", Endpoint=f"arn:aws:sqs:{HERE}:told")
+        cloud.put(clip, f"{PREFIX}/incoming/holiday/first day.mkv")
+        execution = ended(cloud)
+        assert execution["status"] == "SUCCEEDED", execution
+        walked = steps(cloud, execution)
+        status = vsr("workflow", "status", "--json").json
+    assert walked == [
+        "IsAgain", "Prepare", "Plan", "ReadPlan", "HowMany", "Workers", "IsOnDemandMany", "WorkersOnDemand",
+        "Finish", "Verify", "Notify", "Done",
+    ]  # fmt: skip
+    assert status[0]["input"] == f"s3://{BUCKET}/{PREFIX}/incoming/holiday/first day.mkv"
+    run = Run.open(status[0]["run"])
+    done = run.done()
+    assert done is not None and done.output == f"s3://{BUCKET}/{PREFIX}/outgoing/holiday/first day.mkv"
+    assert len(cloud.read(done.output)) == done.size_bytes and done.frames == 16
+    told = sqs.receive_message(QueueUrl=queue, WaitTimeSeconds=5)["Messages"][0]["Body"]
+    assert "first day.mkv is done" in json.loads(told)["Message"]
+
+
+def test_what_fails_keeps_its_run_says_so_and_is_taken_up_again(
+    cloud: Cloud, job_file: Path, tmp_path: Path
+) -> None:
+    clip = tmp_path / "clip.mkv"
+    numbered_clip(clip, frames=8)
+    job_file.write_text(job_file.read_text().replace("workers: 2", "workers: 1"))
+    with created(job_file):
+        with cloud.no_capacity("vsr-spot", "vsr-ondemand"):
+            cloud.client("batch").update_job_queue(
+                jobQueue="vsr-ondemand",
+                jobStateTimeLimitActions=[
+                    {
+                        "reason": "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY",
+                        "state": "RUNNABLE",
+                        "maxTimeSeconds": 600,
+                        "action": "CANCEL",
+                    }
+                ],
+            )
+            cloud.put(clip, f"{PREFIX}/incoming/late.mkv")
+            failed = ended(cloud)
+        assert (failed["status"], failed["error"]) == ("FAILED", "Vsr.Unfinished")
+        report = json.loads(cloud.read(f"s3://{BUCKET}/{PREFIX}/failures/{failed['name']}.json"))
+        assert report["input"].endswith("late.mkv") and "TaskFailed" in report["error"]["Error"]
+        assert Run.open(report["run"]).missing() == {0, 1}
+        said = vsr("workflow", "redrive", failed["name"])
+        assert said.code == 0, said.err
+        again = ended(cloud, count=2)
+        assert again["status"] == "SUCCEEDED" and steps(cloud, again)[:2] == ["IsAgain", "Plan"]
+        done = Run.open(report["run"]).done()
+        assert done is not None and done.output.endswith("outgoing/late.mkv")
+        refused = vsr("workflow", "redrive", again["name"])
+        assert refused.code == 2 and "has not failed: it is succeeded" in refused.err
+
+
+def test_short_clip_is_one_job_of_an_express_workflow(cloud: Cloud, job_file: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mkv"
+    numbered_clip(clip, frames=8)
+    with created(job_file, "--express"):
+        cloud.put(clip, f"{PREFIX}/incoming-short/short.mkv")
+        execution = ended(cloud, "vsr-workflow-express")
+        assert execution["status"] == "SUCCEEDED", execution
+    assert len(cloud.read(f"s3://{BUCKET}/{PREFIX}/outgoing/short.mkv")) > 0
+
+
+def test_create_is_idempotent_and_delete_leaves_nothing_of_it(cloud: Cloud, job_file: Path) -> None:
+    s3, states, events = (cloud.client(each) for each in ("s3", "stepfunctions", "events"))
+    with created(job_file):
+        before = states.list_state_machines()["stateMachines"]
+        again = vsr("workflow", "create", job_file, "--bucket", BUCKET)
+        assert again.code == 0 and "as it is: state machine vsr-workflow" in again.err
+        assert states.list_state_machines()["stateMachines"] == before
+        planned = vsr("workflow", "delete", "--plan", "--json").json
+        assert {each.split()[0] for each in planned} == {"rule", "state", "topic", "role"}
+        assert states.list_state_machines()["stateMachines"] == before
+    assert states.list_state_machines()["stateMachines"] == []
+    assert events.list_rules()["Rules"] == []
+    assert cloud.client("sns").list_topics()["Topics"] == []
+    roles = {each["RoleName"] for each in cloud.client("iam").list_roles()["Roles"]}
+    assert not {each for each in roles if "workflow" in each}
+    assert "EventBridgeConfiguration" not in s3.get_bucket_notification_configuration(Bucket=BUCKET)
