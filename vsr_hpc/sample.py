@@ -23,7 +23,7 @@ from vsr_hpc.media.clip import Timeline
 from vsr_hpc.media.picture import Frame, Picture, Plane
 from vsr_hpc.media.reader import read_frames
 from vsr_hpc.pipeline import Upscaling, Workbench
-from vsr_hpc.plan import Plan
+from vsr_hpc.plan import Plan, window_of
 from vsr_hpc.prepare import Prepared, frame_range
 from vsr_hpc.run import Run
 from vsr_hpc.store import MissingObject
@@ -40,6 +40,8 @@ _CAUTIOUS_OPERATIONS_PER_S = 1e11
 """Of a network on a slow core or two: only decides whether whole frames may be tried."""
 _ENCODING_S_PER_PIXEL = 5e-8
 """As x264 takes at its usual preset: only decides how many frames are tried."""
+_MOST_IN_A_WINDOW = 8
+"""Frames that a video network is tried on at a time."""
 _LEAST_SIDE = 64
 _LONGEST_FRAME_S = 4.0
 
@@ -161,19 +163,29 @@ def measure(
     count = len(taken)
     wall, cpu = clock.per_frame(count)
     ratio = _pixels(prepared.clip.picture) / _pixels(part.clip.picture)
+    seen = ratio * _seen_again(prepared)
     return Sample(
         device=platform.get("model", platform.get("device", "")),
         kind="cuda" if platform.get("device") == "cuda" else "cpu",
         threads=threads,
         lanes=bench.lanes,
         frames=count,
-        wall_s=wall | {"device": wall["device"] * ratio},
-        cpu_s=cpu | {"device": cpu["device"] * ratio},
+        wall_s=wall | {"device": wall["device"] * seen},
+        cpu_s=cpu | {"device": cpu["device"] * seen},
         bytes_per_frame=size / count,
         startup_s=startup_s,
         spent_s=time.perf_counter() - began,
         is_cropped=ratio > 1,
     )
+
+
+def _seen_again(prepared: Prepared) -> float:
+    """How often a video network sees each frame: windows have context, which was not tried."""
+    window = window_of(prepared.job, prepared.card, prepared.clip)
+    if window is None:
+        return 1.0
+    longest, context = window
+    return (longest + 2 * context) / longest
 
 
 def _pixels(picture: Picture) -> int:
@@ -249,10 +261,11 @@ def _through_device(
         taken += coming
     decoded = max(1, len(taken) - 1)
     made: list[Frame] = []
+    at_once = _MOST_IN_A_WINDOW if part.card.is_recurrent else bench.upscaler.batch
     until = time.perf_counter() + budget_s / 2
     with clock.timed("device"):
         while len(made) < min(2, len(taken)) or (len(made) < len(taken) and time.perf_counter() < until):
-            batch = taken[len(made) : len(made) + bench.upscaler.batch]
+            batch = taken[len(made) : len(made) + at_once]
             made += bench.upscaler([_cropped(each, part.clip.picture) for each in batch])
     clock.wall_s["device"] /= bench.lanes  # a worker makes as many batches at once
     for spent in (clock.wall_s, clock.cpu_s):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.clips import numbered_clip
+from tests.recurrent import tiny_model
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc import worker
 from vsr_hpc.media import clip as clips
@@ -14,7 +15,7 @@ from vsr_hpc.media.picture import Frame
 from vsr_hpc.models.cards import find_card
 from vsr_hpc.prepare import Prepared, prepare
 from vsr_hpc.run import Run
-from vsr_hpc.sample import Sample, Tools, measure, read_sample
+from vsr_hpc.sample import Sample, Tools, _seen_again, measure, read_sample
 from vsr_hpc.store import FolderStore
 from vsr_hpc.worker import plan_run, try_frames, workbench
 
@@ -163,3 +164,15 @@ def test_a_sample_of_another_version_is_left_out_aloud(
     run.store.create("sample.json", b'{"odd": 1}')
     assert read_sample(run) is None
     assert "sample not read" in caplog.text
+
+
+def test_a_video_networks_context_counts_for_every_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DATA", "CACHE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
+    card = tiny_model(tmp_path, context=2)
+    prepared = prepare(tiny_job(tmp_path, model=card.name, picture={"scale": 4, "window": 4}))
+    assert _seen_again(prepared) == 2.0
+    found = try_frames(prepared, clips.index(prepared.clip, prepared.source), threads=1, budget_s=0.2)
+    assert found.wall_s["device"] > 0 and found.frames >= 2
