@@ -37,7 +37,7 @@ import torch  # noqa: E402
 
 from vsr_hpc.media.picture import Frame, Picture  # noqa: E402
 from vsr_hpc.models.cards import Card, Precision, card_of_file, find_card  # noqa: E402
-from vsr_hpc.models.networks import build  # noqa: E402
+from vsr_hpc.models.networks import Compact, build  # noqa: E402
 from vsr_hpc.upscale.engine import (  # noqa: E402
     DeviceFacts,
     Upscaler,
@@ -128,6 +128,8 @@ def _models(folder: Path, wanted: argparse.Namespace) -> dict[str, tuple[Card, P
                     if parameter.dim() == 4:
                         torch.nn.init.kaiming_normal_(parameter, a=0.25)
                         parameter.mul_(0.3 if card.network == "rrdb" else 1.0)
+                if isinstance(network, Compact):
+                    network.body[-1].weight.mul_(0.1)  # a picture remains one, or the check refuses it
             torch.save({"params": network.state_dict()}, path)
         found[key] = (card_of_file(path), path)
     return found

@@ -48,7 +48,7 @@ class Sleeps:
 
 run, seconds, go, log = sys.argv[1], float(sys.argv[2]), sys.argv[3], sys.argv[4]
 worker.build_upscaler = lambda plan, threads: (Sleeps(seconds, 2, log), {"device": "stub"})
-options = worker.WorkerOptions(threads=1, does_finish=False, waits=False)
+options = worker.WorkerOptions(threads=1, does_finish=False)
 worker.work(run, options, StopFlag())
 """
 
@@ -99,7 +99,12 @@ def _measure(folder: Path, clip: Path, count: int, wanted: argparse.Namespace) -
             "model": "nearest",
             "picture": {"scale": 2},
             "video": {"preset": "ultrafast", "threads": 1},
-            "run": {"chunk_s": wanted.chunk_frames / 24, "shard_s": 1e-3, "location": str(place)},
+            "run": {
+                "chunk_s": wanted.chunk_frames / 24,
+                "shard_s": 1e-3,
+                "location": str(place),
+                "workers": count,
+            },
         },
         "scaling",
     )
@@ -128,6 +133,8 @@ def _measure(folder: Path, clip: Path, count: int, wanted: argparse.Namespace) -
     if any(codes) or run.missing():
         sys.exit(f"workers ended with {codes}, {len(run.missing())} shards are missing")
     times = [[float(line) for line in log.read_text().split()] for log in logs]
+    if not all(times):
+        sys.exit("a worker found nothing left to do: use more --frames")
     start, stop = max(each[0] for each in times), min(each[-1] for each in times)
     inside = sum(start < moment <= stop for each in times for moment in each)
     shutil.rmtree(place)
@@ -219,7 +226,7 @@ def _clip(folder: Path, frames: int) -> Path:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4, 8])
-    parser.add_argument("--frames", type=int, default=384)
+    parser.add_argument("--frames", type=int, default=480)
     parser.add_argument("--chunk-frames", type=int, default=6)
     parser.add_argument("--sleep-ms", type=float, default=250)
     parser.add_argument("--model", default="lanczos", help="for a worker's start: a name or a weights file")
