@@ -181,7 +181,7 @@ def label(found: Preview, pane: Pane) -> str:
     """Latin letters only: the font that comes with Pillow has no others."""
     if pane.seconds_per_frame is None:
         return f"source, enlarged x{found.scale:g}"
-    return f"{pane.model} x{found.scale:g}, {pane.seconds_per_frame:.2g} s"
+    return f"{pane.model}, {pane.seconds_per_frame:.2g} s"
 
 
 def _seconds_in_all(found: Preview, pane: Pane) -> float | None:

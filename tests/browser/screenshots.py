@@ -41,23 +41,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, browser(Path(folder) / "profile") as chromium:
         work = Path(folder) / "films"
         work.mkdir()
-        clip = make_demo_clip(work / "clip.mkv", seconds=8)
+        clip = make_demo_clip(work / "clip.mkv", seconds=6, size=(256, 144))
         with _dashboard(work) as address:
             _live(chromium, address, work, target)
         _report(chromium, Run.open(str(work / "bigger.mkv.vsr")), Path(folder), target)
-        _keep(_png(png(preview(str(clip), _MODELS, at="5", scale=4, crop="200x112"))), target / "preview.png")
+        _keep(_png(png(preview(str(clip), _MODELS, at="5", scale=4, crop="192x108"))), target / "preview.png")
     for path in sorted(target.glob("*.png")):
         print(f"{path.name}  {path.stat().st_size / 1000:.0f} kB")
 
 
-_MODELS = ("nearest", "bicubic", "lanczos")
+_MODEL = "vsr-video-x4"
+_MODELS = ("bicubic", "vsr-clean-x4", "vsr-video-x4")
 
 
 def _live(chromium: Browser, address: str, work: Path, target: Path) -> None:
     chromium.open(f"{address}#new", size=_WIDE)
     chromium.one("input[type=file]").send_keys(str(work / "clip.mkv"))
     chromium.wait(lambda: chromium.run("return document.querySelector('.shown[data-done]')"), "the upload")
-    chromium.run("document.querySelector('[type=number]').value = 4")
+    chromium.run("document.querySelector('select').value = arguments[0]", _MODEL)
+    chromium.run("document.querySelector('select').dispatchEvent(new Event('change'))")
     chromium.run(
         "[...document.querySelectorAll('button')].find((e) => e.textContent.startsWith('Prev')).click()"
     )
@@ -65,7 +67,7 @@ def _live(chromium: Browser, address: str, work: Path, target: Path) -> None:
     time.sleep(0.5)
     _keep(chromium.picture(is_whole=True), target / "new-run.png", height=1500)
     command = [
-        sys.executable, "-m", "vsr_hpc", "upscale", "clip.mkv", "bigger.mkv", "-m", "lanczos", "-s", "4",
+        sys.executable, "-m", "vsr_hpc", "upscale", "clip.mkv", "bigger.mkv", "-m", _MODEL, "-s", "4",
         "--preset", "medium", "--workers", "3", "--chunk-s", "0.5", "-q",
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=work)
@@ -77,7 +79,7 @@ def _live(chromium: Browser, address: str, work: Path, target: Path) -> None:
         chromium.wait(lambda: len(run.finished()) >= 3, "some shards")
         victim = next(beat for beat in run.heartbeats() if beat.state == "working")
         os.kill(victim.pid, signal.SIGKILL)
-        chromium.wait(lambda: len(run.finished()) >= 9, "more shards")
+        chromium.wait(lambda: len(run.finished()) >= 7, "more shards")
         time.sleep(1.5)
         _keep(chromium.picture(is_whole=True), target / "dashboard-run.png", height=1300)
         process.wait(PATIENCE_S * 4)
@@ -105,8 +107,8 @@ def _report(chromium: Browser, run: Run, folder: Path, target: Path) -> None:
     chromium.open(path.as_uri(), size=_WIDE)
     box = chromium.box(".timeline canvas")
     chromium.mouse("mouseMoved", box["x"] + box["width"] * 0.6, box["y"] + 98 + 6 * 20)
-    time.sleep(0.3)
-    _keep(chromium.picture(selector=".card:has(.timeline)"), target / "timeline.png")
+    chromium.wait(lambda: "Shard" in chromium.text(".tip"), "what is under the mouse")
+    _keep(chromium.picture(), target / "timeline.png")
 
 
 def _once_planned(path: Path) -> Run:

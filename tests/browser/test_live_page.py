@@ -82,6 +82,7 @@ def test_a_dropped_clip_is_tried_begun_and_followed_to_its_report(chromium: Brow
     chromium.wait(lambda: chromium.run("return document.querySelector('.shown[data-done]')"), "the upload")
     place = Path(chromium.run("return document.getElementById('input').value"))
     assert place.read_bytes() == clip.read_bytes()
+    chromium.run("document.querySelector('select').value = 'bicubic'")
     press(chromium, "Preview one second")
     chromium.wait(lambda: chromium.all(".comparison .stage"), "the preview")
     assert len(chromium.all(".loop")) == 1

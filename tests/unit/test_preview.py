@@ -27,7 +27,7 @@ def test_models_are_shown_on_the_same_part_of_the_same_frame(clip: Path) -> None
     sheet = png(found)
     assert sheet.width > 2 * 64
     assert sheet.height > 2 * 48
-    assert label(found, found.panes[1]).startswith("nearest x2, ")
+    assert label(found, found.panes[1]).startswith("nearest, ")
 
 
 def test_the_part_of_a_model_is_the_part_of_its_whole_picture(clip: Path) -> None:

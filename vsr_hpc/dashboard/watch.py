@@ -36,6 +36,9 @@ class Watched:
 
     uri: str
     every_s: float = 0.7
+    generation: int = 0
+    """Raised where another run came to stand in this one's place."""
+    _began_s: float = 0.0
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _receipts: dict[int, Receipt] = field(default_factory=dict)
     _read_at: float = float("-inf")
@@ -51,6 +54,11 @@ class Watched:
             is_fresh = time.monotonic() - self._read_at < max(self.every_s, run.store.poll_s / 6)
             if self._run is None or not is_fresh or self._status is None or self._history is None:
                 status = whole_status(run)
+                if self._is_another(status):
+                    run = Run.open(self.uri)
+                    status = whole_status(run)
+                    self._receipts.clear()
+                    self.generation += 1
                 if run.has_plan():
                     new = run.finished() - self._receipts.keys()
                     self._receipts.update((each.shard, each) for each in read_receipts(run, new))
@@ -61,6 +69,12 @@ class Watched:
             assert self._history is not None
             return run, self._status, self._history, self._log
 
+    def _is_another(self, status: RunStatus) -> bool:
+        """Whether the run was thrown away and begun anew since the last look."""
+        began = status.rounds[0].submitted_s if status.rounds else 0.0
+        before, self._began_s = self._began_s, began
+        return bool(before) and began != before
+
 
 @dataclass(slots=True)
 class Telling:
@@ -69,9 +83,14 @@ class Telling:
     watched: Watched
     _told: set[int] = field(default_factory=set)
     _base_s: float | None = None
+    _generation: int = -1
 
     def snapshot(self) -> dict[str, Any]:
         run, status, history, lines = self.watched.look()
+        is_fresh = self._generation != self.watched.generation
+        if is_fresh:
+            self._told.clear()
+            self._base_s, self._generation = None, self.watched.generation
         if self._base_s is None and history.lanes:
             self._base_s = history.start_s
         whole = shown_history(history, self._base_s)
@@ -80,6 +99,7 @@ class Telling:
         return {
             **_named(run),
             **line_of(status),
+            "is_fresh": is_fresh,
             "shards": status.shards,
             "shards_done": status.shards_done,
             "shards_running": status.shards_running,

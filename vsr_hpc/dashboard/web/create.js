@@ -46,7 +46,7 @@ export function createPage(page, send) {
       return said(error);
     }
     fill(model, setup.models.map((each) => el("option", { value: each.name }, `${each.name} (${each.is_filter ? "any factor" : "x" + each.scale})`)));
-    model.value = setup.models.some((each) => each.name === "bicubic") ? "bicubic" : setup.models[0]?.name;
+    model.value = ["vsr-video-x2", "bicubic"].find((name) => setup.models.some((each) => each.name === name)) || "";
     dropText.textContent = `or choose one; it goes ${setup.is_s3 ? "straight to " : "to "}${setup.place}`;
     describe();
     document.documentElement.dataset.ready = "new";

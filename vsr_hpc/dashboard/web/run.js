@@ -68,6 +68,7 @@ export function runPage(page, number, listen, send) {
     if (!run.history) return;
     head(run);
     fill(parts.workers, run.workers.filter((each) => each.state !== "left" || run.workers.length <= 24).map(worker));
+    if (run.is_fresh) history.bars = []; // also after the connection broke: all of it comes again
     history.bars.push(...run.history.bars);
     Object.assign(history, { ...run.history, bars: history.bars });
     line.setHistory(history);
