@@ -224,3 +224,14 @@ def test_the_command_trains_and_names_what_it_made(images: Path, tmp_path: Path)
     assert "step 2/2" in done.err
     refused = vsr(*asked, *small, "--no-resume")
     assert refused.code == 2 and "--resume" in refused.err
+
+
+def test_colours_are_changed_in_low_and_high_alike(images: Path) -> None:
+    pairs = clean_pairs(list_images(images), 2, 12)
+    plain, changed = (
+        Patches(pairs, scale=2, patch=12, batch=16, seed=5, changes_colours=is_on) for is_on in (False, True)
+    )
+    low, high = changed.batch(3)
+    assert not np.array_equal(low, plain.batch(3)[0])
+    means = high.reshape(16, 12, 2, 12, 2, 3).mean(axis=(2, 4))
+    assert np.abs(means - low).mean() < 12

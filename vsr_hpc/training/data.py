@@ -97,11 +97,21 @@ class Patches:
     Of two places drawn, the one with more detail is taken: flat patches teach nothing.
     """
 
-    def __init__(self, pairs: Sequence[Pair], *, scale: int, patch: int, batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        scale: int,
+        patch: int,
+        batch: int,
+        seed: int,
+        changes_colours: bool = False,
+    ) -> None:
         self._pairs = [pair for pair in pairs if min(pair.low.shape[:2]) >= patch]
         if not self._pairs:
             raise JobError(f"no image has {patch * scale} pixels in both directions, which a patch needs")
         self._scale, self._patch, self._batch, self._seed = scale, patch, batch, seed
+        self._changes_colours = changes_colours
         self._detail = [_detail_table(pair.low) for pair in self._pairs]
         area = np.array([pair.low.shape[0] * pair.low.shape[1] for pair in self._pairs], dtype=np.float64)
         self._chances = area / area.sum()
@@ -113,8 +123,12 @@ class Patches:
         for index in rng.choice(len(self._pairs), size=self._batch, p=self._chances):
             low, high = self._cut(self._pairs[index], self._place(int(index), rng))
             turns, is_mirrored = int(rng.integers(4)), bool(rng.integers(2))
-            lows.append(_turned(low, turns, is_mirrored))
-            highs.append(_turned(high, turns, is_mirrored))
+            low, high = _turned(low, turns, is_mirrored), _turned(high, turns, is_mirrored)
+            if self._changes_colours:
+                order, is_negative = rng.permutation(3), bool(rng.integers(2))
+                low, high = _recoloured(low, order, is_negative), _recoloured(high, order, is_negative)
+            lows.append(low)
+            highs.append(high)
         return np.stack(lows), np.stack(highs)
 
     def _place(self, index: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -138,6 +152,12 @@ class Patches:
 def _turned(picture: Picture8, turns: int, is_mirrored: bool) -> Picture8:
     turned = np.rot90(picture, turns)
     return turned[:, ::-1] if is_mirrored else turned
+
+
+def _recoloured(picture: Picture8, order: NDArray[np.int64], is_negative: bool) -> Picture8:
+    """Channels in another order, and the negative: exact in 8 bits, so low and high still belong together."""
+    other: Picture8 = picture[..., order]
+    return 255 - other if is_negative else other
 
 
 def _detail_table(low: Picture8) -> NDArray[np.float64]:

@@ -55,6 +55,8 @@ class Recipe:
     seed: int = 1
     clips: int = 700
     """Of the bank that a video recipe makes of the images."""
+    changes_colours: bool = True
+    """Channels in random order and negatives: without it x4 learnt the few colours of its images by heart."""
     start: str = ""
     """sha256 of the weights that training started from, where it did not start from nothing."""
 
@@ -99,7 +101,14 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _keep_recipe(recipe, folder)
-    patches = Patches(pairs, scale=recipe.scale, patch=recipe.patch, batch=recipe.batch, seed=recipe.seed)
+    patches = Patches(
+        pairs,
+        scale=recipe.scale,
+        patch=recipe.patch,
+        batch=recipe.batch,
+        seed=recipe.seed,
+        changes_colours=recipe.changes_colours,
+    )
     state = _state(recipe, folder, start, device)
     bicubic = psnr_of(None, checks, recipe.scale)
     began, saved, losses = time.monotonic() - state.seconds, time.monotonic(), Tensor()
