@@ -47,7 +47,7 @@ case ${BASE_IMAGE:-} in localhost/*) [ "$engine" = docker ] || set -- "$@" --pul
 # shellcheck disable=SC2086  # a list of words
 TZ=UTC "$engine" build "$@" ${ENGINE_OPTIONS:-} . >&2
 case $engine in
-    buildah) size=$(buildah inspect --type image --format '{{.FromImageID}}' "$tag") ;;
-    *) size=$("$engine" image inspect --format '{{.Size}}' "$tag") ;;
+    buildah) size=$(buildah images --format '{{.Size}}' "$tag") ;;
+    *) size="$(($("$engine" image inspect --format '{{.Size}}' "$tag") / 1000000)) MB" ;;
 esac
-echo "$tag $size"
+echo "$tag: $size"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,8 +59,11 @@ def _pip_settings() -> tuple[str, list[Path]]:
         name = key.rpartition(".")[2]
         if name in kept:
             kept[name] = " ".join(value.strip("'\"").replace("\\n", " ").split())
-    words = " ".join(kept.values()).replace("file://", "").split()
-    places = sorted({Path(word) for word in words if word.startswith("/") and Path(word).exists()})
+    indexes = re.findall(r"file://(/\S+)", f"{kept['index-url']} {kept['extra-index-url']}")
+    folders = [word.removeprefix("file://") for word in kept["find-links"].split()]
+    # An index's pages may speak of files beside its own folder.
+    found = {Path(each).parent for each in indexes} | {Path(each) for each in folders if each.startswith("/")}
+    places = sorted(each for each in found if each.exists())
     lines = ["[global]", f"# {SECRET}", "timeout = 180", *(f"{k} = {v}" for k, v in kept.items() if v)]
     if os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE"):
         lines.append("cert = /run/secrets/ca")
