@@ -46,6 +46,9 @@ def train(
     rate: Annotated[float, typer.Option("--rate", min=0, help="Learning rate at its highest.")] = 2e-3,
     seed: Annotated[int, typer.Option("--seed", help="Decides weights and patches.")] = 1,
     clips: Annotated[int, typer.Option("--clips", min=1, help="Of the video recipe's bank.")] = 700,
+    changes_colours: Annotated[
+        bool, typer.Option("--mix-colours/--keep-colours", help="Channels in random order, and negatives.")
+    ] = True,
     licence: Annotated[str, typer.Option("--licence", help="What the card says.")] = "the user's own",
     device: Annotated[Device | None, typer.Option("--device", help="A GPU where there is one.")] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="On a CPU; part of the trajectory.")] = 1,
@@ -82,6 +85,7 @@ def train(
             rate=rate,
             seed=seed,
             clips=clips,
+            changes_colours=changes_colours,
         ),
         Wish(
             images=images,
