@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from tests.unit.test_engine import CPU, noise_frame, picture, pixel, random_network, upscaler
+from vsr_hpc.media.demo import make_demo_clip
 from vsr_hpc.media.picture import Frame
-from vsr_hpc.models.cards import Card, Precision, find_card
+from vsr_hpc.media.reader import read_segment
+from vsr_hpc.models.cards import Card, Precision, card_of_file, find_card
 from vsr_hpc.upscale.colour import Coding
 from vsr_hpc.upscale.device import DevicePath, as_float, as_samples
 from vsr_hpc.upscale.engine import Upscaler, UpscaleRequest, output_picture, resolve_settings
@@ -185,11 +187,24 @@ def test_the_fast_way_is_the_plain_float_way_within_50_db(
     assert min(psnr(a, b) for a, b in zip(made, wanted, strict=True)) >= 50
 
 
+def test_trained_weights_on_a_filmed_frame_are_within_50_db() -> None:
+    material = Path(__file__).parents[3] / "shared" / "data"
+    clip, weights = material / "videos" / "bikes.mp4", material / "weights" / "realesr-animevideov3.pth"
+    if not (clip.exists() and weights.exists()):
+        pytest.skip(f"no filmed clip or trained weights in {material}")
+    first = next(read_segment(clip))
+    crop = [(slice(96 >> i, 176 >> i), slice(384 >> i, 512 >> i)) for i in (0, 1, 1)]
+    frame = replace(first, planes=tuple(p[at].copy() for p, at in zip(first.planes, crop, strict=True)))
+    shown, card = picture(128, 80), card_of_file(weights)
+    fast, plain = (upscaler(card, shown, weights, precision=each) for each in ("bf16", "fp32"))
+    plain._planes = None
+    (made,), (wanted,) = fast([frame]), plain([frame])
+    assert float(wanted.planes[0].std()) > 10
+    assert psnr(made, wanted) >= 50
+
+
 @pytest.fixture(scope="module")
 def demo_frames(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
-    from vsr_hpc.media.demo import make_demo_clip
-    from vsr_hpc.media.reader import read_segment
-
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     make_demo_clip(path, seconds=3 / 24, size=(96, 64), audio=False)
     return [replace(frame, hdr10plus=None) for frame in read_segment(path)]
