@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ _CROP = (320, 180)
 """Input pixels of the part that is shown where nothing else is asked for."""
 _LOOP_FPS = 12
 _MOST_FRAMES = 48
+_PASSES, _MEASURED_S = 4, 2.0
 _PICTURE_BYTES = 400_000
 _LOOP_BYTES = 500_000
 
@@ -270,11 +272,7 @@ def _pane(
     upscaler = Upscaler(card, path, part, out, settings, threads=threads or len(os.sched_getaffinity(0)))
     wanted = frames if card.kind == "recurrent" else frames[::stride]
     cut = [_cut(frame, clip.picture, wide) for frame in wanted]
-    if card.kind != "recurrent":
-        upscaler(cut[:1])  # the first pass prepares the device
-    began = time.perf_counter()
-    made = upscaler(cut)
-    took = time.perf_counter() - began
+    made, took = _timed(upscaler, cut)
     inner = tuple(
         round((edge - wide[place % 2]) * out_side / in_side)
         for place, edge in enumerate(box)
@@ -285,6 +283,20 @@ def _pane(
     size = (round((box[2] - box[0]) * scale), round((box[3] - box[1]) * scale))
     images = tuple(each if each.size == size else each.resize(size) for each in images)
     return Pane(model=card.name, images=images, seconds_per_frame=took / len(made))
+
+
+def _timed(
+    upscaler: Callable[[Sequence[Frame]], list[Frame]], frames: Sequence[Frame]
+) -> tuple[list[Frame], float]:
+    """What comes out, and the seconds of the fastest of a few passes: the first ones prepare the device."""
+    least, began = math.inf, time.perf_counter()
+    for _ in range(_PASSES):
+        at = time.perf_counter()
+        made = upscaler(frames)
+        least = min(least, time.perf_counter() - at)
+        if time.perf_counter() - began > _MEASURED_S:
+            break
+    return made, least
 
 
 def _with_margin(box: Box, picture: Picture, overlap: int) -> Box:

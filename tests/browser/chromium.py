@@ -135,8 +135,17 @@ class Browser:
             if each["method"] == "Network.requestWillBeSent"
         ]
 
+    def wait_for_pictures(self) -> None:
+        """Until every picture of the page can be drawn: decoding goes on beside the page."""
+        self.driver.execute_async_script(
+            "const done = arguments[0];"
+            "Promise.all([...document.images].map((each) => each.decode().catch(() => 0)))"
+            ".then(() => done());"
+        )
+
     def picture(self, *, selector: str | None = None, is_whole: bool = False) -> bytes:
         """A PNG of the window, of the whole page, or of one element."""
+        self.wait_for_pictures()
         given: dict[str, Any] = {"format": "png"}
         if selector is not None:
             box = self.run(
@@ -167,6 +176,7 @@ def browser(profile: Path) -> Iterator[Browser]:
     service = Service(shutil.which("chromedriver"))
     driver = webdriver.Chrome(options=options, service=service)
     try:
+        driver.set_script_timeout(PATIENCE_S)
         yield Browser(driver)
     finally:
         driver.quit()

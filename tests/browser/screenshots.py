@@ -38,20 +38,24 @@ def main() -> None:
         sys.exit(reason)
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURES
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, browser(Path(folder) / "profile") as chromium:
+    with (
+        tempfile.TemporaryDirectory(prefix="films-") as folder,
+        browser(Path(folder) / "profile") as chromium,
+    ):
         work = Path(folder) / "films"
         work.mkdir()
         clip = make_demo_clip(work / "clip.mkv", seconds=6, size=(256, 144))
         with _dashboard(work) as address:
             _live(chromium, address, work, target)
         _report(chromium, Run.open(str(work / "bigger.mkv.vsr")), Path(folder), target)
-        _keep(_png(png(preview(str(clip), _MODELS, at="5", scale=4, crop="192x108"))), target / "preview.png")
+        shown = preview(str(clip), _MODELS, at="5", scale=4, crop="160x90")
+        _keep(_png(png(shown)), target / "preview.png")
     for path in sorted(target.glob("*.png")):
         print(f"{path.name}  {path.stat().st_size / 1000:.0f} kB")
 
 
 _MODEL = "vsr-video-x4"
-_MODELS = ("bicubic", "vsr-clean-x4", "vsr-video-x4")
+_MODELS = ("bicubic", "lanczos", _MODEL)
 
 
 def _live(chromium: Browser, address: str, work: Path, target: Path) -> None:

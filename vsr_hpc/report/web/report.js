@@ -11,8 +11,10 @@ const run = JSON.parse(document.getElementById("data").textContent);
 function head() {
   const history = run.history;
   const took = history.span_s + (run.merge_s || 0);
-  const stops = history.breaks.length;
   const died = history.lanes.filter((lane) => lane.end === "died").length;
+  const broken = new Set(history.breaks.map((each) => each[0]));
+  const between = history.lanes.filter((lane, index) => lane.end === "died" && !broken.has(index)).length;
+  const stops = history.breaks.length + between; // a worker may also die between two shards
   return el(
     "header",
     { class: "hero" },
@@ -24,7 +26,7 @@ function head() {
       tile("took", clock(took), run.rounds.length > 1 ? `in ${run.rounds.length} rounds` : null),
       tile("speed", speed(run.frames_done / Math.max(history.span_s, 1e-3)), "frames a second"),
       tile("workers", count(history.lanes.length), died ? `${died} died` : null),
-      tile("interruptions", count(stops), stops + died ? "nothing was lost" : "none"),
+      tile("interruptions", count(stops), stops && run.state === "complete" ? "nothing was lost" : null),
       run.output_bytes === null ? null : tile("output", bytes(run.output_bytes)),
     ),
   );
