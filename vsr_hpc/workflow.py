@@ -128,7 +128,7 @@ def _express(places: Places) -> dict[str, Any]:
             "Type": "Task",
             "Resource": f"arn:{places.partition}:states:::aws-sdk:batch:describeJobs",
             "Parameters": {"Jobs.$": "States.Array($.job.JobId)"},
-            "ResultSelector": {"status.$": "$.Jobs[0].Status", "job.$": "$.Jobs[0].JobId"},
+            "ResultSelector": {"status.$": "States.ArrayGetItem($.Jobs[*].Status, 0)"},
             "ResultPath": "$.error",
             "Retry": [_retried("States.ALL")],
             "Catch": [_caught("DescribeFailure")],
@@ -284,7 +284,7 @@ def _failure(places: Places) -> dict[str, State]:
             "Parameters": {
                 "Bucket": places.bucket,
                 "Key.$": f"States.Format('{places.prefix}/failures/{{}}.json', $.name)",
-                "Body.$": "States.JsonToString($.report)",
+                "Body.$": "$.report",
             },
             "ResultPath": None,
             "Retry": [_retried("States.ALL")],

@@ -21,7 +21,7 @@ from tests.require import require
 from vsr_hpc import workflow
 from vsr_hpc.errors import JobError
 from vsr_hpc.executors.batch_workflow import job_for
-from vsr_hpc.job import parse_job
+from vsr_hpc.job import load_job, parse_job
 from vsr_hpc.run import Run
 from vsr_hpc.workflow import Kind, Places
 
@@ -95,6 +95,11 @@ def test_output_keeps_a_clips_place_below_outgoing_and_clips_from_elsewhere_are_
     assert job.output == "s3://films/vsr/outgoing/a b/c.d.mp4" and job.run_uri == "s3://films/vsr/runs/x"
     with pytest.raises(JobError, match="is not below vsr/incoming/"):
         job_for(template, "s3://films/elsewhere/c.mkv", "s3://films/vsr/runs/x", "vsr/incoming/")
+
+
+def test_example_job_loads_and_lies_on_s3_alone() -> None:
+    job = load_job(Path(__file__).parents[2] / "jobs/batch.yaml")
+    assert job.on == "aws-batch" and job.input.startswith("s3://") and job.run_uri.startswith("s3://")
 
 
 # On moto's interpreter
@@ -203,7 +208,7 @@ def test_what_fails_keeps_its_run_says_so_and_is_taken_up_again(
             failed = ended(cloud)
         assert (failed["status"], failed["error"]) == ("FAILED", "Vsr.Unfinished")
         report = json.loads(cloud.read(f"s3://{BUCKET}/{PREFIX}/failures/{failed['name']}.json"))
-        assert report["input"].endswith("late.mkv") and "TaskFailed" in report["error"]["Error"]
+        assert report["input"].endswith("late.mkv") and report["error"]["Error"] == "States.TaskFailed"
         assert Run.open(report["run"]).missing() == {0, 1}
         said = vsr("workflow", "redrive", failed["name"])
         assert said.code == 0, said.err
