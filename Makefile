@@ -12,6 +12,7 @@ PCLUSTER := .venv-pcluster
 
 install: $(STAMP)
 
+# spandrel (for `vsr models import`) asks for a torchvision that upscaling never needs and that would bring another torch.
 # BasicSR 1.4.2 cannot be a plain dependency: its build wants torch and its run-time wants training tools.
 # Only its network definitions are used (parity tests, video models), so it comes without dependencies.
 $(STAMP): pyproject.toml constraints.txt
@@ -21,6 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))' \
 	  && $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation basicsr==1.4.2 \
 	  || echo "basicsr 1.4.2 needs Python < 3.13; its parity tests will be skipped"
+	$(BIN)/python -m pip install --quiet --no-deps spandrel==0.4.2
 	touch $@
 
 demo: install

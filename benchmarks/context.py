@@ -35,6 +35,7 @@ from vsr_hpc.plan import Temporal, windows
 from vsr_hpc.upscale.colour import Coding
 from vsr_hpc.upscale.temporal import Propagation
 
+SIDE = 80
 LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
 
 
@@ -135,9 +136,9 @@ def train(paths: list[Path], target: Path, given: Any) -> None:
     for step in range(given.steps):
         clip = material[chance.integers(len(material))]
         at = chance.integers(0, len(clip) - length)
-        top, left = (chance.integers(0, (side - 128) // 4 + 1) * 4 for side in clip.shape[-2:])
-        truth = clip[at : at + length, :, top : top + 128, left : left + 128]
-        loss = sparse_loss(network, shrunk(truth), truth, chance.choice(length, 3, replace=False))
+        top, left = (chance.integers(0, (side - SIDE) // 4 + 1) * 4 for side in clip.shape[-2:])
+        truth = clip[at : at + length, :, top : top + SIDE, left : left + SIDE]
+        loss = sparse_loss(network, shrunk(truth), truth, chance.choice(length, 2, replace=False))
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -196,7 +197,10 @@ def main() -> None:
         return
     card = card_of_file(given.stand_in) if given.stand_in else find_card(given.model or "BasicVSR_REDS4")
     path = given.stand_in or ensure(card)
-    runner = Propagation(open_network(card, path).eval().requires_grad_(False), card)
+    network = open_network(card, path).eval().requires_grad_(False)
+    if given.stand_in:  # its SpyNet ends in zeros, so this is the same
+        network.spynet = NoFlow()  # type: ignore[assignment]
+    runner = Propagation(network, card)
     for each in itertools.chain(given.clips):
         measure(each, runner, given)
 

@@ -190,6 +190,8 @@ def status_lines(status: RunStatus) -> list[RenderableType]:
     if sum(spent.values()) > 0:
         shares = ", ".join(f"{stage} {seconds / sum(spent.values()):.0%}" for stage, seconds in spent.items())
         lines.append(Text(f"time goes to: {shares}"))
+    if status.repeated:
+        lines.append(Text(f"repeats: {status.repeated} frames got an equal one's result"))
     is_done = status.done is not None
     lines += [Text(each) for each in ledger.lines(status.estimate, status.spent, is_done=is_done)]
     if status.workers:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.recurrent import tiny_model
 from tests.serving.samples import network_file, rgb
+from vsr_hpc.errors import JobError
 from vsr_hpc.serving.limits import Limits, Refusal
 from vsr_hpc.serving.options import Options
-from vsr_hpc.serving.shelf import Bench, Model, Shelf, models_in
+from vsr_hpc.serving.shelf import Bench, Model, Shelf, model_named, models_in
 from vsr_hpc.serving.stills import Still, bench_for, decode_still
 from vsr_hpc.upscale.settings import device_facts
 
@@ -70,3 +72,14 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(root: Path) -> N
     with pytest.raises(Refusal, match="'y' is not served here; served: net"):
         shelf.find("y")
     assert shelf.find(None).name == "net"
+
+
+def test_a_video_network_is_not_served_and_the_way_out_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    card = tiny_model(tmp_path)
+    with pytest.raises(JobError, match=r"tiny-vsr is a video network.*vsr upscale"):
+        model_named(card.name)
+    with pytest.raises(JobError, match="video network"):
+        models_in(tmp_path)

@@ -57,7 +57,7 @@ def model_named(text: str) -> Model:
     """A model by the name of its card or by its file; its weights are checked, or fetched now."""
     from vsr_hpc.models.weights import ensure
 
-    card = find_card(text)
+    card = _servable(find_card(text))
     return Model(name=card.name, card=card, weights=ensure(card) if card.weights else None)
 
 
@@ -68,14 +68,23 @@ def models_in(folder: Path) -> tuple[Model, ...]:
     found: dict[str, Model] = {}
     described = set()
     for path in sorted(folder.glob("*.yaml")):
-        card = read_card(path)
+        card = _servable(read_card(path))
         found[card.name] = Model(name=card.name, card=card, weights=_beside(path, card))
         described.add(found[card.name].weights)
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in WEIGHT_SUFFIXES and path not in described:
-            card = card_of_file(path)
+            card = _servable(card_of_file(path))
             found.setdefault(card.name, Model(name=card.name, card=card, weights=path))
     return tuple(found.values())
+
+
+def _servable(card: Card) -> Card:
+    if card.is_recurrent:
+        raise JobError(
+            f"model {card.name} is a video network, which looks at whole scenes; a server answers with "
+            "pictures and short clips frame by frame. `vsr upscale` and `vsr submit` take it"
+        )
+    return card
 
 
 def _beside(path: Path, card: Card) -> Path | None:
