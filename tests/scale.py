@@ -87,9 +87,9 @@ def measure(run: Run, workers: int, stores: list[Store]) -> Scale:
         facts = SegmentFacts(
             chunk=shard.first_chunk, name=name, frames=shard.frames, size_bytes=7, sha256="0"
         )
-        return ShardWork(segments=(facts,), seconds={}, clipped=0)
+        return ShardWork(segments=(facts,), seconds={}, clipped=0, repeated=0)
 
-    stub = mock.Mock(batch=1, clipped=0)
+    stub = mock.Mock(batch=1, clipped=0, lanes=1)
     options = worker.WorkerOptions(threads=1, does_finish=False)
     with (
         mock.patch.object(worker, "make_segments", no_pixels),

@@ -155,7 +155,7 @@ def _available(terminal: int) -> bytes:
 
 def test_json_is_one_document_on_stdout(made: Path) -> None:
     for command in (
-        "upscale in.mkv out.mkv --preset ultrafast --scale 2",
+        "upscale in.mkv out.mkv --model bicubic --preset ultrafast --scale 2",
         "resume out.mkv",
         "finish out.mkv",
     ):
@@ -420,24 +420,38 @@ def test_a_folder_of_pictures_keeps_their_names_and_depth(here: Path) -> None:
 
 def test_pictures_become_a_film_at_the_rate_that_is_asked_for(here: Path) -> None:
     _shots(here / "shots")
-    said = vsr("upscale", "shots", "film.mkv", "--rate", "24000/1001", "--codec", "ffv1", "--scale", "2")
+    said = vsr(
+        "upscale",
+        "shots",
+        "film.mkv",
+        "--rate",
+        "24000/1001",
+        "--codec",
+        "ffv1",
+        "--model",
+        "bicubic",
+        "--scale",
+        "2",
+    )
     assert said.code == 0, said.err
     answer = vsr("verify", "shots", "film.mkv", "--json").json
     assert (answer["frames"], answer["findings"]) == (3, [])
 
 
 def test_a_film_becomes_pictures_and_what_they_cannot_hold_is_said(clip: Path, here: Path) -> None:
-    said = vsr("upscale", clip, "frames/f_%03d.png", "--scale", "2")
+    said = vsr("upscale", clip, "frames/f_%03d.png", "--model", "bicubic", "--scale", "2")
     assert (said.code, said.out) == (0, "frames/f_%03d.png\n")
     assert "these streams are left out: audio" in said.err
     names = sorted(path.name for path in (here / "frames").glob("*.png"))
     assert names == [f"f_{number:03d}.png" for number in range(1, 13)]
-    assert vsr("upscale", clip, "frames/f_%03d.png", "--scale", "2").err.startswith("note: images hold")
+    assert vsr("upscale", clip, "frames/f_%03d.png", "--model", "bicubic", "--scale", "2").err.startswith(
+        "note: images hold"
+    )
 
 
 def test_a_single_still_goes_in_and_out_with_its_16_bits(here: Path) -> None:
     _shots(here / "shots")
-    said = vsr("upscale", "shots/shot_0008.png", "big.png", "--scale", "3")
+    said = vsr("upscale", "shots/shot_0008.png", "big.png", "--model", "bicubic", "--scale", "3")
     assert (said.code, said.out) == (0, "big.png\n")
     shape, _, _ = read_image(here / "big.png")
     assert (shape.width, shape.height, shape.pixel.depth) == (96, 72, 16)
@@ -458,7 +472,10 @@ def test_a_part_is_cut_by_time_or_by_frames(clip: Path, here: Path) -> None:
 
 
 def test_one_side_of_the_size_may_be_left_to_follow(clip: Path, here: Path) -> None:
-    assert vsr("upscale", clip, "out.mkv", "--size", "160x", "--preset", "ultrafast").code == 0
+    assert (
+        vsr("upscale", clip, "out.mkv", "--size", "160x", "--model", "bicubic", "--preset", "ultrafast").code
+        == 0
+    )
     answer = json.loads(Path("out.mkv.vsr/plan.json").read_text())
     assert (answer["picture"]["width"], answer["picture"]["height"]) == (160, 120)
 

@@ -287,7 +287,7 @@ JOBS = [
     ("wrong-type.yaml", "run.workers: must be a whole number, not 'many'"),
     ("gone.yaml", "there is no such file"),
     ("clip.mkv", "is no text, so no job file"),
-    ("elsewhere.yaml", "aws-batch is not available"),
+    ("elsewhere.yaml", "is on this machine, where AWS Batch's instances do not see it"),
 ]
 
 
