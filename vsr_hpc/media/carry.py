@@ -113,13 +113,15 @@ def peeked(source: Source, plans: Sequence[StreamPlan]) -> Peek:
         return peek
     with open_input(source) as container:
         try:
-            for number, packet in enumerate(container.demux()):
-                index = packet.stream_index
-                if packet.size and index in waiting:
-                    waiting.discard(index)
-                    _note_first(peek, packet, index in covers)
-                if not waiting or number > _PEEK_PACKETS:
-                    break
+            demuxer: Any = container.demux()
+            with contextlib.closing(demuxer) as packets:  # see decoder.py
+                for number, packet in enumerate(packets):
+                    index = packet.stream_index
+                    if packet.size and index in waiting:
+                        waiting.discard(index)
+                        _note_first(peek, packet, index in covers)
+                    if not waiting or number > _PEEK_PACKETS:
+                        break
         except av.FFmpegError as exc:
             log.warning("source cannot be peeked uri=%s error=%s", source.uri, reason(exc))
     return peek
@@ -134,14 +136,17 @@ def first_keys(
         return found
     with open_input(source) as container:
         try:
-            for packet in container.demux([container.streams[index] for index in indices]):
-                index = packet.stream_index
-                if packet.size and packet.is_keyframe and packet.pts is not None and index not in found:
-                    shown = packet.pts * packet.time_base
-                    if window[0] <= shown < window[1]:
-                        found[index] = shown
-                if len(found) == len(indices):
-                    break
+            streams = [container.streams[index] for index in indices]
+            demuxer: Any = container.demux(streams)
+            with contextlib.closing(demuxer) as packets:  # see decoder.py
+                for packet in packets:
+                    index = packet.stream_index
+                    if packet.size and packet.is_keyframe and packet.pts is not None and index not in found:
+                        shown = packet.pts * packet.time_base
+                        if window[0] <= shown < window[1]:
+                            found[index] = shown
+                    if len(found) == len(indices):
+                        break
         except av.FFmpegError as exc:
             log.warning("source cannot be scanned uri=%s error=%s", source.uri, reason(exc))
     return found

@@ -65,18 +65,16 @@ class Decoder:
 
     def packets(self) -> Iterator[Any]:
         """The stream's packets to the end of the file; the last one is empty and drains the decoder."""
-        iterator = self.container.demux(self.stream)
-        while True:
-            try:
-                packet = next(iterator, None)
-            except av.error.FFmpegError as exc:
-                raise MediaError(
-                    f"{self.container.name}: the container is damaged ({exc.strerror}); what can be saved: "
-                    "ffmpeg -err_detect ignore_err -i IN -map 0 -c copy OUT.mkv"
-                ) from exc
-            if packet is None:
-                return
-            yield packet
+        iterator: Any = self.container.demux(self.stream)
+        try:
+            yield from iterator
+        except av.error.FFmpegError as exc:
+            raise MediaError(
+                f"{self.container.name}: the container is damaged ({exc.strerror}); what can be saved: "
+                "ffmpeg -err_detect ignore_err -i IN -map 0 -c copy OUT.mkv"
+            ) from exc
+        finally:
+            iterator.close()  # one that is only let go keeps a packet for ever (PyAV 18)
 
     def frames(self, on_error: OnError) -> Iterator[av.VideoFrame]:
         """Every frame that the decoder gives from here on, in display order.

@@ -453,18 +453,17 @@ class _Merge:
     def _demuxed(self, container: Any) -> Iterator[Any]:
         streams = [container.streams[index] for index in self.tracks]
         iterator = container.demux(*streams)
-        while True:
-            try:
-                packet = next(iterator, None)
-            except av.FFmpegError as exc:
-                raise MediaError(
-                    f"{self.source.uri}: its other streams cannot be read ({reason(exc)}); "
-                    "leave them out with --audio none and --drop KIND"
-                ) from exc
-            if packet is None:
-                return
-            if packet.size and packet.stream_index in self.tracks:
-                yield packet
+        try:
+            for packet in iterator:
+                if packet.size and packet.stream_index in self.tracks:
+                    yield packet
+        except av.FFmpegError as exc:
+            raise MediaError(
+                f"{self.source.uri}: its other streams cannot be read ({reason(exc)}); "
+                "leave them out with --audio none and --drop KIND"
+            ) from exc
+        finally:
+            iterator.close()  # see decoder.py
 
     def _carried(self, track: Track, packet: Any) -> Iterator[Any]:
         base = packet.time_base

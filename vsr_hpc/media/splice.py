@@ -157,7 +157,8 @@ def video_template(segment: Path, picture: Picture) -> Iterator[Any]:
         kind = "mov" if segment.suffix == ".mov" else "mp4"
         with av.open(memory, "w", format=kind, options={"fflags": "+bitexact"}) as small:
             copy = small.add_stream_from_template(stream, opaque=True)
-            packet = next(each for each in container.demux(stream) if each.size)
+            with contextlib.closing(container.demux(stream)) as packets:  # see decoder.py
+                packet = next(each for each in packets if each.size)
             packet.stream = copy
             small.mux_one(packet)
     edited = with_track_header(
