@@ -8,22 +8,27 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import yaml
+from botocore.stub import ANY, Stubber
 
 from tests.aws.batch_cloud import BUCKET, PREFIX, REGION, Cloud
 from tests.clips import numbered_clip
 from tests.commands import vsr
 from tests.require import require
 from vsr_hpc import workflow
+from vsr_hpc.batch.looks import Account
 from vsr_hpc.errors import JobError
 from vsr_hpc.executors.batch_workflow import job_for
 from vsr_hpc.job import load_job, parse_job
 from vsr_hpc.run import Run
 from vsr_hpc.workflow import Kind, Places
+from vsr_hpc.workflow_life import redrive
 
 pytestmark = pytest.mark.aws
 
@@ -100,6 +105,38 @@ def test_output_keeps_a_clips_place_below_outgoing_and_clips_from_elsewhere_are_
 def test_example_job_loads_and_lies_on_s3_alone() -> None:
     job = load_job(Path(__file__).parents[2] / "jobs/batch.yaml")
     assert job.on == "aws-batch" and job.input.startswith("s3://") and job.run_uri.startswith("s3://")
+
+
+def test_execution_that_was_cut_off_is_redriven_by_aws_and_one_that_gave_up_begins_anew_with_its_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(key, "testing")
+    account = Account(region=REGION)
+    sts, states = (boto3.client(each, region_name=REGION) for each in ("sts", "stepfunctions"))
+    account._clients.update(sts=sts, stepfunctions=states)
+    machine = f"arn:aws:states:{HERE}:stateMachine:vsr-workflow"
+    arn, day = f"arn:aws:states:{HERE}:execution:vsr-workflow:one", datetime(2026, 1, 1, tzinfo=timezone.utc)
+    detail = {"bucket": {"name": "films"}, "object": {"key": "vsr/incoming/a.mkv"}}
+    event = json.dumps({"id": "7", "detail": detail})
+    facts = {"executionArn": arn, "stateMachineArn": machine, "name": "one", "startDate": day, "input": event}
+    cut = {**facts, "status": "TIMED_OUT", "error": "States.Timeout", "redriveStatus": "REDRIVABLE"}
+    gave_up = {**cut, "status": "FAILED", "error": "Vsr.Unfinished"}
+    with Stubber(sts) as who, Stubber(states) as stub:
+        for _ in range(3):
+            who.add_response("get_caller_identity", {"Account": "123456789012"})
+        stub.add_response("describe_execution", cut, {"executionArn": arn})
+        stub.add_response("redrive_execution", {"redriveDate": day}, {"executionArn": arn})
+        stub.add_response("describe_execution", {**facts, "status": "RUNNING"}, {"executionArn": arn})
+        assert redrive("vsr", "one", account).run == "s3://films/vsr/runs/one"
+        stub.add_response("describe_execution", gave_up, {"executionArn": arn})
+        run = {"name": "one", "input": "s3://films/vsr/incoming/a.mkv", "run": "s3://films/vsr/runs/one"}
+        begun = {"stateMachineArn": machine, "name": ANY, "input": json.dumps(run)}
+        stub.add_response("start_execution", {"executionArn": f"{arn}-2", "startDate": day}, begun)
+        again = {**facts, "executionArn": f"{arn}-2", "status": "RUNNING", "input": json.dumps(run)}
+        stub.add_response("describe_execution", again, {"executionArn": f"{arn}-2"})
+        assert redrive("vsr", "one", account).run == "s3://films/vsr/runs/one"
+        stub.assert_no_pending_responses()
 
 
 # On moto's interpreter
