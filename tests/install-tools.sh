@@ -9,6 +9,13 @@ is_installed() { [ "$(dpkg-query -W -f='${db:Status-Abbrev}' "$1" 2>/dev/null)" 
 
 refuse() { echo "tests/install-tools.sh: $1" >&2; exit 1; }
 
+# A linter of Amazon States Language, which only npm has; its test says what it misses.
+node="$(dirname "$0")/../.venv-node"
+if command -v npm >/dev/null && [ ! -x "$node/node_modules/.bin/asl-validator" ]; then
+  npm install --silent --no-fund --no-audit --prefix "$node" asl-validator@4.0.0 \
+    || echo "tests/install-tools.sh: npm could not install asl-validator; its test will say so"
+fi
+
 command -v apt-get >/dev/null || refuse "no apt-get here; it knows Debian and Ubuntu only"
 missing=""
 for package in $packages; do is_installed "$package" || missing="$missing $package"; done

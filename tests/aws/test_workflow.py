@@ -49,11 +49,23 @@ PLACES = Places(
 KINDS: tuple[Kind, ...] = ("standard", "express")
 
 
-def lint(path: Path) -> subprocess.CompletedProcess[str]:
-    linter = Path(sys.executable).with_name("statelint")
-    if not linter.exists():
-        require("aws", "statelint is not installed")
-    return subprocess.run([str(linter), str(path)], capture_output=True, text=True, timeout=120)
+LINTERS = {
+    "statelint": (
+        [str(Path(sys.executable).with_name("statelint"))],
+        "pip installs it with the tests' extra",
+    ),
+    "asl-validator": (
+        [str(Path(__file__).parents[2] / ".venv-node/node_modules/.bin/asl-validator"), "--json-path"],
+        "tests/install-tools.sh installs it where there is npm",
+    ),
+}
+
+
+def lint(linter: str, path: Path) -> subprocess.CompletedProcess[str]:
+    command, hint = LINTERS[linter]
+    if not Path(command[0]).exists():
+        require("aws", f"{linter} is not installed; {hint}")
+    return subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,18 +73,19 @@ def test_state_machine_is_as_its_golden_says(kind: Kind, golden: Callable[[str, 
     golden(f"workflow-{kind}.json", workflow.text(replace(PLACES, kind=kind)))
 
 
+@pytest.mark.parametrize("linter", LINTERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_linter_accepts_the_state_machine_and_would_not_accept_a_broken_one(
-    kind: Kind, tmp_path: Path
+    kind: Kind, linter: str, tmp_path: Path
 ) -> None:
     whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
     whole.write_text(workflow.text(replace(PLACES, kind=kind)))
     document = workflow.render(replace(PLACES, kind=kind))
     document["States"]["Notify"]["Next"] = "Nowhere"
     broken.write_text(json.dumps(document))
-    said = lint(whole)
+    said = lint(linter, whole)
     assert said.returncode == 0, said.stdout + said.stderr
-    assert lint(broken).returncode != 0
+    assert lint(linter, broken).returncode != 0
 
 
 def test_express_waits_for_no_job_and_ends_within_its_five_minutes() -> None:
