@@ -35,7 +35,15 @@ class Priority(str, Enum):
 
 
 IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
-Region = Annotated[str, typer.Option("--region", help="AWS region of the prices.")]
+Region = Annotated[
+    str,
+    typer.Option(
+        "--region",
+        envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
+        help="AWS region of the prices.",
+        show_envvar=False,
+    ),
+]
 
 
 @takes_job_options

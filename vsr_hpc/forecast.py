@@ -52,6 +52,8 @@ _GUESSED_DECODE_NS, _GUESSED_CHECK_NS, _GUESSED_FILTER_NS = 6.0, 8.0, 8.0
 _COMMAND_S = 0.7
 """Until a command of ours does something: the interpreter and its imports."""
 _POLL_S = 0.5
+_BUSY = 0.5
+"""Other work on this machine, in cores, above which waiting for it is told from working."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,16 +95,22 @@ def forecast(
     threads = _threads_of_one(job, cores)
     found: list[Sample] = []
 
+    tried_cpu: list[float] = []
+
     def measured(ready: Prepared, timeline: Timeline) -> float:
+        before = time.process_time()
         found.append(try_frames(ready, timeline, threads=threads, budget_s=LONG_S))
+        tried_cpu.append(time.process_time() - before)
         return found[0].seconds_per_frame()
 
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     plan, timeline = make_plan(prepared, measured)
     if not found:  # too short a clip for its plan to need it
         measured(prepared, Timeline.from_bytes(timeline))
     sample = found[0]
     planning_s = time.perf_counter() - began - sample.spent_s
+    if busy > _BUSY:  # other work's time is not this job's
+        planning_s = min(planning_s, time.process_time() - began_cpu - tried_cpu[0])
     work = _work(plan, frame_work(plan, sample), int(sample.bytes_per_frame * plan.frames), planning_s)
     table, profiles = prices(region), load_profiles()
     workers = _workers_here(job, plan)
@@ -137,7 +145,7 @@ def _best(
     return best, refusal(place, work, best, CLIP_LIMIT_S)
 
 
-def note(run: Run, job: JobSpec, region: str = DEFAULT_REGION) -> None:
+def note(run: Run, job: JobSpec) -> None:
     """Keep with a planned run what is expected of it; nothing where too little is known to say so.
 
     On this machine that needs the frames that were tried for the plan, and a short clip is not tried.
@@ -145,7 +153,7 @@ def note(run: Run, job: JobSpec, region: str = DEFAULT_REGION) -> None:
     if not run.has_plan():
         return
     plan, sample = run.plan, read_sample(run)
-    table = prices(region)
+    table = prices(os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or DEFAULT_REGION)
     if job.on == "local":
         if sample is None:
             return
@@ -224,8 +232,10 @@ def _threads_of_one(job: JobSpec, cores: int) -> int:
 def _pace_here(sample: Sample, workers: int, cores: int, plan: Plan) -> Pace:
     """Of all workers of this machine; each of several is a process that begins from nothing."""
     tried_s = SHORT_S if plan.chunk_count > 2 else 0.0
-    own_s = (_COMMAND_S + sample.startup_s) * max(1.0, workers / cores) + _POLL_S if workers > 1 else 0.0
-    startup_s = _COMMAND_S + sample.startup_s + tried_s + own_s
+    is_busy = os.getloadavg()[0] > _BUSY + 1  # this process has added to it
+    begun_s = min(sample.startup_s, sample.startup_cpu_s) if is_busy else sample.startup_s
+    own_s = (_COMMAND_S + begun_s) * max(1.0, workers / cores) + _POLL_S if workers > 1 else 0.0
+    startup_s = _COMMAND_S + begun_s + tried_s + own_s
     return Pace(
         seconds_per_frame=sample.seconds_per_frame(workers=workers, cores=cores),
         basis="measured",

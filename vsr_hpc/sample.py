@@ -67,6 +67,7 @@ class Sample(BaseModel):
     """Of the encoded output."""
     startup_s: float = Field(ge=0)
     """From a started interpreter to a network that has run once: imports, weights, warming up."""
+    startup_cpu_s: float = Field(0.0, ge=0)
     spent_s: float = Field(0.0, ge=0)
     """What trying took."""
     is_cropped: bool = False
@@ -145,7 +146,7 @@ def measure(
     """Make some frames from the middle of the range, and throw them away."""
     threads = threads or len(os.sched_getaffinity(0))
     start, stop = frame_range(prepared.job.range, timeline)
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     part = _part_of(prepared)
     upscaler, platform = tools.upscaler(part, threads)
     clock = _Clock()
@@ -154,7 +155,7 @@ def measure(
         bench = tools.bench(plan, timeline, upscaler, Path(folder), threads)
         (first,) = _frames(bench, start, start + 1)
         upscaler([_cropped(first, part.clip.picture)])
-        startup_s = time.perf_counter() - began
+        startup_s, startup_cpu_s = time.perf_counter() - began, time.process_time() - began_cpu
         begin, wanted = _middle(start, stop, prepared, budget_s)
         taken, made = _through_device(bench, (begin, begin + wanted), part, budget_s, clock)
         if part is not prepared:
@@ -174,6 +175,7 @@ def measure(
         cpu_s=cpu | {"device": cpu["device"] * seen},
         bytes_per_frame=size / count,
         startup_s=startup_s,
+        startup_cpu_s=startup_cpu_s,
         spent_s=time.perf_counter() - began,
         is_cropped=ratio > 1,
     )

@@ -16,6 +16,8 @@ from tests.commands import Said, vsr
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("STATE", "CACHE", "DATA"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -156,6 +158,12 @@ def test_prices_in_use_are_shown_with_their_date() -> None:
     assert "list prices of" in said.out
     rows = vsr("prices", "show", "--region", "eu-west-1", "--json").json["usd_per_hour"]
     assert rows["g5.xlarge"]["on-demand"] == pytest.approx(1.006 * 1.11)
+
+
+def test_the_region_is_that_of_every_aws_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    assert vsr("prices", "show", "--json").json["region"] == "eu-west-1"
+    assert vsr("prices", "show", "--json", "--region", "us-west-2").json["region"] == "us-west-2"
 
 
 def test_refreshing_without_credentials_is_refused_in_one_sentence(

@@ -75,7 +75,7 @@ def every() -> list[Option]:
 
 def test_this_machine_takes_its_frames_and_what_surrounds_them() -> None:
     here = local_option(FILM, PACE, 1)
-    assert here.seconds.mid == pytest.approx(FILM.frames * 2.0 + 30 + 5 + FILM.merge_s)
+    assert here.seconds.mid == pytest.approx(FILM.frames * 2.0 + 30 + 5 + FILM.finish_s)
     assert here.seconds.low < here.seconds.mid < here.seconds.high
     assert here.usd is None and here.cost.mid == 0
 
@@ -84,7 +84,7 @@ def test_shards_that_do_not_divide_leave_workers_idle() -> None:
     """Five chunks on two workers: one makes three of them."""
     short = replace(FILM, chunks=tuple(range(0, 1201, 240)), shard_s=1.0, plan_s=0.0)
     pace = replace(PACE, seconds_per_frame=0.5, startup_s=0.0)  # of both together
-    assert local_option(short, pace, 2).seconds.mid == pytest.approx(3 * 240 * 1.0 + short.merge_s)
+    assert local_option(short, pace, 2).seconds.mid == pytest.approx(3 * 240 * 1.0 + short.finish_s)
 
 
 def test_more_workers_are_faster_and_cost_their_boots() -> None:
