@@ -112,9 +112,9 @@ def start(
     \b
     vsr workflow start s3://films/vsr/incoming/clip.mp4
     """
-    from vsr_hpc import workflow_life
+    from vsr_hpc import workflow_runs
 
-    _tell(workflow_life.start(name, _kind(is_express), clip, account_of(region)), is_json)
+    _tell(workflow_runs.start(name, _kind(is_express), clip, account_of(region)), is_json)
 
 
 @app.command(no_args_is_help=True)
@@ -129,9 +129,9 @@ def redrive(
     \b
     vsr workflow redrive 8a6e…
     """
-    from vsr_hpc import workflow_life
+    from vsr_hpc import workflow_runs
 
-    _tell(workflow_life.redrive(name, execution, account_of(region)), is_json)
+    _tell(workflow_runs.redrive(name, execution, account_of(region)), is_json)
 
 
 @app.command()
@@ -144,7 +144,7 @@ def status(
     vsr workflow status
     """
     from vsr_hpc.errors import JobError
-    from vsr_hpc.workflow_life import executions
+    from vsr_hpc.workflow_runs import executions
 
     if is_express:
         raise JobError("AWS keeps no list of express executions; `vsr batch status` shows their jobs")

@@ -28,7 +28,7 @@ from vsr_hpc.executors.batch_workflow import job_for
 from vsr_hpc.job import load_job, parse_job
 from vsr_hpc.run import Run
 from vsr_hpc.workflow import Kind, Places
-from vsr_hpc.workflow_life import redrive
+from vsr_hpc.workflow_runs import redrive
 
 pytestmark = pytest.mark.aws
 

@@ -38,6 +38,7 @@ bench  startup
 cluster/  image
 batch/  workflow
 workflow_life
+workflow_runs
 serving/
 cli_quality
 dashboard/
