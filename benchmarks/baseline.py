@@ -58,7 +58,11 @@ def main() -> None:
         contestants = _contestants(case)
         found: dict[str, list[Pass]] = {each: [] for each in contestants}
         loads = []
+        began = time.monotonic()
         for number in range(wanted.rounds):
+            if number and time.monotonic() - began > wanted.minutes * 60:
+                _say(f"the time is up after {number} rounds")
+                break
             for each, run in contestants.items():
                 found[each].append(run())
                 loads.append(os.getloadavg()[0])
@@ -267,7 +271,7 @@ def _report(
     print(
         f"{case.clip.name}: {case.frames} frames {case.size[0]}x{case.size[1]} x4, x264 {case.wanted.preset} "
         f"crf {case.wanted.crf} on {case.wanted.encoder_threads} threads; "
-        f"{case.wanted.rounds} interleaved rounds"
+        f"{len(found['vsr'])} interleaved rounds"
     )
     print("| | frames/s | CPU s per frame | start-up s | peak MiB | dB to float |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -316,6 +320,7 @@ def _arguments() -> Any:
     parser.add_argument("--clip", type=Path, help="a constant-rate clip; made up if left out")
     parser.add_argument("--frames", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=240, help="begin no further round after these")
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2], help="of the usual way")
     parser.add_argument("--preset", default="medium")
     parser.add_argument("--crf", type=int, default=23)
