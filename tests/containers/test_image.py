@@ -28,7 +28,7 @@ from tests.containers.running import IMAGE_VARIABLE, USER, container, hand_over,
 from tests.containers.test_files import services
 from tests.moto_server import moto_server
 from tests.runs import finished, planned_run, tiny_job
-from tests.serving.samples import network_file, still
+from tests.serving.samples import still
 from tests.serving.served import served
 from vsr_hpc.run import Run
 
@@ -181,7 +181,7 @@ def test_a_user_whom_it_does_not_know_may_use_it(image: str) -> None:
 
 
 def test_a_process_without_a_handler_of_its_own_obeys_sigterm(image: str) -> None:
-    """The first process of a container would ignore it; here `logs` waits at a pipe that nobody fills."""
+    """The first process of a container would ignore it; a command that only sleeps stands for any."""
     script = (
         "import runpy, sys, time\n"
         "from vsr_hpc import cli\n"
@@ -231,14 +231,14 @@ def test_a_worker_told_to_end_gives_its_shard_back_and_another_finishes(image: s
     assert Run.open(run.uri).done() is not None
 
 
-def test_weights_of_the_image_are_used_and_checked(image: str, tmp_path: Path) -> None:
+def test_weights_of_the_image_stand_where_weights_are_looked_for(image: str, tmp_path: Path) -> None:
     """As the layer that WEIGHTS makes: weights/<sha256>/<file>."""
     from vsr_hpc.models.cards import find_card
 
     card = find_card("realesr-animevideov3")
     assert card.weights is not None and card.weights.sha256 is not None
     junk = tmp_path / card.weights.sha256 / card.weights.file
-    network_file(junk.with_suffix(".safetensors"))
+    junk.parent.mkdir()
     junk.write_bytes(b"other weights")
     hand_over(tmp_path)
     done = said(image, "-c", _LINKED, mounts={tmp_path: "/opt/vsr/weights:ro"},
