@@ -138,3 +138,10 @@ def test_auto_is_told(tmp_path: Path) -> None:
 def test_nobody_takes_the_names(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="package's own"):
         weights.import_weights(SHIPPED / "vsr-clean-x2.safetensors", "vsr-clean-x2")
+
+
+def test_every_model_names_the_weights_that_it_started_from() -> None:
+    first = json.loads((SHIPPED / "first-stage-x2.json").read_text())
+    for name in ("vsr-clean-x2", "vsr-clean-x4", "vsr-video-x2"):
+        story = json.loads((SHIPPED / f"{name}.json").read_text())
+        assert story["recipe"]["start"] == first["sha256"]
