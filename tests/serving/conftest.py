@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.moto_server import Moto, moto_server
 from tests.serving.samples import network_file
 from tests.serving.served import Served, served
+from vsr_hpc.serving import calls, transform
+from vsr_hpc.serving.client import client
 
 
 @pytest.fixture(scope="session")
@@ -48,4 +52,12 @@ def account(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> Moto:
     moto.reset()
     for name, value in moto.environment.items():
         monkeypatch.setenv(name, value)
+    # The same moto for all tests: boto3's clients, which take longer to make than to use, are made once.
+    monkeypatch.setattr(calls, "client", _client)
+    monkeypatch.setattr(transform, "client", _client)
     return moto
+
+
+@functools.cache
+def _client(service: str, timeout_s: float) -> Any:
+    return client(service, timeout_s)

@@ -20,7 +20,7 @@ from typing import Any
 from tests.containers.running import IMAGE_VARIABLE, container, hand_over
 from tests.containers.running import surroundings as container_surroundings
 
-_START_S = 90
+_START_S = 180
 _VSR = """
 from vsr_hpc.environment import set_thread_policy
 set_thread_policy()

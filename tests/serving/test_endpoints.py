@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import collections
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from tests.moto_server import Moto
-from tests.serving.endpoint_files import ROLE, TOPIC, apply, document, kinds, pass_time, spec
+from tests.serving.endpoint_files import HURRY, ROLE, TOPIC, apply, document, kinds, pass_time, spec
 from tests.serving.samples import still
 from tests.serving.served import Served
+from vsr_hpc import cli_endpoint
 from vsr_hpc.errors import BackendError, JobError
 from vsr_hpc.serving import endpoints, transform, wanted
 from vsr_hpc.serving.client import Question, invoke
@@ -309,8 +313,6 @@ def test_alarms_tell_of_slow_answers_of_errors_and_of_missing_instances(
 def test_a_transform_job_answers_every_object_below_a_prefix(
     account: Moto, server: Served, tmp_path: Path
 ) -> None:
-    from tests.serving.endpoint_files import HURRY
-
     account.make_bucket("films")
     s3 = account.client("s3")
     for name in ("a", "b/c"):
@@ -339,8 +341,6 @@ def test_a_schedule_starts_the_same_job_and_follows_the_file(account: Moto, serv
     apply(film)
     found = account.client("scheduler").get_schedule(Name="vsr-film", GroupName="vsr-film")
     assert found["Target"]["Arn"] == "arn:aws:scheduler:::aws-sdk:sagemaker:createTransformJob"
-    import json
-
     job = json.loads(found["Target"]["Input"])
     job["TransformJobName"] = "film-1"
     account.make_bucket("films")
@@ -350,3 +350,28 @@ def test_a_schedule_starts_the_same_job_and_follows_the_file(account: Moto, serv
         update={"transform": later.transform.model_copy(update={"schedule": None, "payload_mb": 5})}
     )
     assert kinds(apply(changed)) == ["remove schedule"]
+
+
+def test_the_commands_say_what_they_do_and_what_it_costs(
+    account: Moto, server: Served, tmp_path: Path
+) -> None:
+    path = tmp_path / "endpoint.yaml"
+    path.write_text(yaml.safe_dump(document(server.url, autoscale={"most": 3}, alarms={"topic": TOPIC})))
+
+    def ran(*arguments: str) -> str:
+        done = CliRunner().invoke(cli_endpoint.app, [*arguments], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    planned = json.loads(ran("create", str(path), "--plan", "--json"))
+    assert planned["cost"]["high_usd"] > planned["cost"]["low_usd"] > 1
+    assert "per hour" in ran("create", str(path), "--plan")
+    assert ran("create", str(path)).count("\n") == len(planned["steps"]) == 8
+    assert "nothing to do: all is as the file says" in ran("update", str(path), "--plan")
+    shown = ran("status", "film")
+    assert "all: 1 of 1 instances, 1 to 3, 100 % of the traffic" in shown
+    assert "alarm vsr/film/all/errors: OK" in shown
+    with pytest.raises(JobError, match="no rollout in it"):
+        ran("rollout", str(path))
+    assert "remove endpoint film" in ran("delete", "film")
+    assert not any(everything(account).values())
