@@ -69,6 +69,8 @@ class Work:
     bytes_out: int
     plan_s: float
     """Reading the source once."""
+    has_report: bool = True
+    """Whether the report is waited for; it comes after the output."""
 
     @property
     def frames(self) -> int:
@@ -78,6 +80,8 @@ class Work:
     def finish_s(self) -> float:
         """The merge, then the report with its pictures."""
         merge_s = 0.2 + self.frames * _MERGE_S_PER_FRAME + self.bytes_out / _MERGE_BYTES_PER_S
+        if not self.has_report:
+            return merge_s
         return merge_s + _REPORT_S + (self.frame.pixels_in + self.frame.pixels_out) * _REPORT_S_PER_PIXEL
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vsr_hpc import ledger
 from vsr_hpc.estimate import (
@@ -52,6 +52,8 @@ _GUESSED_DECODE_NS, _GUESSED_CHECK_NS, _GUESSED_FILTER_NS = 6.0, 8.0, 8.0
 _COMMAND_S = 0.7
 """Until a command of ours does something: the interpreter and its imports."""
 _POLL_S = 0.5
+_REBUILT_S = 0.5
+"""A network that this process has had already."""
 _BUSY = 0.5
 """Other work on this machine, in cores, above which waiting for it is told from working."""
 
@@ -146,7 +148,7 @@ def _best(
 
 
 def note(run: Run, job: JobSpec) -> None:
-    """Keep with a planned run what is expected of it; nothing where too little is known to say so.
+    """Keep with a planned run what is expected from its first round to its output.
 
     On this machine that needs the frames that were tried for the plan, and a short clip is not tried.
     """
@@ -154,16 +156,15 @@ def note(run: Run, job: JobSpec) -> None:
         return
     plan, sample = run.plan, read_sample(run)
     table = prices(os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or DEFAULT_REGION)
+    made = plan.scratch_bytes // 2 if sample is None else int(sample.bytes_per_frame * plan.frames)
+    work = replace(_work(plan, frame_work(plan, sample), made, 0.0), has_report=False)
     if job.on == "local":
-        if sample is None:
-            return
-        work = _work(plan, frame_work(plan, sample), int(sample.bytes_per_frame * plan.frames), 0.0)
-        workers = _workers_here(job, plan)
-        pace = _pace_here(sample, workers, len(os.sched_getaffinity(0)), plan)
-        ledger.note_estimate(run, local_option(work, pace, workers), prices="")
+        if sample is not None:
+            workers, cores = _workers_here(job, plan), len(os.sched_getaffinity(0))
+            pace = _pace_here(sample, workers, cores, plan)
+            own_s = _own_start_s(sample, workers, cores) or _REBUILT_S
+            ledger.note_estimate(run, local_option(work, replace(pace, startup_s=own_s), workers), prices="")
         return
-    frame = frame_work(plan, sample)
-    work = _work(plan, frame, plan.scratch_bytes // 2, 0.0)
     purchase = "on-demand" if job.on == "slurm" and _is_on_demand(job) else "spot"
     for place in places(plan.card.is_filter):
         if place.where == job.on and place.purchase == purchase:
@@ -232,10 +233,7 @@ def _threads_of_one(job: JobSpec, cores: int) -> int:
 def _pace_here(sample: Sample, workers: int, cores: int, plan: Plan) -> Pace:
     """Of all workers of this machine; each of several is a process that begins from nothing."""
     tried_s = SHORT_S if plan.chunk_count > 2 else 0.0
-    is_busy = os.getloadavg()[0] > _BUSY + 1  # this process has added to it
-    begun_s = min(sample.startup_s, sample.startup_cpu_s) if is_busy else sample.startup_s
-    own_s = (_COMMAND_S + begun_s) * max(1.0, workers / cores) + _POLL_S if workers > 1 else 0.0
-    startup_s = _COMMAND_S + begun_s + tried_s + own_s
+    startup_s = _COMMAND_S + _engine_s(sample) + tried_s + _own_start_s(sample, workers, cores)
     return Pace(
         seconds_per_frame=sample.seconds_per_frame(workers=workers, cores=cores),
         basis="measured",
@@ -243,6 +241,19 @@ def _pace_here(sample: Sample, workers: int, cores: int, plan: Plan) -> Pace:
         source=f"{sample.frames} frames tried on {sample.device or 'this machine'}",
         startup_s=startup_s,
     )
+
+
+def _engine_s(sample: Sample) -> float:
+    """Until the network has run once; where other work keeps the machine busy, by its CPU time."""
+    is_busy = os.getloadavg()[0] > _BUSY + 1  # this process has added to it
+    return min(sample.startup_s, sample.startup_cpu_s) if is_busy else sample.startup_s
+
+
+def _own_start_s(sample: Sample, workers: int, cores: int) -> float:
+    """Of several workers, which are processes that begin from nothing; a single one is this process."""
+    if workers == 1:
+        return 0.0
+    return (_COMMAND_S + _engine_s(sample)) * max(1.0, workers / cores) + _POLL_S
 
 
 def memory_bytes(plan: Plan) -> int:
