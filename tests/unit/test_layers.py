@@ -57,7 +57,8 @@ SEAMS = {
 
 ON_A_HEAD_NODE = """
 job plan profiles prepare run forecast serve_plan ledger status launch progress verify finish
-executors.local executors.slurm executors.slurm_task executors.aws_batch batch.lifecycle batch.removal workflow_life
+executors.local executors.slurm executors.slurm_task executors.aws_batch
+batch.lifecycle batch.removal workflow_life
 cluster.check cluster.lifecycle cluster.pack cluster.storage
 cli cli_plan cli_cluster cli_serve cli_batch cli_image image
 """
