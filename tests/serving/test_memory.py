@@ -33,9 +33,15 @@ def test_a_clip_that_was_opened_and_closed_is_gone(tmp_path: Path) -> None:
     path.write_bytes(clip())
     for _ in range(20):
         probe(local_source(path))
+    # Others of this process allocate too, but not in every stretch of it.
+    assert min(kept(path, 30) for _ in range(4)) < 150
+
+
+def kept(path: Path, count: int) -> float:
+    """Bytes per clip that the heap holds more afterwards."""
     gc.collect()
     before = bytes_in_use()
-    for _ in range(60):
+    for _ in range(count):
         probe(local_source(path))
     gc.collect()
-    assert (bytes_in_use() - before) / 60 < 150
+    return (bytes_in_use() - before) / count

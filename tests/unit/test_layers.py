@@ -60,7 +60,8 @@ job plan profiles prepare run forecast serve_plan ledger status launch progress 
 executors.local executors.slurm executors.slurm_task executors.aws_batch
 batch.lifecycle batch.removal workflow_life
 cluster.check cluster.lifecycle cluster.pack cluster.storage
-cli cli_plan cli_cluster cli_serve cli_batch cli_image image
+cli cli_plan cli_cluster cli_serve cli_endpoint cli_ec2 cli_batch cli_image image
+serving.endpoints serving.promotion serving.ec2
 """
 
 
