@@ -178,7 +178,7 @@ def _machine(flow: Workflow, account: Account, places: Places, say: Say) -> str:
     arn = f"arn:{partition}:states:{account.region}:{number}:stateMachine:{flow.label}"
     role = f"arn:{partition}:iam::{number}:role/{flow.name}-workflow"
     mark = hashlib.sha256((content + role).encode()).hexdigest()[:32]
-    tags = _machine_tags(states, arn)
+    tags = machine_tags(states, arn)
     if tags is None:
         made = _when_role_is_known(
             account,
@@ -267,7 +267,7 @@ def delete(name: str, kind: Kind, account: Account, say: Say, *, is_plan: bool =
         _delete_rule(remover, machine_name(name, kind))
         _delete_machine(remover, machine_name(name, kind))
         other = machine_name(name, "express" if kind == "standard" else "standard")
-        if _machine_tags(account.client("stepfunctions"), machine_arn(other, account)) is None:
+        if machine_tags(account.client("stepfunctions"), machine_arn(other, account)) is None:
             _delete_topic(remover)
             remover.role(f"{name}-workflow")
             remover.role(f"{name}-workflow-events")
@@ -292,7 +292,7 @@ def _delete_rule(remover: Remover, label: str) -> None:
 
 def _delete_machine(remover: Remover, label: str) -> None:
     states, arn = remover.account.client("stepfunctions"), machine_arn(label, remover.account)
-    tags = _machine_tags(states, arn)
+    tags = machine_tags(states, arn)
     if tags is None or not remover.is_ours(f"state machine {label}", tags):
         return
     if _OPENED_TAG in tags:
@@ -317,7 +317,7 @@ def _delete_topic(remover: Remover) -> None:
         sns.delete_topic(TopicArn=arn)
 
 
-def _machine_tags(states: Any, arn: str) -> dict[str, str] | None:
+def machine_tags(states: Any, arn: str) -> dict[str, str] | None:
     """The tags of a state machine; None where there is none of that name."""
     try:
         states.describe_state_machine(stateMachineArn=arn)

@@ -13,7 +13,7 @@ from vsr_hpc.errors import JobError
 from vsr_hpc.executors import batch_calls as calls
 from vsr_hpc.s3 import S3Address
 from vsr_hpc.workflow import Kind, run_name
-from vsr_hpc.workflow_life import machine_arn, machine_name
+from vsr_hpc.workflow_life import machine_arn, machine_name, machine_tags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,10 @@ def executions(name: str, kind: Kind, account: Account, count: int = 20) -> tupl
     """The latest executions, newest first."""
     with calls.explained(f"list executions of {machine_name(name, kind)}"):
         states = account.client("stepfunctions")
+        if machine_tags(states, machine_arn(machine_name(name, kind), account)) is None:
+            raise JobError(
+                f"no {machine_name(name, kind)} in {account.region}; `vsr workflow create` makes it"
+            )
         found = states.list_executions(
             stateMachineArn=machine_arn(machine_name(name, kind), account), maxResults=count
         )["executions"]

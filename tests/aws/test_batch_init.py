@@ -197,6 +197,13 @@ def test_what_is_not_ours_is_neither_changed_nor_deleted(account: Account, setti
     assert iam.get_role(RoleName="vsr-job")
 
 
+def test_wrong_subnet_is_refused_before_anything_is_made(account: Account, settings: Settings) -> None:
+    before = everything(account)
+    with pytest.raises(JobError, match="subnet-0dead"):
+        init(replace(settings, subnets=("subnet-0dead",)), account, quiet)
+    assert everything(account) == before
+
+
 def test_opened_security_group_is_closed_again(account: Account, settings: Settings) -> None:
     init(settings, account, quiet)
     ec2 = account.client("ec2")

@@ -291,6 +291,7 @@ def test_create_is_idempotent_and_delete_leaves_nothing_of_it(cloud: Cloud, job_
         assert {each.split()[0] for each in planned} == {"rule", "state", "topic", "role"}
         assert states.list_state_machines()["stateMachines"] == before
     assert states.list_state_machines()["stateMachines"] == []
+    assert "no vsr-workflow in eu-central-1; `vsr workflow create`" in vsr("workflow", "status").err
     assert events.list_rules()["Rules"] == []
     assert cloud.client("sns").list_topics()["Topics"] == []
     roles = {each["RoleName"] for each in cloud.client("iam").list_roles()["Roles"]}

@@ -53,11 +53,12 @@ def init(settings: Settings, account: Account, say: Say, *, is_plan: bool = Fals
     """Do what is missing, saying each; with `is_plan` only say it."""
     maker = Maker(settings=settings, account=account, say=say, is_plan=is_plan)
     with calls.explained("set up AWS Batch"):
+        network = maker.network()  # first: a wrong subnet leaves nothing half made
         maker.log_group()
         for role in wanted.roles(settings):
             maker.role(role)
         maker.instance_profile()
-        group = maker.security_group()
+        group = maker.security_group(network)
         template, version = maker.launch_template()
         for name, resources in wanted.environments(
             settings, security_group=group, template=template, version=version
@@ -139,15 +140,18 @@ class Maker:
             iam.create_instance_profile(InstanceProfileName=name, Tags=listed(self.settings.tags))
         iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
 
-    def security_group(self) -> str:
-        ec2, name = self.account.client("ec2"), f"{self.settings.name}-batch"
+    def network(self) -> str:
+        """The one network that all subnets lie in."""
+        ec2 = self.account.client("ec2")
         subnets = ec2.describe_subnets(SubnetIds=list(self.settings.subnets))["Subnets"]
-        networks = {each["VpcId"] for each in subnets}
+        networks = {str(each["VpcId"]) for each in subnets}
         if len(networks) != 1:
-            raise JobError(
-                f"the subnets lie in {len(networks)} networks ({', '.join(sorted(networks))}); name one's"
-            )
-        network = networks.pop()
+            found = ", ".join(sorted(networks))
+            raise JobError(f"the subnets lie in {len(networks)} networks ({found}); name one's")
+        return networks.pop()
+
+    def security_group(self, network: str) -> str:
+        ec2, name = self.account.client("ec2"), f"{self.settings.name}-batch"
         what = f"security group {name} in {network}, nothing comes in"
         found = find_security_group(ec2, name, network)
         if found is not None:
