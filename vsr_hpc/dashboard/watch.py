@@ -51,7 +51,8 @@ class Watched:
         """Raises VsrError where the run cannot be read."""
         with self._guard:
             run = self._run or Run.open(self.uri)
-            is_fresh = time.monotonic() - self._read_at < max(self.every_s, run.store.poll_s / 6)
+            pause_s = self.every_s * max(1.0, run.store.poll_s / 5)  # a look costs requests on S3
+            is_fresh = time.monotonic() - self._read_at < pause_s
             if self._run is None or not is_fresh or self._status is None or self._history is None:
                 status = whole_status(run)
                 if self._is_another(status):
