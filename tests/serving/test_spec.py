@@ -51,6 +51,7 @@ def test_a_file_is_refused_with_all_its_findings_of_shape_and_of_sense(tmp_path:
         "instance_type:",
         "instances: there is no such setting",
         "capture.percents",
+        "least=5 is more than most=2",
     ):
         assert text in str(caught.value)
     fits = document(autoscale={"least": 5, "most": 2}, instances=3)

@@ -20,6 +20,8 @@ from vsr_hpc.serving.spec import LONGEST_ROLLOUT_S, EndpointSpec, can_encrypt_vo
 _OPERATIONS_PER_S_AND_GB = 5e9
 _SMALL_PIXELS = 640 * 360
 _SERVERLESS_S = 60
+# For what a faulty file lacks, so that the rest of it can be judged.
+_STANDING_IN = {"name": "x", "image": "x", "role": "arn:aws:iam::000000000000:role/x"}
 
 
 def load_spec(path: Path) -> EndpointSpec:
@@ -67,7 +69,7 @@ def _without(document: dict[str, Any], exc: ValidationError) -> EndpointSpec | N
         if isinstance(place, dict):
             place.pop(last, None)
     try:
-        return EndpointSpec.model_validate(rest)
+        return EndpointSpec.model_validate({**_STANDING_IN, **rest})
     except ValidationError:
         return None
 
