@@ -84,6 +84,7 @@ def test_training_learns(images: Path, tmp_path: Path) -> None:
 def test_what_is_shipped_is_small_half_precision_and_tells_its_story(images: Path, tmp_path: Path) -> None:
     made = train_model(RECIPE, _wish(images, tmp_path, held_out=("1",), licence="CC0"))
     assert made is not None
+    assert made.weights.stat().st_mode == made.card.stat().st_mode
     card = read_card(made.card)
     assert (card.network, card.scale, card.licence, card.overlap) == ("compact", 2, "CC0", 4)
     with safe_open(made.weights, framework="pt") as file:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vsr_hpc.errors import JobError
@@ -47,7 +47,7 @@ def export(
     path = folder / f"{name}.safetensors"
     temporary = folder / f".{name}.{os.getpid()}.tmp"
     metadata = {"name": name, "training": json.dumps(training, sort_keys=True)}
-    save_file(halves, temporary, metadata=metadata)
+    temporary.write_bytes(save(halves, metadata=metadata))  # save_file would keep it from other users
     temporary.replace(path)
     card = card_for(path, recipe, name=name, licence=licence)
     text = yaml.safe_dump(card.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
