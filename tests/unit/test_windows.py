@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import threading
 import weakref
@@ -108,7 +107,6 @@ class Counting:
 
     def window(self, frames: list[Frame], before: int, after: int) -> Iterator[Frame]:
         for frame in frames[before : len(frames) - after]:
-            gc.collect()
             self.peak = max(self.peak, self._alive)
             yield Frame(index=frame.index, planes=frame.planes)
 
