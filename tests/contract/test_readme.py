@@ -56,8 +56,9 @@ def test_every_command_of_the_readme_runs(desk: Path) -> None:
         words = [made_up.get(word, word) for word in shlex.split(command)[1:]]
         if "slurm" in words:
             continue  # tests/slurm does that one, on a real Slurm
-        if words[0] == "upscale" and len(words) > 2:
+        if words[0] in ("upscale", "plan") and len(words) > 2:
             words.append("--overwrite")
+        if words[0] == "upscale" and len(words) > 2:
             words += ["--new"] if Path(desk / f"{words[2]}.vsr").exists() else []
         if "--size" in words:
             words[words.index("--size") + 1] = "192x144"
