@@ -63,7 +63,7 @@ def made(clip: Path, here: Path) -> Path:
 def _commands() -> Iterator[tuple[str, Any]]:
     def walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
         children = getattr(command, "commands", None)
-        if children is None:
+        if children is None and not command.hidden:
             yield name, command
         for child, each in (children or {}).items():
             yield from walk(f"{name} {child}".strip(), each)
