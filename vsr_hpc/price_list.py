@@ -126,6 +126,6 @@ def _client(service: str, region: str) -> Any:
     from botocore.config import Config
 
     retries: Any = {"max_attempts": 5, "mode": "standard"}
-    return boto3.client(
+    return boto3.session.Session().client(  # not the default session, which keeps credentials of before
         service, region_name=region, config=Config(retries=retries, connect_timeout=5, read_timeout=30)
     )
