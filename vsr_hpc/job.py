@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -26,6 +25,7 @@ from pydantic import (
 )
 
 from vsr_hpc.errors import JobError
+from vsr_hpc.yaml_file import read_mapping
 
 
 class _Section(BaseModel):
@@ -297,17 +297,8 @@ class JobSpec(_Section):
 
 def load_job(path: Path) -> JobSpec:
     """Read a job file; relative paths start from its own folder. Raises JobError with all findings."""
-    text = _read(path)
-    try:
-        document = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as exc:  # ValueError: a date such as 2026-99-99
-        raise JobError(f"{path}: not YAML: {_one_line(exc)}") from exc
-    except RecursionError as exc:
-        raise JobError(f"{path}: not YAML that we read: nested too deeply") from exc
-    if not isinstance(document, dict):
-        raise JobError(
-            f"{path}: a job file is a mapping with input, output and model; found {_kind(document)}"
-        )
+    clip_hint = f"; a clip goes to `vsr upscale {path} OUT`"
+    document = read_mapping(path, "a job file", "input, output and model", no_text_hint=clip_hint)
     job = parse_job(document, str(path))
     return job.model_copy(
         update={"input": _beside(path, job.input), "output": _beside(path, job.output)}
@@ -326,51 +317,6 @@ def parse_job(
         return JobSpec.model_validate(document)
     except ValidationError as exc:
         raise JobError.from_findings(where, _findings(exc, spelled)) from exc
-
-
-def _read(path: Path) -> str:
-    if not path.exists():
-        raise JobError(f"{path}: there is no such file")
-    if not path.is_file():
-        raise JobError(f"{path}: a job file is a plain file of YAML, this is none")
-    try:
-        if path.stat().st_size > _LARGEST_JOB_BYTES:
-            raise JobError(f"{path}: {path.stat().st_size} bytes is no job file")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as exc:
-        raise JobError(
-            f"{path}: is no text, so no job file; a clip goes to `vsr upscale {path} OUT`"
-        ) from exc
-    except OSError as exc:
-        raise JobError(f"{path}: cannot be read ({exc.strerror})") from exc
-
-
-_LARGEST_JOB_BYTES = 1 << 20
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which only true and false are truth values, so that `on:` is a word (as in YAML 1.2).
-
-    A key that is written twice is refused: plain YAML takes the last one in silence.
-    """
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
 
 
 def _findings(error: ValidationError, spelled: Callable[[str], str]) -> list[str]:
@@ -470,11 +416,3 @@ def _beside(path: Path, value: str) -> str:
     if "://" in value or Path(value).is_absolute():
         return value
     return str(path.parent / Path(value).expanduser())
-
-
-def _kind(document: object) -> str:
-    return "an empty file" if document is None else f"a {type(document).__name__}"
-
-
-def _one_line(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:300]

@@ -200,3 +200,22 @@ def test_update_keeps_the_number_of_instances_where_they_scale_by_themselves() -
     assert kept["RetainAllVariantProperties"] is True
     assert "RetainAllVariantProperties" not in update(spec(), diff.Found(endpoint=there))
     assert ROLE and endpoints
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("name: one\nname: two\n", "'name' is there twice"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("- one\n", "an endpoint file is a mapping with name, image and role"),
+        ("x" * (2 << 20), "is no endpoint file"),
+    ],
+    ids=["twice", "deep", "list", "large"],
+)
+def test_a_file_that_is_hostile_or_mistaken_ends_in_a_sentence(
+    text: str, sentence: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "endpoint.yaml"
+    path.write_text(text)
+    with pytest.raises(JobError, match=sentence):
+        load_spec(path)

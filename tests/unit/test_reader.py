@@ -181,7 +181,6 @@ def test_alpha_of_vp9_is_read(tmp_path: Path) -> None:
 
 
 def write_pngs(folder: Path, numbers: Sequence[int], size: tuple[int, int] = (64, 48)) -> Path:
-    pytest.importorskip("vsr_hpc.media.images")
     folder.mkdir(exist_ok=True)
     for number in numbers:
         encoder: Any = av.CodecContext.create("png", "w")

@@ -11,11 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from vsr_hpc.errors import JobError
 from vsr_hpc.instances import all_instances
+from vsr_hpc.yaml_file import read_mapping
 
 # AWS's own images with Docker on them, and the NVIDIA runtime where there is a GPU.
 _GPU_IMAGE = "/aws/service/ecs/optimized-ami/amazon-linux-2023/gpu/recommended/image_id"
@@ -86,11 +86,7 @@ def resource_name(name: str) -> str:
 
 def load_ec2(path: Path) -> Ec2Spec:
     """Read an ec2.yaml. JobError with all findings."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise JobError(f"{path}: cannot be read: {exc}") from exc
-    return parse_ec2(document, str(path))
+    return parse_ec2(read_mapping(path, "an ec2 file", "name, image and role"), str(path))
 
 
 def parse_ec2(document: Any, where: str) -> Ec2Spec:

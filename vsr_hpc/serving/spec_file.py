@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from vsr_hpc.errors import JobError
 from vsr_hpc.instances import all_instances
 from vsr_hpc.models.cards import Card, all_cards
 from vsr_hpc.serving.spec import LONGEST_ROLLOUT_S, EndpointSpec, can_encrypt_volume
+from vsr_hpc.yaml_file import read_mapping
 
 # Serverless: CPU comes with memory, about one core per 1.8 GB; a core does some 10^10 operations of a network
 # in a second. A picture smaller than this is hardly worth an endpoint.
@@ -26,11 +26,7 @@ _STANDING_IN = {"name": "x", "image": "x", "role": "arn:aws:iam::000000000000:ro
 
 def load_spec(path: Path) -> EndpointSpec:
     """Read an endpoint.yaml. JobError with all findings."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise JobError(f"{path}: cannot be read: {exc}") from exc
-    return parse_spec(document, str(path))
+    return parse_spec(read_mapping(path, "an endpoint file", "name, image and role"), str(path))
 
 
 def parse_spec(document: Any, where: str) -> EndpointSpec:
