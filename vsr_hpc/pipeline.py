@@ -256,13 +256,13 @@ class _Work:
 
     def _plain(self, chunk: int) -> Iterator[_Decoded]:
         start, stop = self._bench.plan.chunk(chunk)
-        frames = _timed(self.clock, "decode", _frames(self._bench, start, stop))
+        frames = _timed(self.clock, "decode", frames_of(self._bench, start, stop))
         for batch in _batches(frames, self._bench.upscaler.batch):
             yield _Decoded(chunk=chunk, frames=batch)
 
     def _windows(self, chunk: int, windows: tuple[Window, ...]) -> Iterator[_Decoded]:
         """Each window's frames with their context, decoded once where windows overlap."""
-        read = _frames(self._bench, windows[0].read_start, windows[-1].read_stop)
+        read = frames_of(self._bench, windows[0].read_start, windows[-1].read_stop)
         frames, held = _timed(self.clock, "decode", read), deque[Frame]()
         for window in windows:
             while held and held[0].index < window.read_start:
@@ -367,7 +367,8 @@ def _raise_first(errors: list[BaseException]) -> None:
         raise real[0]
 
 
-def _frames(bench: Workbench, start: int, stop: int) -> Iterator[Frame]:
+def frames_of(bench: Workbench, start: int, stop: int) -> Iterator[Frame]:
+    """The source's frames [start, stop), as a worker reads them."""
     picture = bench.plan.job.picture
     return read_frames(
         bench.plan.clip,

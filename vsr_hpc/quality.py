@@ -25,6 +25,7 @@ from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.models import weights
 from vsr_hpc.models.cards import Card, Precision, find_card
 from vsr_hpc.originals import Lows, Truth, crf_of, degraded, list_originals, read_truth, to_rgb8
+from vsr_hpc.similarity import psnr, ssim
 from vsr_hpc.upscale.engine import (
     DeviceFacts,
     Upscaler,
@@ -35,8 +36,6 @@ from vsr_hpc.upscale.engine import (
 )
 
 log = logging.getLogger(__name__)
-
-_SSIM_SIGMA, _SSIM_RADIUS = 1.5, 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,38 +191,6 @@ def _upscaled(
 
 
 # Comparing --------------------------------------------------------------------------------------------------
-
-
-def psnr(one: NDArray[np.generic], other: NDArray[np.generic]) -> float:
-    """Of two planes of codes, 255 being the peak; equal planes give infinity."""
-    error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(255.0**2 / error)
-
-
-def ssim(one: NDArray[np.generic], other: NDArray[np.generic]) -> float:
-    """Of two planes of codes: 11x11 Gaussian window of sigma 1.5, only where the window fits whole."""
-    x, y = one.astype(np.float64), other.astype(np.float64)
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mean_x, mean_y = _windowed(x), _windowed(y)
-    var_x = _windowed(x * x) - mean_x**2
-    var_y = _windowed(y * y) - mean_y**2
-    both = _windowed(x * y) - mean_x * mean_y
-    top = (2 * mean_x * mean_y + c1) * (2 * both + c2)
-    return float(np.mean(top / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))))
-
-
-def _windowed(plane: NDArray[np.float64]) -> NDArray[np.float64]:
-    places = np.arange(-_SSIM_RADIUS, _SSIM_RADIUS + 1)
-    taps = np.exp(-0.5 * (places / _SSIM_SIGMA) ** 2)
-    taps /= taps.sum()
-    length = len(taps)
-    rows = sum(tap * plane[i : plane.shape[0] - length + 1 + i] for i, tap in enumerate(taps))
-    assert isinstance(rows, np.ndarray)
-    done: NDArray[np.float64] = sum(
-        (tap * rows[:, i : rows.shape[1] - length + 1 + i] for i, tap in enumerate(taps)),
-        start=np.zeros((rows.shape[0], rows.shape[1] - length + 1)),
-    )
-    return done
 
 
 def _compared(

@@ -21,8 +21,7 @@ from vsr_hpc import fidelity
 from vsr_hpc.fidelity import Thumbnail, thumbnail_shape
 from vsr_hpc.media.clip import Timeline
 from vsr_hpc.media.picture import Frame, Picture, Plane
-from vsr_hpc.media.reader import read_frames
-from vsr_hpc.pipeline import Upscaling, Workbench
+from vsr_hpc.pipeline import Upscaling, Workbench, frames_of
 from vsr_hpc.plan import Plan, window_of
 from vsr_hpc.prepare import Prepared, frame_range
 from vsr_hpc.run import Run
@@ -153,7 +152,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="vsr-sample-") as folder:
         plan = _plan(prepared, start, stop)
         bench = tools.bench(plan, timeline, upscaler, Path(folder), threads)
-        (first,) = _frames(bench, start, start + 1)
+        (first,) = frames_of(bench, start, start + 1)
         upscaler([_cropped(first, part.clip.picture)])
         startup_s, startup_cpu_s = time.perf_counter() - began, time.process_time() - began_cpu
         begin, wanted = _middle(start, stop, prepared, budget_s)
@@ -241,23 +240,11 @@ def _part_of(prepared: Prepared) -> Prepared:
     )
 
 
-def _frames(bench: Workbench, start: int, stop: int) -> Iterator[Frame]:
-    return read_frames(
-        bench.plan.clip,
-        bench.timeline,
-        bench.source,
-        start,
-        stop,
-        threads=bench.decoder_threads,
-        deinterlace=bench.plan.job.picture.deinterlace,
-    )
-
-
 def _through_device(
     bench: Workbench, frames: tuple[int, int], part: Prepared, budget_s: float, clock: _Clock
 ) -> tuple[list[Frame], list[Frame]]:
     """Decode, then upscale until half the time is spent: two frames at least."""
-    coming = _frames(bench, *frames)
+    coming = frames_of(bench, *frames)
     taken = [next(coming)]  # with the way there from the last key frame, which a whole chunk does not feel
     with clock.timed("decode"):
         taken += coming

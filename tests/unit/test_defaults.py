@@ -22,7 +22,7 @@ from vsr_hpc.models.cards import find_card
 from vsr_hpc.models.defaults import AUTO, default_model, kind_of_still, shipped_models
 from vsr_hpc.models.networks import build
 from vsr_hpc.prepare import prepare
-from vsr_hpc.quality import psnr
+from vsr_hpc.similarity import psnr
 from vsr_hpc.training.session import images_sha256
 
 SHIPPED = Path(weights.__file__).parent / "shipped"

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[2] / "vsr_hpc"
 # decides bytes (cards, clips); what lies between run and worker has its own rows.
 ORDER = """
 errors  environment  interrupts  matlab
-yaml_file
+yaml_file  similarity
 job  inputs  instances  prices
 price_list  store  s3  store_s3  media/  models/
 source  fidelity  upscale/  profiles

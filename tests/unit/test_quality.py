@@ -14,7 +14,8 @@ from tests.commands import vsr
 from vsr_hpc import matlab
 from vsr_hpc.errors import JobError, MediaError
 from vsr_hpc.originals import degraded, read_truth, to_rgb8
-from vsr_hpc.quality import measure_quality, psnr, rows_of_text, ssim
+from vsr_hpc.quality import measure_quality, rows_of_text
+from vsr_hpc.similarity import psnr, ssim
 
 
 def _picture(seed: int, rows: int = 96, columns: int = 112) -> NDArray[np.uint8]:

@@ -15,9 +15,11 @@ from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.report.display import to_image
 from vsr_hpc.report.pictures import Side, candidate_frames, input_side, output_side, read_some
 from vsr_hpc.run import Done, Run
+from vsr_hpc.similarity import psnr, ssim
 from vsr_hpc.source import open_source
 
-_SIGMA, _RADIUS = 1.5, 5
+_EQUAL_DB = 100.0
+"""Said of pictures that are equal, so that means stay numbers."""
 Grey = NDArray[np.float32]
 """Luma as it is shown, 0 black to 255 white."""
 
@@ -47,7 +49,7 @@ def measure_quality(run: Run, done: Done, truth: str) -> Quality:
     rows = []
     for number, small, big, true in _triples(before, after, original, numbers):
         wide = _grey(small.resize(big.size, Image.Resampling.BICUBIC))
-        rows.append((number, *_figures(_grey(big), _grey(true)), *_figures(wide, _grey(true))))
+        rows.append((number, *figures(_grey(big), _grey(true)), *figures(wide, _grey(true))))
     means = np.mean([row[1:] for row in rows], axis=0)
     worst = min(rows, key=lambda row: row[1])
     return Quality(
@@ -62,37 +64,9 @@ def measure_quality(run: Run, done: Done, truth: str) -> Quality:
     )
 
 
-def psnr(one: Grey, other: Grey) -> float:
-    """dB; 100 for equal pictures."""
-    error = float(np.mean((one - other) ** 2))
-    return min(100.0, 10 * np.log10(255**2 / error)) if error > 0 else 100.0
-
-
-def ssim(one: Grey, other: Grey) -> float:
-    """The mean structural similarity with the usual Gaussian window of 11 x 11."""
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mean_one, mean_other = _blurred(one), _blurred(other)
-    var_one = _blurred(one * one) - mean_one**2
-    var_other = _blurred(other * other) - mean_other**2
-    both = _blurred(one * other) - mean_one * mean_other
-    top = (2 * mean_one * mean_other + c1) * (2 * both + c2)
-    return float(np.mean(top / ((mean_one**2 + mean_other**2 + c1) * (var_one + var_other + c2))))
-
-
-def _blurred(plane: Grey) -> Grey:
-    """Only where the whole window lies inside."""
-    if min(plane.shape) <= 2 * _RADIUS:
-        raise JobError(f"pictures of {plane.shape[1]}x{plane.shape[0]} are too small for SSIM")
-    taps = np.exp(-(np.arange(-_RADIUS, _RADIUS + 1) ** 2) / (2 * _SIGMA**2)).astype(np.float32)
-    taps /= taps.sum()
-    high, wide = plane.shape[0] - 2 * _RADIUS, plane.shape[1] - 2 * _RADIUS
-    rows = sum(weight * plane[place : place + high] for place, weight in enumerate(taps))
-    columns = sum(weight * rows[:, place : place + wide] for place, weight in enumerate(taps))
-    return np.asarray(columns, dtype=np.float32)
-
-
-def _figures(one: Grey, other: Grey) -> tuple[float, float]:
-    return psnr(one, other), ssim(one, other)
+def figures(one: Grey, other: Grey) -> tuple[float, float]:
+    """(PSNR, SSIM); equal pictures have a number too, so that means stay numbers."""
+    return min(_EQUAL_DB, psnr(one, other)), ssim(one, other)
 
 
 def _grey(image: Image.Image) -> Grey:

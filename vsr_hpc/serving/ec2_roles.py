@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from vsr_hpc.errors import JobError
 from vsr_hpc.serving.ec2_spec import Ec2Spec
-
-Statement = dict[str, Any]
-_ECR = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([a-z0-9._/-]+)[:@].*")
+from vsr_hpc.serving.statements import Statement, allow, pulls, region_of
 
 
 def document(spec: Ec2Spec, whose: str, region: str = "", *, is_trust: bool = False) -> dict[str, Any]:
@@ -22,31 +19,25 @@ def document(spec: Ec2Spec, whose: str, region: str = "", *, is_trust: bool = Fa
         principal = {"Service": service}
         taken = {"Sid": "TakeOn", "Effect": "Allow", "Principal": principal, "Action": "sts:AssumeRole"}
         return {"Version": "2012-10-17", "Statement": [taken]}
-    region = region or _region(spec)
+    region = region or region_of(spec.image)
     statements = _instance(spec, region) if whose == "instance" else _operator(spec, region)
     return {"Version": "2012-10-17", "Statement": list(statements)}
 
 
 def _instance(spec: Ec2Spec, region: str) -> Iterator[Statement]:
-    found = _ECR.fullmatch(spec.image)
-    if found:
-        account, where, name = found.groups()
-        repository = f"arn:{spec.partition}:ecr:{where}:{account}:repository/{name}"
-        yield _allow("LogIntoRegistry", ["ecr:GetAuthorizationToken"], ["*"])
-        pulls = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
-        yield _allow("PullTheImage", pulls, [repository])
+    yield from pulls(spec.partition, [spec.image])
     verbs = ["CompleteLifecycleAction", "SetInstanceHealth", "TerminateInstanceInAutoScalingGroup"]
-    yield _allow("SayHowItIs", [f"autoscaling:{each}" for each in verbs], [_group(spec, region)])
+    yield allow("SayHowItIs", [f"autoscaling:{each}" for each in verbs], [_group(spec, region)])
     if spec.run:
         bucket, _, prefix = spec.run.removeprefix("s3://").partition("/")
         arn = f"arn:{spec.partition}:s3:::{bucket}"
-        listing = _allow("SeeTheRun", ["s3:ListBucket"], [arn])
+        listing = allow("SeeTheRun", ["s3:ListBucket"], [arn])
         yield {**listing, "Condition": {"StringLike": {"s3:prefix": [prefix, f"{prefix}/*"]}}}
         verbs = ["GetObject", "PutObject", "DeleteObject", "AbortMultipartUpload", "ListMultipartUploadParts"]
-        yield _allow("WorkOnTheRun", [f"s3:{each}" for each in verbs], [f"{arn}/{prefix}/*"])
+        yield allow("WorkOnTheRun", [f"s3:{each}" for each in verbs], [f"{arn}/{prefix}/*"])
     verbs = ["CreateControlChannel", "CreateDataChannel", "OpenControlChannel", "OpenDataChannel"]
     sessions = [f"ssmmessages:{each}" for each in verbs]
-    yield _allow("LetSessionsIn", ["ssm:UpdateInstanceInformation", *sessions], ["*"])
+    yield allow("LetSessionsIn", ["ssm:UpdateInstanceInformation", *sessions], ["*"])
 
 
 def _operator(spec: Ec2Spec, region: str) -> Iterator[Statement]:
@@ -55,48 +46,32 @@ def _operator(spec: Ec2Spec, region: str) -> Iterator[Statement]:
     tagged = {"Condition": {"StringEquals": {"aws:ResourceTag/vsr:ec2": spec.name}}}
     verbs = ["CreateSecurityGroup", "CreateLaunchTemplate", "CreateTags"]
     places = [f"{ec2}:security-group/*", f"{ec2}:launch-template/*", f"{ec2}:vpc/*"]
-    yield _allow("MakeGroupAndTemplate", [f"ec2:{each}" for each in verbs], places)
+    yield allow("MakeGroupAndTemplate", [f"ec2:{each}" for each in verbs], places)
     verbs = ["AuthorizeSecurityGroupIngress", "RevokeSecurityGroupIngress", "DeleteSecurityGroup"]
     verbs += ["CreateLaunchTemplateVersion", "DeleteLaunchTemplate"]
-    yield {**_allow("KeepWhatIsTagged", [f"ec2:{each}" for each in verbs], places[:2]), **tagged}
+    yield {**allow("KeepWhatIsTagged", [f"ec2:{each}" for each in verbs], places[:2]), **tagged}
     looks = ["SecurityGroups", "LaunchTemplates", "LaunchTemplateVersions", "Subnets", "Instances"]
     actions = [f"ec2:Describe{each}" for each in looks]
-    yield _allow("Look", [*actions, "autoscaling:DescribeAutoScalingGroups"], ["*"])
+    yield allow("Look", [*actions, "autoscaling:DescribeAutoScalingGroups"], ["*"])
     verbs = ["CreateAutoScalingGroup", "UpdateAutoScalingGroup", "DeleteAutoScalingGroup"]
     verbs += ["StartInstanceRefresh", "PutLifecycleHook", "CreateOrUpdateTags"]
-    yield _allow("KeepTheCount", [f"autoscaling:{each}" for each in verbs], [_group(spec, region)])
+    yield allow("KeepTheCount", [f"autoscaling:{each}" for each in verbs], [_group(spec, region)])
     instances = [f"{ec2}:{each}/*" for each in ("instance", "volume", "network-interface", "subnet")]
     image = f"arn:{spec.partition}:ec2:{region}::image/*"
-    yield _allow("LetTheGroupStartThem", ["ec2:RunInstances"], [*instances, *places[:2], image])
+    yield allow("LetTheGroupStartThem", ["ec2:RunInstances"], [*instances, *places[:2], image])
     role = spec.profile.replace(":instance-profile/", ":role/")
     passed = {"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}}
-    yield {**_allow("HandTheRoleOn", ["iam:PassRole"], [role]), "Condition": passed}
+    yield {**allow("HandTheRoleOn", ["iam:PassRole"], [role]), "Condition": passed}
     parameter = spec.image_source.removeprefix("resolve:ssm:")
     if parameter.startswith("/"):
         owner = "" if parameter.startswith("/aws/service/") else spec.account
         arn = f"arn:{spec.partition}:ssm:{region}:{owner}:parameter{parameter}"
-        yield _allow("FindTheMachineImage", ["ssm:GetParameters"], [arn])
+        yield allow("FindTheMachineImage", ["ssm:GetParameters"], [arn])
     actions = ["ssm:StartSession"]
     document = f"arn:{spec.partition}:ssm:{region}::document/AWS-StartPortForwardingSession"
-    yield _allow("ReachThem", actions, [f"{ec2}:instance/*", document])
+    yield allow("ReachThem", actions, [f"{ec2}:instance/*", document])
 
 
 def _group(spec: Ec2Spec, region: str) -> str:
     where = f"arn:{spec.partition}:autoscaling:{region}:{spec.account}"
     return f"{where}:autoScalingGroup:*:autoScalingGroupName/{spec.resource}"
-
-
-def _allow(name: str, actions: Sequence[str], resources: Sequence[str]) -> Statement:
-    return {"Sid": name, "Effect": "Allow", "Action": list(actions), "Resource": list(resources)}
-
-
-def _region(spec: Ec2Spec) -> str:
-    found = _ECR.fullmatch(spec.image)
-    if found:
-        return found.group(2)
-    import boto3
-
-    here = boto3.Session().region_name
-    if not here:
-        raise JobError("which region? set AWS_REGION")
-    return str(here)

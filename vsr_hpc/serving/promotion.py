@@ -169,7 +169,7 @@ def _answer(gate: Promote, pair: Pair, scratch: Path) -> tuple[Any, float]:
 def _compared(pair: Pair, answer: Any, scale: int) -> tuple[float, float]:
     """(PSNR, SSIM) of luma, `scale` pixels of border cut."""
     from vsr_hpc.matlab import luma
-    from vsr_hpc.quality import psnr, ssim
+    from vsr_hpc.similarity import psnr, ssim
 
     if answer.shape != pair.truth.shape:
         shown = ["x".join(map(str, reversed(each.shape[:2]))) for each in (answer, pair.truth)]

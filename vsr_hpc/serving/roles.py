@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vsr_hpc.errors import JobError
 from vsr_hpc.serving.account import group_name
 from vsr_hpc.serving.spec import EndpointSpec
+from vsr_hpc.serving.statements import Statement, allow, pulls, region_of
 from vsr_hpc.serving.transform import schedule_name
 from vsr_hpc.serving.wanted import alarm_prefix
 
 WHOSE = ("endpoint", "schedule", "you")
-_ECR = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([a-z0-9._/-]+)[:@].*")
-Statement = dict[str, Any]
 
 
 def document(spec: EndpointSpec, whose: str, region: str = "", *, is_trust: bool = False) -> dict[str, Any]:
@@ -25,7 +23,7 @@ def document(spec: EndpointSpec, whose: str, region: str = "", *, is_trust: bool
         statements = [_trust(spec, whose)]
     else:
         makers = {"endpoint": _endpoint, "schedule": _schedule, "you": _operator}
-        statements = list(makers[whose](spec, region or _region(spec)))
+        statements = list(makers[whose](spec, region or region_of(spec.image)))
     return {"Version": "2012-10-17", "Statement": statements}
 
 
@@ -44,36 +42,22 @@ def _trust(spec: EndpointSpec, whose: str) -> Statement:
 
 def _endpoint(spec: EndpointSpec, region: str) -> Iterator[Statement]:
     """Of the role that SageMaker runs the container with."""
-    yield from _image(spec)
+    yield from pulls(spec.partition, {spec.image, *(each.image for each in spec.variants if each.image)})
     yield from _model(spec)
     yield from _answers(spec)
     if spec.kms_key:
-        yield _allow("UseTheKey", ["kms:Decrypt", "kms:GenerateDataKey"], [spec.kms_key])
+        yield allow("UseTheKey", ["kms:Decrypt", "kms:GenerateDataKey"], [spec.kms_key])
     logs = _arn(spec, "logs", region)
     groups = [f"{logs}:log-group:/aws/sagemaker/Endpoints/{spec.name}:*"] if spec.is_served else []
     groups += [f"{logs}:log-group:/aws/sagemaker/TransformJobs:*"] if spec.transform else []
     actions = ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"]
-    yield _allow("WriteLogs", actions, groups)
+    yield allow("WriteLogs", actions, groups)
     yield {
-        **_allow("CountRequests", ["cloudwatch:PutMetricData"], ["*"]),
+        **allow("CountRequests", ["cloudwatch:PutMetricData"], ["*"]),
         "Condition": {"StringLike": {"cloudwatch:namespace": ["AWS/SageMaker", "/aws/sagemaker/Endpoints"]}},
     }
     if spec.vpc:
         yield from _network(spec, region)
-
-
-def _image(spec: EndpointSpec) -> Iterator[Statement]:
-    images = {spec.image, *(each.image for each in spec.variants if each.image)}
-    repositories = []
-    for image in sorted(images):
-        found = _ECR.fullmatch(image)
-        if found:
-            account, where, name = found.groups()
-            repositories.append(f"arn:{spec.partition}:ecr:{where}:{account}:repository/{name}")
-    if repositories:
-        yield _allow("LogIntoRegistry", ["ecr:GetAuthorizationToken"], ["*"])
-        pulls = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
-        yield _allow("PullTheImage", pulls, repositories)
 
 
 def _model(spec: EndpointSpec) -> Iterator[Statement]:
@@ -83,7 +67,7 @@ def _model(spec: EndpointSpec) -> Iterator[Statement]:
         yield _listing(spec, "ListModels", spec.multi_model)
         keys.append(_below(spec, spec.multi_model))
     if keys:
-        yield _allow("ReadModels", ["s3:GetObject"], keys)
+        yield allow("ReadModels", ["s3:GetObject"], keys)
 
 
 def _answers(spec: EndpointSpec) -> Iterator[Statement]:
@@ -95,7 +79,7 @@ def _answers(spec: EndpointSpec) -> Iterator[Statement]:
             write.append(_below(spec, spec.asynchronous.failure))
         topics = [spec.asynchronous.success_topic, spec.asynchronous.error_topic]
         if told := [each for each in topics if each]:
-            yield _allow("TellWhoWaits", ["sns:Publish"], told)
+            yield allow("TellWhoWaits", ["sns:Publish"], told)
     if spec.capture:
         write.append(_below(spec, spec.capture.to))
     if spec.transform:
@@ -103,9 +87,9 @@ def _answers(spec: EndpointSpec) -> Iterator[Statement]:
         read.append(_below(spec, spec.transform.input))
         write.append(_below(spec, spec.transform.output))
     if read:
-        yield _allow("ReadInputs", ["s3:GetObject"], read)
+        yield allow("ReadInputs", ["s3:GetObject"], read)
     if write:
-        yield _allow("WriteAnswers", ["s3:PutObject", "s3:AbortMultipartUpload"], write)
+        yield allow("WriteAnswers", ["s3:PutObject", "s3:AbortMultipartUpload"], write)
 
 
 def _network(spec: EndpointSpec, region: str) -> Iterator[Statement]:
@@ -115,23 +99,23 @@ def _network(spec: EndpointSpec, region: str) -> Iterator[Statement]:
     places = [f"{ec2}:subnet/{each}" for each in spec.vpc.subnets]
     places += [f"{ec2}:security-group/{each}" for each in spec.vpc.security_groups]
     interfaces = f"{ec2}:network-interface/*"
-    yield _allow("PutInterfacesIntoTheSubnets", ["ec2:CreateNetworkInterface"], [*places, interfaces])
+    yield allow("PutInterfacesIntoTheSubnets", ["ec2:CreateNetworkInterface"], [*places, interfaces])
     changes = [
         "ec2:CreateNetworkInterfacePermission",
         "ec2:DeleteNetworkInterface",
         "ec2:DeleteNetworkInterfacePermission",
     ]
     yield {
-        **_allow("KeepThoseInterfaces", changes, [interfaces]),
+        **allow("KeepThoseInterfaces", changes, [interfaces]),
         "Condition": {"ArnEquals": {"ec2:Subnet": [f"{ec2}:subnet/{each}" for each in spec.vpc.subnets]}},
     }
     looks = ["DhcpOptions", "NetworkInterfaces", "SecurityGroups", "Subnets", "Vpcs"]
-    yield _allow("LookAtTheNetwork", [f"ec2:Describe{each}" for each in looks], ["*"])
+    yield allow("LookAtTheNetwork", [f"ec2:Describe{each}" for each in looks], ["*"])
 
 
 def _schedule(spec: EndpointSpec, region: str) -> Iterator[Statement]:
     jobs = f"{_arn(spec, 'sagemaker', region)}:transform-job/{spec.name}-*"
-    yield _allow("StartTheJob", ["sagemaker:CreateTransformJob", "sagemaker:AddTags"], [jobs])
+    yield allow("StartTheJob", ["sagemaker:CreateTransformJob", "sagemaker:AddTags"], [jobs])
 
 
 def _operator(spec: EndpointSpec, region: str) -> Iterator[Statement]:
@@ -142,27 +126,27 @@ def _operator(spec: EndpointSpec, region: str) -> Iterator[Statement]:
     versions = f"{sagemaker}:model-package/{group_name(name)}/*"
     kinds = ["CreateModel", "DeleteModel", "DescribeModel", "CreateEndpointConfig", "DeleteEndpointConfig"]
     kinds += ["DescribeEndpointConfig"]
-    yield _allow("KeepModels", _sagemaker(kinds), own)
+    yield allow("KeepModels", _sagemaker(kinds), own)
     kinds = ["CreateEndpoint", "UpdateEndpoint", "UpdateEndpointWeightsAndCapacities", "DeleteEndpoint"]
     kinds += ["DescribeEndpoint", "InvokeEndpoint", "InvokeEndpointAsync"]
-    yield _allow("KeepTheEndpoint", _sagemaker(kinds), [endpoint, *own[1:]])
-    yield _allow("MarkWhatIsOurs", _sagemaker(["AddTags", "ListTags"]), [endpoint, *own, group, versions])
-    yield _allow("FindWhatIsOurs", _sagemaker(["ListModels", "ListEndpointConfigs"]), ["*"])
+    yield allow("KeepTheEndpoint", _sagemaker(kinds), [endpoint, *own[1:]])
+    yield allow("MarkWhatIsOurs", _sagemaker(["AddTags", "ListTags"]), [endpoint, *own, group, versions])
+    yield allow("FindWhatIsOurs", _sagemaker(["ListModels", "ListEndpointConfigs"]), ["*"])
     kinds = ["CreateModelPackageGroup", "DescribeModelPackageGroup", "DeleteModelPackageGroup"]
     kinds += ["ListModelPackages", "CreateModelPackage", "DescribeModelPackage", "UpdateModelPackage"]
-    yield _allow("KeepApprovedVersions", _sagemaker([*kinds, "DeleteModelPackage"]), [group, versions])
+    yield allow("KeepApprovedVersions", _sagemaker([*kinds, "DeleteModelPackage"]), [group, versions])
     yield from _jobs(spec, region)
     yield from _watching(spec, region)
     yield {
-        **_allow("HandTheRoleOn", ["iam:PassRole"], [spec.role]),
+        **allow("HandTheRoleOn", ["iam:PassRole"], [spec.role]),
         "Condition": {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}},
     }
     if spec.asynchronous:
         actions = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"]
-        yield _allow("SendAndFetch", actions, [_below(spec, spec.asynchronous.output)])
+        yield allow("SendAndFetch", actions, [_below(spec, spec.asynchronous.output)])
     if spec.promote:
         staging = spec.promote.staging
-        yield _allow(
+        yield allow(
             "MeasureTheCandidate",
             _sagemaker(["DescribeEndpoint", "InvokeEndpoint", "DescribeEndpointConfig", "DescribeModel"]),
             [
@@ -179,16 +163,16 @@ def _jobs(spec: EndpointSpec, region: str) -> Iterator[Statement]:
     scheduler, called = _arn(spec, "scheduler", region), schedule_name(spec.name)
     kinds = ["CreateTransformJob", "DescribeTransformJob", "StopTransformJob", "AddTags"]
     if spec.transform:
-        yield _allow(
+        yield allow(
             "RunJobs", _sagemaker(kinds), [jobs, f"{_arn(spec, 'sagemaker', region)}:model/{spec.name}-*"]
         )
     verbs = ["CreateScheduleGroup", "GetScheduleGroup", "DeleteScheduleGroup", "CreateSchedule"]
     verbs += ["GetSchedule", "UpdateSchedule", "DeleteSchedule", "TagResource"]
     places = [f"{scheduler}:schedule-group/{called}", f"{scheduler}:schedule/{called}/{called}"]
-    yield _allow("KeepTheSchedule", [f"scheduler:{each}" for each in verbs], places)
+    yield allow("KeepTheSchedule", [f"scheduler:{each}" for each in verbs], places)
     if spec.transform and spec.transform.schedule:
         yield {
-            **_allow("HandTheSchedulesRoleOn", ["iam:PassRole"], [spec.transform.schedule.role]),
+            **allow("HandTheSchedulesRoleOn", ["iam:PassRole"], [spec.transform.schedule.role]),
             "Condition": {"StringEquals": {"iam:PassedToService": "scheduler.amazonaws.com"}},
         }
 
@@ -196,16 +180,16 @@ def _jobs(spec: EndpointSpec, region: str) -> Iterator[Statement]:
 def _watching(spec: EndpointSpec, region: str) -> Iterator[Statement]:
     alarms = f"{_arn(spec, 'cloudwatch', region)}:alarm:{alarm_prefix(spec.name)}*"
     verbs = ["PutMetricAlarm", "DeleteAlarms", "TagResource"]
-    yield _allow("KeepAlarms", [f"cloudwatch:{each}" for each in verbs], [alarms])
+    yield allow("KeepAlarms", [f"cloudwatch:{each}" for each in verbs], [alarms])
     looks = [
         "application-autoscaling:DescribeScalableTargets",
         "application-autoscaling:DescribeScalingPolicies",
     ]
-    yield _allow("LookAtAlarmsAndScaling", ["cloudwatch:DescribeAlarms", *looks], ["*"])
+    yield allow("LookAtAlarmsAndScaling", ["cloudwatch:DescribeAlarms", *looks], ["*"])
     target = f"{_arn(spec, 'application-autoscaling', region)}:scalable-target/*"
     verbs = ["RegisterScalableTarget", "DeregisterScalableTarget", "PutScalingPolicy", "DeleteScalingPolicy"]
     yield {
-        **_allow("KeepScaling", [f"application-autoscaling:{each}" for each in verbs], [target]),
+        **allow("KeepScaling", [f"application-autoscaling:{each}" for each in verbs], [target]),
         "Condition": {
             "StringEquals": {
                 "application-autoscaling:service-namespace": "sagemaker",
@@ -216,17 +200,13 @@ def _watching(spec: EndpointSpec, region: str) -> Iterator[Statement]:
     service = "sagemaker.application-autoscaling.amazonaws.com"
     linked = f"role/aws-service-role/{service}/AWSServiceRoleForApplicationAutoScaling_SageMakerEndpoint"
     yield {
-        **_allow(
+        **allow(
             "ScaleForTheFirstTime",
             ["iam:CreateServiceLinkedRole"],
             [f"arn:{spec.partition}:iam::{spec.account}:{linked}"],
         ),
         "Condition": {"StringEquals": {"iam:AWSServiceName": service}},
     }
-
-
-def _allow(name: str, actions: Sequence[str], resources: Sequence[str]) -> Statement:
-    return {"Sid": name, "Effect": "Allow", "Action": list(actions), "Resource": list(resources)}
 
 
 def _sagemaker(verbs: Sequence[str]) -> list[str]:
@@ -247,20 +227,7 @@ def _below(spec: EndpointSpec, uri: str) -> str:
 
 def _listing(spec: EndpointSpec, name: str, uri: str) -> Statement:
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    found = _allow(name, ["s3:ListBucket"], [_object(spec, f"s3://{bucket}")])
+    found = allow(name, ["s3:ListBucket"], [_object(spec, f"s3://{bucket}")])
     if not prefix:
         return found
     return {**found, "Condition": {"StringLike": {"s3:prefix": [f"{prefix.rstrip('/')}/*"]}}}
-
-
-def _region(spec: EndpointSpec) -> str:
-    """Of the image, which SageMaker wants in its own region; else where the person works."""
-    found = _ECR.fullmatch(spec.image)
-    if found:
-        return found.group(2)
-    import boto3
-
-    here = boto3.Session().region_name
-    if not here:
-        raise JobError("which region? set AWS_REGION")
-    return str(here)

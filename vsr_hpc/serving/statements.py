@@ -1,0 +1,41 @@
+"""What policy documents of endpoints and of instances are made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from vsr_hpc.errors import JobError
+
+Statement = dict[str, Any]
+_ECR = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([a-z0-9._/-]+)[:@].*")
+
+
+def allow(name: str, actions: Sequence[str], resources: Sequence[str]) -> Statement:
+    return {"Sid": name, "Effect": "Allow", "Action": list(actions), "Resource": list(resources)}
+
+
+def pulls(partition: str, images: Iterable[str]) -> Iterator[Statement]:
+    """To pull those of the images that lie in ECR."""
+    repositories = []
+    for image in sorted(images):
+        if found := _ECR.fullmatch(image):
+            account, where, name = found.groups()
+            repositories.append(f"arn:{partition}:ecr:{where}:{account}:repository/{name}")
+    if repositories:
+        yield allow("LogIntoRegistry", ["ecr:GetAuthorizationToken"], ["*"])
+        verbs = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
+        yield allow("PullTheImage", verbs, repositories)
+
+
+def region_of(image: str) -> str:
+    """Of the image, which AWS wants where it is pulled; else where the person works."""
+    if found := _ECR.fullmatch(image):
+        return found.group(2)
+    import boto3
+
+    here = boto3.session.Session().region_name
+    if not here:
+        raise JobError("which region? set AWS_REGION")
+    return str(here)
