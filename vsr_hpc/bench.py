@@ -136,12 +136,12 @@ def _measure(
     stages = _stages(bench, upscaler, held, frames, rounds)
     network_fps = None
     floor = None
-    gflops = matrix_gflops(device, upscaler.precision)
+    gflops = matrix_gflops(device, upscaler.precision, lanes=bench.lanes)
     bandwidth = memory_gb_per_s(device)
     if upscaler.network is not None:
         say("the network alone")
         run = upscaler.network_pass()
-        spent = statistics.median(seconds_of(run, device, rounds=2 * rounds))
+        spent = statistics.median(seconds_of(run, device, rounds=2 * rounds, lanes=bench.lanes))
         network_fps = upscaler.batch / spent
         picture = plan.clip.picture
         if card.kind == "image":

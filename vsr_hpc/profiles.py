@@ -50,13 +50,13 @@ class Profile(BaseModel):
     """The encoder of the pipeline's figures, for example libx264; "" for none."""
     operations_per_frame: float = Field(ge=0)
     network_fps: float | None = Field(default=None, gt=0)
-    """The network alone, tensors in and out; None for a filter."""
+    """The network alone, tensors in and out, all lanes together; None for a filter."""
     pipeline_fps: float = Field(gt=0)
     """Decode, device, encode and check side by side, in steady state: without start-up and merge."""
     stage_seconds: dict[str, float]
     """Busy seconds per frame of each stage on its own: decode, device, encode, check."""
     matrix_gflops: float = Field(gt=0)
-    """The best matrix product of this device in this precision."""
+    """The best matrix products of this device in this precision, all its lanes together."""
     memory_gb_per_s: float = Field(gt=0)
     """Bytes read plus bytes written of a large copy in the device's memory."""
     floor_fps: float | None = Field(default=None, gt=0)

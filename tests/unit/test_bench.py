@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,19 @@ def test_one_call_more_than_asked_for_warms_up() -> None:
     calls: list[int] = []
     assert len(seconds_of(lambda: calls.append(1), CPU, rounds=3)) == 3
     assert len(calls) == 4
+
+
+def test_calls_side_by_side_are_charged_their_share() -> None:
+    """Both calls of a round wait for each other, so they can only end if they run at once."""
+    both = threading.Barrier(2, timeout=60)
+    first = threading.Event()
+
+    def run() -> None:
+        if first.is_set():
+            both.wait()
+        first.set()
+
+    assert len(seconds_of(run, CPU, rounds=3, lanes=2)) == 3
 
 
 def test_the_floor_is_counted_from_the_network_itself(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,17 +35,32 @@ class Floor:
         return max(self.operations_s, self.memory_s)
 
 
-def seconds_of(run: Callable[[], object], device: torch.device, rounds: int = 5) -> list[float]:
-    """Wall seconds of each of `rounds` calls, after one that does not count; on a GPU by device events."""
+def seconds_of(
+    run: Callable[[], object], device: torch.device, rounds: int = 5, *, lanes: int = 1
+) -> list[float]:
+    """Wall seconds per call of each of `rounds`, after one that does not count; on a GPU by device events.
+
+    With `lanes` above 1 as many calls run side by side on a CPU, and each is charged its share of the time.
+    """
     run()
     if device.type == "cuda":
         return [_device_seconds(run) for _ in range(rounds)]
-    found = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - began)
-    return found
+    if lanes == 1:
+        return [_seconds(run) for _ in range(rounds)]
+    with ThreadPoolExecutor(max_workers=lanes) as pool:
+
+        def side_by_side() -> None:
+            for each in [pool.submit(run) for _ in range(lanes)]:
+                each.result()
+
+        side_by_side()
+        return [_seconds(side_by_side) / lanes for _ in range(rounds)]
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
 
 
 def _device_seconds(run: Callable[[], object]) -> float:
@@ -57,15 +73,17 @@ def _device_seconds(run: Callable[[], object]) -> float:
     return float(begin.elapsed_time(end)) / 1e3
 
 
-def matrix_gflops(device: torch.device, precision: Precision, side: int | None = None) -> float:
-    """The best of several large products of random matrices; on a CPU with torch's present threads."""
+def matrix_gflops(
+    device: torch.device, precision: Precision, side: int | None = None, *, lanes: int = 1
+) -> float:
+    """The best of several large products of random matrices; on a CPU in each lane torch's present threads."""
     side = side or (8192 if device.type == "cuda" else 1024)
     dice = torch.Generator().manual_seed(1)
     one, other = (
         torch.randn(side, side, generator=dice).to(device=device, dtype=DTYPES[precision]) for _ in range(2)
     )
     with torch.inference_mode():
-        best = min(seconds_of(partial(torch.mm, one, other), device, rounds=12))
+        best = min(seconds_of(partial(torch.mm, one, other), device, rounds=12, lanes=lanes))
     return 2.0 * side**3 / best / 1e9
 
 
