@@ -6,6 +6,7 @@ file is edited in place, in room that a padded track name reserved.
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -162,12 +163,21 @@ def edit_matroska_file(path: Path, edits: dict[int, TrackEdit]) -> None:
         edit_matroska_tracks(file, edits)
 
 
+def has_matroska_tracks(data: bytes | bytearray) -> bool:
+    """Whether the beginning of a file holds its track headers whole."""
+    try:
+        start, size = _find_tracks(io.BytesIO(data))
+    except BackendError:
+        return False
+    return start + size <= len(data)
+
+
 def _find_tracks(file: BinaryIO) -> tuple[int, int]:
     at = 0
     while True:
         file.seek(at)
         head = file.read(12)
-        if len(head) < 2:
+        if len(head) < 12:
             raise BackendError("a Matroska file without track headers cannot be edited")
         kind, id_width = _identifier(head, 0)
         size, size_width = _size(head, id_width)

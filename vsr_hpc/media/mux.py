@@ -52,6 +52,7 @@ from vsr_hpc.media.headers import (
     edit_matroska_file,
     edit_mov_languages,
 )
+from vsr_hpc.media.outlet import Outlet
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.source import Source, open_input
 from vsr_hpc.media.splice import (
@@ -77,11 +78,15 @@ __all__ = [
     "check_container",
     "default_output_path",
     "merge",
+    "merged",
     "plan_container",
 ]
 
 log = logging.getLogger(__name__)
 
+_LIVE_MP4 = "+frag_keyframe+delay_moov+default_base_moof"
+"""The header goes out with the first fragment, so that it tells of edit lists. A fragment ends where a key
+picture comes and nowhere else: beside captions, cuts by time make the muxer get the sound's times wrong."""
 _FAR_START = Fraction(1)
 _EVER = Fraction(10**9)
 _PREROLL_S = Fraction(1, 4)
@@ -133,20 +138,61 @@ def merge(
     the range of the timeline that the segments cover; other streams are cut to its time. On any error the
     file is removed and nothing else touched.
     """
-    start, stop = frames or (0, len(timeline))
-    plan = plan_container(clip, encoding, name or output, request)
-    if plan.findings:
-        raise JobError.from_findings(str(name or output), list(plan.findings))
-    counted = sum(part.frames for part in segments)
-    if counted != stop - start or not counted:
-        raise VerifyError(f"{output}: segments hold {counted} frames, frames [{start}, {stop}) were planned")
-    job = _Merge(clip, timeline, source, picture, encoding, output, request, plan, (start, stop))
+    window = frames or (0, len(timeline))
+    plan = _planned(segments, clip, encoding, name or output, request, window)
+    job = _Merge(clip, timeline, source, picture, encoding, output, request, plan, window)
     try:
         with _translated(output):
             return job.run(segments)
     except BaseException:
         output.unlink(missing_ok=True)
         raise
+
+
+def merged(
+    segments: Sequence[SegmentPart],
+    clip: Clip,
+    timeline: Timeline,
+    source: Source,
+    picture: Picture,
+    encoding: Encoding,
+    name: Path,
+    request: StreamsRequest,
+) -> Iterator[bytes]:
+    """What `merge` would write to `name`, in pieces for somebody who reads along.
+
+    Packets and timestamps are the same; the container is one that needs no look back: MP4 in fragments, or
+    Matroska without its index and duration. A segment is fetched when its turn comes, so it may still be in
+    the making when the first piece goes out.
+    """
+    window = (0, len(timeline))
+    plan = _planned(segments, clip, encoding, name, request, window)
+    job = _Merge(clip, timeline, source, picture, encoding, name, request, plan, window, is_live=True)
+    outlet = Outlet()
+    with _translated(name):
+        for _ in job.write(segments, outlet):
+            if piece := outlet.take(job.edits):
+                yield piece
+        if piece := outlet.rest(job.edits):
+            yield piece
+
+
+def _planned(
+    segments: Sequence[SegmentPart],
+    clip: Clip,
+    encoding: Encoding,
+    name: Path,
+    request: StreamsRequest,
+    window: tuple[int, int],
+) -> ContainerPlan:
+    plan = plan_container(clip, encoding, name, request)
+    if plan.findings:
+        raise JobError.from_findings(str(name), list(plan.findings))
+    start, stop = window
+    counted = sum(part.frames for part in segments)
+    if counted != stop - start or not counted:
+        raise VerifyError(f"{name}: segments hold {counted} frames, frames [{start}, {stop}) were planned")
+    return plan
 
 
 @contextlib.contextmanager
@@ -173,7 +219,10 @@ class _Merge:
         request: StreamsRequest,
         plan: ContainerPlan,
         frames: tuple[int, int],
+        *,
+        is_live: bool = False,
     ) -> None:
+        self.is_live = is_live
         self.clip, self.timeline, self.source, self.picture = clip, timeline, source, picture
         self.encoding, self.output, self.request, self.plan = encoding, output, request, plan
         self.start, self.stop = frames
@@ -183,7 +232,7 @@ class _Merge:
         self.languages: dict[int, str] = {}
         self.written: set[int] = set()
         self.keys: dict[int, Fraction] = {}
-        self.offset = Fraction(0)
+        self.offset = self.tick = Fraction(0)
         self.depth = 0
         base = timeline.time_base
         self.begin = int(timeline.pts[self.start]) * base
@@ -194,31 +243,8 @@ class _Merge:
 
     def run(self, segments: Sequence[SegmentPart]) -> MergeReport:
         began = time.monotonic()
-        wanted = [each for each in self.plan.streams if each.action in _FROM_SOURCE]
-        with contextlib.ExitStack() as stack:
-            fetched = Fetched(segments, stack)
-            keeps_chapters = bool(self.clip.chapters) and "chapters" not in self.request.drop
-            container: Any = None
-            peek = Peek(first={}, priming={}, covers={}, packets={})
-            if wanted or keeps_chapters or self.clip.images is None:
-                peek = peeked(self.source, wanted)
-                self._find_keys()
-                container = stack.enter_context(open_input(self.source))
-            out: Any = av.open(
-                str(self.output), "w", format=self.plan.muxer, options=self._options(container)
-            )
-            stack.callback(_close_quietly, out)
-            video = self._add_streams(out, container, fetched.path(0), peek, stack)
-            self._describe(out, container)
-            self.offset = self._choose_offset(peek)
-            if keeps_chapters:
-                out.set_chapters(self._chapters(container))
-            _write_header(out, self.plan.muxer)
-            packets = _by_time(self._video(fetched, video), self._others(container))
-            for packet in packets:
-                self._mux(out, packet)
-            tick = video.time_base  # PyAV 19 tells it of an open container only
-            out.close()
+        for _ in self.write(segments, str(self.output)):
+            pass
         if self.edits:
             edit_matroska_file(self.output, self.edits)
         if self.languages:
@@ -239,12 +265,38 @@ class _Merge:
             size_bytes=size,
             sha256=digest,
             offset=self.offset,
-            tick=tick,
+            tick=self.tick,
             reorder_depth=self.depth,
             notes=tuple(self.notes),
             copy_s=copied - began,
             hash_s=time.monotonic() - copied,
         )
+
+    def write(self, segments: Sequence[SegmentPart], target: str | Outlet) -> Iterator[None]:
+        """Everything into `target`, a packet a step."""
+        wanted = [each for each in self.plan.streams if each.action in _FROM_SOURCE]
+        with contextlib.ExitStack() as stack:
+            fetched = Fetched(segments, stack)
+            keeps_chapters = bool(self.clip.chapters) and "chapters" not in self.request.drop
+            container: Any = None
+            peek = Peek(first={}, priming={}, covers={}, packets={})
+            if wanted or keeps_chapters or self.clip.images is None:
+                peek = peeked(self.source, wanted)
+                self._find_keys()
+                container = stack.enter_context(open_input(self.source))
+            out: Any = av.open(target, "w", format=self.plan.muxer, options=self._options(container))
+            stack.callback(_close_quietly, out)
+            video = self._add_streams(out, container, fetched.path(0), peek, stack)
+            self._describe(out, container)
+            self.offset = self._choose_offset(peek)
+            if keeps_chapters:
+                out.set_chapters(self._chapters(container))
+            _write_header(out, self.plan.muxer)
+            for packet in _by_time(self._video(fetched, video), self._others(container)):
+                self._mux(out, packet)
+                yield
+            self.tick = video.time_base  # PyAV 19 tells it of an open container only
+            out.close()
 
     # --- the header
 
@@ -261,8 +313,11 @@ class _Merge:
             options["movie_timescale"] = str(scale if scale < 1 << 31 else mp4_scale(self.timeline.time_base))
             options["video_track_timescale"] = str(mp4_scale(self.timeline.time_base))
             tags = {} if container is None else self._container_tags(container)
+            flags = _LIVE_MP4 if self.is_live else ""
             if not {key.lower() for key in tags} <= set(_MP4_TAGS.split()):
-                options["movflags"] = "+use_metadata_tags"
+                flags += "+use_metadata_tags"
+            if flags:
+                options["movflags"] = flags
         else:
             options["avoid_negative_ts"] = "disabled"
         return options

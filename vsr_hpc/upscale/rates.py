@@ -76,7 +76,7 @@ def _device_seconds(run: Callable[[], object]) -> float:
 def matrix_gflops(
     device: torch.device, precision: Precision, side: int | None = None, *, lanes: int = 1
 ) -> float:
-    """The best of several large products of random matrices; on a CPU in each lane torch's present threads."""
+    """The best of several large products of random matrices; on a CPU with torch's present threads a lane."""
     side = side or (8192 if device.type == "cuda" else 1024)
     dice = torch.Generator().manual_seed(1)
     one, other = (
