@@ -46,6 +46,9 @@ def invoke(
         str | None, typer.Option("--target-model", help="Of a multi-model endpoint: its archive's name.")
     ] = None,
     variant: Annotated[str | None, typer.Option("--variant", help="A production variant (A/B).")] = None,
+    is_streamed: Annotated[
+        bool, typer.Option("--stream", help="Take a clip in pieces, while the rest is still being made.")
+    ] = False,
     is_async: Annotated[bool, typer.Option("--async", help="Through S3 though it would fit.")] = False,
     s3: Annotated[str | None, typer.Option("--s3", help="Where an asynchronous input goes.")] = None,
     payload_mb: Annotated[float, typer.Option("--max-payload-mb", help="Above it S3 is taken.")] = 6,
@@ -65,6 +68,7 @@ def invoke(
     pairs = [_option(each) for each in options or []]
     pairs += [("model", model)] if model else []
     pairs += [("scale", f"{scale:g}")] if scale else []
+    pairs += [("stream", "true")] if is_streamed else []
     question = Question(
         source=source,
         output=output,

@@ -9,23 +9,28 @@ environment names the server that answers (LOCAL_URL), and `sagemaker_clock` is 
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
+import struct
 import sys
 import threading
 import urllib.error
 import urllib.request
 import uuid
+import zlib
 from pathlib import Path
 from typing import Any
 
 from moto.core.responses import ActionResult, EmptyResult
 from moto.moto_api._internal import urls
 from moto.moto_api._internal.models import MotoAPIBackend
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.s3.models import s3_backends
 from moto.sagemaker.exceptions import AWSValidationException
 from moto.sagemaker.models import FakeEndpointConfig, sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
+from moto.sagemakerruntime import urls as runtime_urls
 from moto.sagemakerruntime.responses import SageMakerRuntimeResponse
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -34,6 +39,7 @@ from tests.serving.sagemaker_clock import World
 
 _PASSED = ("Content-Type", "Accept", "X-Amzn-SageMaker-Custom-Attributes")
 _KEPT = ("Content-Type", "X-Amzn-SageMaker-Custom-Attributes")
+_STREAMED = "-response-stream"
 world = World()
 
 
@@ -94,6 +100,43 @@ def invoke_endpoint(self: Any) -> tuple[int, dict[str, Any], Any]:
     lower = {key.lower(): value for key, value in found.items()}
     kept = {name: lower[name.lower()] for name in _KEPT if name.lower() in lower}
     return 200, {**kept, "x-Amzn-Invoked-Production-Variant": variant}, answer
+
+
+def invoke_endpoint_with_response_stream(self: Any) -> tuple[int, dict[str, Any], bytes]:
+    """What the server sent, as events; one that breaks off ends with the event of an error."""
+    variant, url, _, _ = _target(self, self.headers.get("X-Amzn-SageMaker-Target-Variant"))
+    names = {"Content-Type": "Content-Type", "Accept": "X-Amzn-SageMaker-Accept", _PASSED[2]: _PASSED[2]}
+    headers = {name: self.headers[told] for name, told in names.items() if self.headers.get(told)}
+    events = []
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{url}/invocations", _body(self), headers), timeout=60
+        ) as answer:
+            found = {name: answer.headers[name] for name in _KEPT if answer.headers.get(name)}
+            while piece := answer.read(8192):
+                events.append(_event({":message-type": "event", ":event-type": "PayloadPart"}, piece))
+    except urllib.error.HTTPError as exc:
+        with exc:
+            error = {"OriginalStatusCode": exc.code, "OriginalMessage": exc.read().decode(errors="replace")}
+        return 424, {"status": 424, "x-amzn-errortype": "ModelError"}, json.dumps(error | {"Message": "x"})  # type: ignore[return-value]
+    except http.client.IncompleteRead:
+        kind = {":message-type": "exception", ":exception-type": "ModelStreamError"}
+        reason = {"Message": "Your container ended the stream.", "ErrorCode": "StreamBroken"}
+        events.append(_event(kind, json.dumps(reason).encode()))
+    told = {"X-Amzn-SageMaker-Content-Type": found.get("Content-Type", ""), _KEPT[1]: found.get(_KEPT[1], "")}
+    told |= {"x-Amzn-Invoked-Production-Variant": variant}
+    return 200, {**told, "Content-Type": "application/vnd.amazon.eventstream"}, b"".join(events)
+
+
+def _event(headers: dict[str, str], payload: bytes) -> bytes:
+    """One message of AWS's event stream."""
+    told = b"".join(
+        struct.pack(">B", len(name)) + name.encode() + struct.pack(">BH", 7, len(value)) + value.encode()
+        for name, value in headers.items()
+    )
+    prelude = struct.pack(">II", 16 + len(told) + len(payload), len(told))
+    message = prelude + struct.pack(">I", zlib.crc32(prelude)) + told + payload
+    return message + struct.pack(">I", zlib.crc32(message))
 
 
 def invoke_endpoint_async(self: Any) -> tuple[int, dict[str, Any], str]:
@@ -296,3 +339,17 @@ FakeEndpointConfig.validate_instance_type = lambda self, kind: None
 SageMakerRuntimeResponse.use_raw_body = True
 SageMakerRuntimeResponse.invoke_endpoint = invoke_endpoint
 SageMakerRuntimeResponse.invoke_endpoint_async = invoke_endpoint_async
+SageMakerRuntimeResponse.invoke_endpoint_with_response_stream = invoke_endpoint_with_response_stream
+runtime_urls.url_paths[f"{{0}}/endpoints/(?P<name>[^/]+)/invocations{_STREAMED}$"] = (
+    runtime_urls.response.dispatch
+)
+_infer = DomainDispatcherApplication.infer_service_region_host
+
+
+def infer_service_region_host(self: Any, environ: dict[str, Any], path: str) -> str | None:
+    """moto knows the runtime by its paths' last word."""
+    told = {**environ, "PATH_INFO": environ["PATH_INFO"].removesuffix(_STREAMED)}
+    return _infer(self, told, path)
+
+
+DomainDispatcherApplication.infer_service_region_host = infer_service_region_host

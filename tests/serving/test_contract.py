@@ -176,14 +176,6 @@ def test_a_clip_is_the_file_that_the_batch_path_makes(server: Served, tmp_path: 
     assert reply.body == (tmp_path / "out.mp4").read_bytes()
 
 
-def test_a_clip_may_be_streamed_in_pieces(server: Served) -> None:
-    plain = server.invoke(clip(), "video/mp4", attributes="preset=ultrafast")
-    streamed = server.invoke(clip(), "video/mp4", attributes="preset=ultrafast;stream=true")
-    assert "content-length" not in streamed.headers
-    assert streamed.headers["transfer-encoding"] == "chunked"
-    assert streamed.body == plain.body
-
-
 def test_clips_leave_nothing_on_the_disk(server: Served, scratch: Path) -> None:
     server.invoke(clip(), "video/mp4", attributes="preset=ultrafast;stream=true")
     server.invoke(clip()[:-500], "video/mp4")

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import lcm
@@ -158,7 +158,7 @@ def merged(
     encoding: Encoding,
     name: Path,
     request: StreamsRequest,
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, None]:
     """What `merge` would write to `name`, in pieces for somebody who reads along.
 
     Packets and timestamps are the same; the container is one that needs no look back: MP4 in fragments, or

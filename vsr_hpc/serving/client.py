@@ -1,6 +1,7 @@
 """Asking a served model from outside: a server by its URL, or a SageMaker endpoint by its name.
 
-A payload over the real-time limit goes through S3 and the endpoint's asynchronous side by itself.
+A payload over the real-time limit goes through S3 and the endpoint's asynchronous side by itself. A streamed
+clip is written as it comes.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from vsr_hpc.errors import BackendError, JobError, MediaError, VsrError
 from vsr_hpc.serving.limits import SAGEMAKER_PAYLOAD_BYTES
 from vsr_hpc.serving.options import MEDIA_TYPES, Content
 
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
 log = logging.getLogger(__name__)
 
-Way = Literal["url", "real-time", "async"]
+Way = Literal["url", "real-time", "stream", "async"]
 
 _BY_SUFFIX: dict[str, Content] = {
     ".png": "png",
@@ -36,6 +40,7 @@ _BY_SUFFIX: dict[str, Content] = {
     ".jsonl": "jsonlines",
 }
 _TRIES = 5
+_PIECE_BYTES = 64 << 10
 _LONGEST_PAUSE_S = 30.0
 
 
@@ -55,6 +60,10 @@ class Question:
     s3: str | None = None
     """Where an asynchronous input goes: s3://bucket/prefix; beside the endpoint's outputs if left out."""
 
+    @property
+    def is_streamed(self) -> bool:
+        return ("stream", "true") in self.options
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
@@ -73,25 +82,36 @@ def invoke(endpoint: str, question: Question) -> Reply:
     began = time.monotonic()
     body = _read(question.source)
     headers = _headers(question)
-    if "://" in endpoint:
-        way: Way = "url"
-        answer, kind, attributes = _by_url(endpoint, question, body, headers)
-    elif question.is_async or len(body) > question.payload_bytes:
-        way = "async"
-        answer, kind, attributes = _by_s3(endpoint, question, body, headers)
-    else:
-        way = "real-time"
-        answer, kind, attributes = _by_name(endpoint, question, body, headers)
-    _write(question.output, answer)
-    facts = tuple(_pair(part) for part in attributes.split(";") if "=" in part)
+    with contextlib.ExitStack() as stack:
+        if "://" in endpoint:
+            way: Way = "url"
+            answer = _by_url(endpoint, question, body, headers, stack)
+        elif question.is_async or len(body) > question.payload_bytes:
+            way = "async"
+            answer = _by_s3(endpoint, question, body, headers)
+        elif question.is_streamed:
+            way = "stream"
+            answer = _by_name_in_pieces(endpoint, question, body, headers)
+        else:
+            way = "real-time"
+            answer = _by_name(endpoint, question, body, headers)
+        size = _write(question.output, answer.pieces)
     return Reply(
         output=question.output,
-        size_bytes=len(answer),
-        media_type=kind,
+        size_bytes=size,
+        media_type=answer.media_type,
         way=way,
         seconds=round(time.monotonic() - began, 3),
-        facts=facts,
+        facts=tuple(_pair(part) for part in answer.attributes.split(";") if "=" in part),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    pieces: Iterable[bytes]
+    """Whoever takes them raises what goes wrong on the way."""
+    media_type: str
+    attributes: str = ""
 
 
 def _headers(question: Question) -> dict[str, str]:
@@ -112,8 +132,12 @@ def _media_type(path: Path) -> str:
 
 
 def _by_url(
-    endpoint: str, question: Question, body: bytes, headers: Mapping[str, str]
-) -> tuple[bytes, str, str]:
+    endpoint: str,
+    question: Question,
+    body: bytes,
+    headers: Mapping[str, str],
+    stack: contextlib.ExitStack,
+) -> _Answer:
     import http.client
 
     parts = urlsplit(endpoint)
@@ -124,29 +148,46 @@ def _by_url(
     if not path.endswith(("/invocations", "/invoke")):
         path += f"/models/{question.target_model}/invoke" if question.target_model else "/invocations"
 
-    def ask() -> tuple[int, Mapping[str, str], bytes]:
+    def ask() -> HTTPResponse:
         connection = kind(parts.hostname or "", parts.port, timeout=question.timeout_s)
+        stack.callback(connection.close)
         try:
             connection.request("POST", path, body, dict(headers))
-            answer = connection.getresponse()
-            return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+            return connection.getresponse()
         except (OSError, http.client.HTTPException) as exc:
             raise BackendError(f"{endpoint} does not answer: {exc or type(exc).__name__}") from exc
-        finally:
-            connection.close()
 
     until = time.monotonic() + question.timeout_s
     for attempt in range(_TRIES):
-        status, found, answer = ask()
-        pause_s = _pause_s(attempt, found.get("retry-after"))
-        if status not in (429, 503) or attempt + 1 == _TRIES or time.monotonic() + pause_s > until:
+        answer = ask()
+        pause_s = _pause_s(attempt, answer.getheader("Retry-After"))
+        is_busy = answer.status in (429, 503)
+        if not is_busy or attempt + 1 == _TRIES or time.monotonic() + pause_s > until:
             break
-        log.info("endpoint is busy status=%d pause_s=%.1f", status, pause_s)
+        log.info("endpoint is busy status=%d pause_s=%.1f", answer.status, pause_s)
         time.sleep(pause_s)
-    if status != 200:
-        raise _refused(endpoint, status, answer)
-    attributes = found.get("x-amzn-sagemaker-custom-attributes", "")
-    return answer, found.get("content-type", ""), attributes
+    pieces = _pieces(endpoint, answer)
+    if answer.status != 200:
+        raise _refused(endpoint, answer.status, b"".join(pieces))
+    return _Answer(
+        pieces=pieces,
+        media_type=answer.getheader("Content-Type", ""),
+        attributes=answer.getheader("X-Amzn-SageMaker-Custom-Attributes", ""),
+    )
+
+
+def _pieces(endpoint: str, answer: HTTPResponse) -> Iterator[bytes]:
+    import http.client
+
+    try:
+        while piece := answer.read(_PIECE_BYTES):
+            yield piece
+        if answer.length:  # an answer whose length was told and did not come says nothing by itself
+            raise http.client.IncompleteRead(b"", answer.length)
+    except (OSError, http.client.HTTPException) as exc:
+        known = answer.getheader("X-Request-Id")
+        where = f"; its log tells why under the id {known}" if known else ""
+        raise BackendError(f"{endpoint}: the answer broke off{where}") from exc
 
 
 def _pause_s(attempt: int, retry_after: str | None) -> float:
@@ -171,9 +212,7 @@ def _refused(endpoint: str, status: int, answer: bytes) -> VsrError:
 # A SageMaker endpoint by its name ---------------------------------------------------------------------------
 
 
-def _by_name(
-    endpoint: str, question: Question, body: bytes, headers: Mapping[str, str]
-) -> tuple[bytes, str, str]:
+def _by_name(endpoint: str, question: Question, body: bytes, headers: Mapping[str, str]) -> _Answer:
     wanted: dict[str, Any] = {"EndpointName": endpoint, "Body": body, **_parameters(question, headers)}
     if question.target_model:
         wanted["TargetModel"] = question.target_model
@@ -181,7 +220,35 @@ def _by_name(
         wanted["TargetVariant"] = question.variant
     with translated(endpoint):
         answer = client("sagemaker-runtime", question.timeout_s).invoke_endpoint(**wanted)
-        return answer["Body"].read(), answer.get("ContentType", ""), answer.get("CustomAttributes", "")
+        whole = answer["Body"].read()
+    return _Answer(
+        pieces=[whole],
+        media_type=answer.get("ContentType", ""),
+        attributes=answer.get("CustomAttributes", ""),
+    )
+
+
+def _by_name_in_pieces(endpoint: str, question: Question, body: bytes, headers: Mapping[str, str]) -> _Answer:
+    if question.target_model:
+        raise JobError("a multi-model endpoint answers in one piece; leave stream out")
+    wanted: dict[str, Any] = {"EndpointName": endpoint, "Body": body, **_parameters(question, headers)}
+    if question.variant:
+        wanted["TargetVariant"] = question.variant
+    with translated(endpoint):
+        answer = client("sagemaker-runtime", question.timeout_s).invoke_endpoint_with_response_stream(
+            **wanted
+        )
+    return _Answer(
+        pieces=_events(endpoint, answer["Body"]),
+        media_type=answer.get("ContentType", ""),
+        attributes=answer.get("CustomAttributes", ""),
+    )
+
+
+def _events(endpoint: str, stream: Any) -> Iterator[bytes]:
+    with translated(endpoint), contextlib.closing(stream):
+        for event in stream:
+            yield event["PayloadPart"]["Bytes"]
 
 
 def _parameters(question: Question, headers: Mapping[str, str]) -> dict[str, str]:
@@ -190,9 +257,7 @@ def _parameters(question: Question, headers: Mapping[str, str]) -> dict[str, str
     return found | ({"CustomAttributes": attributes} if attributes else {})
 
 
-def _by_s3(
-    endpoint: str, question: Question, body: bytes, headers: Mapping[str, str]
-) -> tuple[bytes, str, str]:
+def _by_s3(endpoint: str, question: Question, body: bytes, headers: Mapping[str, str]) -> _Answer:
     """Upload, invoke, wait for the output or the failure, take it, remove the upload."""
     bucket, prefix = _input_place(endpoint, question)
     key = f"{prefix}{hashlib.sha256(body).hexdigest()[:16]}-{os.getpid()}-{time.time_ns():x}"
@@ -212,7 +277,7 @@ def _by_s3(
             )
         finally:
             s3.delete_object(Bucket=bucket, Key=key)
-    return answer, kind or headers["Accept"], ""
+    return _Answer(pieces=[answer], media_type=kind or headers["Accept"])
 
 
 def _awaited(s3: Any, endpoint: str, output: str, failure: str | None, timeout_s: float) -> tuple[bytes, str]:
@@ -290,6 +355,17 @@ def client(service: str, timeout_s: float) -> Any:
     return boto3.client(service, config=patience)
 
 
+_THEIRS = (
+    "ThrottlingException",
+    "ServiceUnavailable",
+    "InternalFailure",
+    "ModelNotReadyException",
+    "ModelStreamError",
+    "InternalStreamFailure",
+)
+"""Codes of what is nobody's mistake, and may be gone when one comes again."""
+
+
 @contextlib.contextmanager
 def translated(endpoint: str) -> Iterator[None]:
     """AWS's errors inside the block as errors for whoever must act."""
@@ -304,7 +380,7 @@ def translated(endpoint: str) -> Iterator[None]:
             status = int(exc.response.get("OriginalStatusCode", 0) or 0)
             told = str(exc.response.get("OriginalMessage", text)).encode()
             raise _refused(endpoint, status or 424, told) from exc
-        if code in ("ThrottlingException", "ServiceUnavailable", "InternalFailure", "ModelNotReadyException"):
+        if code in _THEIRS:
             raise BackendError(f"{endpoint}: {code}: {text}") from exc
         raise JobError(f"{endpoint}: {code}: {text}") from exc
     except (aws.NoCredentialsError, aws.NoRegionError, aws.ParamValidationError) as exc:
@@ -323,14 +399,21 @@ def _read(path: Path) -> bytes:
         raise MediaError(f"{path}: cannot be read ({exc.strerror})") from exc
 
 
-def _write(path: Path, body: bytes) -> None:
+def _write(path: Path, pieces: Iterable[bytes]) -> int:
+    """Whole or not at all. Gives the size."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(body)
+        with temporary.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            size = file.tell()
         temporary.replace(path)
-    except OSError as exc:
+    except BaseException as exc:
         temporary.unlink(missing_ok=True)
-        raise JobError(f"{path}: cannot be written ({exc.strerror})") from exc
+        if isinstance(exc, OSError):
+            raise JobError(f"{path}: cannot be written ({exc.strerror})") from exc
+        raise
+    return size
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -1,29 +1,35 @@
 """One short clip of a request: the batch path's own plan, pipeline and merge in a temporary folder.
 
 Only the device is shared: frames go to it beside those of other requests. The answer is the file that
-`vsr upscale` makes of the same clip with the same options.
+`vsr upscale` makes of the same clip with the same options; or the same streams in pieces that go out while
+later ones are still being made.
 """
 
 from __future__ import annotations
 
+import itertools
+import shutil
 import threading
 import time
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Executor, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vsr_hpc.errors import MediaError
 from vsr_hpc.job import JobSpec, parse_job
-from vsr_hpc.media.clip import Timeline, local_source
-from vsr_hpc.media.mux import SegmentPart, merge
+from vsr_hpc.media.clip import Source, Timeline, local_source
+from vsr_hpc.media.encoding import Encoding
+from vsr_hpc.media.mux import SegmentPart, merge, merged
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.reader import read_segment
 from vsr_hpc.media.source import open_input
 from vsr_hpc.media.writer import SegmentWriter
-from vsr_hpc.pipeline import Stopped, Workbench, make_segments
+from vsr_hpc.pipeline import ShardWork, Stopped, Workbench, make_segments
 from vsr_hpc.plan import Plan, Shard
 from vsr_hpc.prepare import make_plan, prepare, streams_request, upscale_request
 from vsr_hpc.serving.batcher import Batcher
@@ -33,6 +39,9 @@ from vsr_hpc.serving.shelf import Bench, Model
 from vsr_hpc.serving.stills import Facts
 from vsr_hpc.upscale.settings import DeviceFacts, resolve_settings
 
+_STREAMED_CHUNK_S = 1.0
+"""A chunk goes out when the next one is done: short ones make an early first piece."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MadeClip:
@@ -40,7 +49,6 @@ class MadeClip:
 
     path: Path
     facts: Facts
-    frames: int
 
 
 class Patience:
@@ -62,7 +70,51 @@ class Patience:
         return 0.0 if self._given_up.is_set() else max(0.0, self.until - time.monotonic())
 
 
-def make_clip(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedClip:
+    """A clip that was looked at, found good and cut into chunks."""
+
+    plan: Plan
+    timeline: Timeline
+    source: Source
+    folder: Path
+    upscaler: SharedDevice
+    facts: Facts
+    patience: Patience
+
+    @property
+    def encoding(self) -> Encoding:
+        if self.plan.encoding is None:
+            raise MediaError("the answer is no video")
+        return self.plan.encoding
+
+    @property
+    def output(self) -> Path:
+        return Path(self.plan.job.output)
+
+    def segments(self, publish: Callable[[str, Path], None]) -> ShardWork:
+        """Make all of them; each is handed over when it is checked. Stopped where the patience ends first."""
+        scratch = self.folder / "segments"
+        scratch.mkdir()
+        plan, rate = self.plan, self.plan.clip.frame_rate or Fraction(25)
+        bench = Workbench(
+            plan=plan,
+            timeline=self.timeline,
+            source=local_source(plan.clip.uri),
+            upscaler=self.upscaler,
+            scratch=scratch,
+            decoder_threads=1,
+            new_writer=lambda path: SegmentWriter(path, self.encoding, plan.picture, time_base=1 / rate),
+            read_back=lambda path: (plan.picture, read_segment(path, plan.picture)),
+            publish=publish,
+        )
+        whole = Shard(index=0, first_chunk=0, last_chunk=plan.chunk_count, start=plan.start, stop=plan.stop)
+        return make_segments(
+            bench, whole, on_frames=lambda count: None, should_drop=lambda left: self.patience.is_over
+        )
+
+
+def plan_clip(
     folder: Path,
     content: Content,
     answer: Content,
@@ -74,8 +126,8 @@ def make_clip(
     batcher: Batcher,
     limits: Limits,
     patience: Patience,
-) -> MadeClip:
-    """Upscale `folder`/in.<content>. Stopped where the patience ends first; MediaError, JobError, Refusal."""
+) -> PlannedClip:
+    """Look at `folder`/in.<content> and say what will be made of it. MediaError, JobError, Refusal."""
     source = folder / f"in.{content}"
     _check_head(source, limits)
     job = _job(folder, content, answer, model, options)
@@ -90,20 +142,105 @@ def make_clip(
     settings = resolve_settings(request, model.card, prepared.clip.picture, device)
     if batch is not None:
         settings = replace(settings, batch=batch)
-    shared = SharedDevice(batcher, Bench(model, prepared.clip.picture, out, settings), patience)
-    parts = _segments(plan, timeline, shared, folder, patience)
-    output = Path(job.output)
-    assert plan.encoding is not None
-    report = merge(
-        parts, plan.clip, timeline, prepared.source, out, plan.encoding, output, streams_request(job)
-    )
     facts = (
         ("model", model.name),
         ("width", str(out.width)),
         ("height", str(out.height)),
-        ("frames", str(report.frames)),
+        ("frames", str(plan.frames)),
     )
-    return MadeClip(path=output, facts=facts, frames=report.frames)
+    return PlannedClip(
+        plan=plan,
+        timeline=timeline,
+        source=prepared.source,
+        folder=folder,
+        upscaler=SharedDevice(batcher, Bench(model, prepared.clip.picture, out, settings), patience),
+        facts=facts,
+        patience=patience,
+    )
+
+
+def make_clip(clip: PlannedClip) -> MadeClip:
+    """The whole file. Stopped where the patience ends first."""
+    paths: dict[str, Path] = {}
+    work = clip.segments(paths.__setitem__)
+    parts = [
+        SegmentPart(
+            fetch=lambda name=each.name: paths[name],  # type: ignore[misc]
+            frames=each.frames,
+            sha256=each.sha256,
+            done=_removed,
+        )
+        for each in work.segments
+    ]
+    plan, request = clip.plan, streams_request(clip.plan.job)
+    merge(parts, plan.clip, clip.timeline, clip.source, plan.picture, clip.encoding, clip.output, request)
+    return MadeClip(path=clip.output, facts=clip.facts)
+
+
+class ClipStream:
+    """A clip that goes out while it is being made.
+
+    Segments are made in a thread of `pool`; whoever reads merges them as they come. It owns the folder.
+    """
+
+    def __init__(self, clip: PlannedClip, pool: Executor) -> None:
+        self._clip, self.facts = clip, clip.facts
+        self._ready = [Future[Path]() for _ in range(clip.plan.chunk_count)]
+        plan, request = clip.plan, streams_request(clip.plan.job)
+        parts = [
+            SegmentPart(fetch=partial(self._segment, i), frames=_length(plan.chunk(i)), done=_removed)
+            for i in range(plan.chunk_count)
+        ]
+        self._pieces = merged(
+            parts, plan.clip, clip.timeline, clip.source, plan.picture, clip.encoding, clip.output, request
+        )
+        self._reading = threading.Lock()
+        self._making = pool.submit(self._make)
+
+    @property
+    def folder(self) -> Path:
+        return self._clip.folder
+
+    def read(self) -> bytes:
+        """The next piece, when it is there; nothing at the end. What went wrong is raised."""
+        with self._reading:
+            return next(self._pieces, b"")
+
+    def close(self) -> None:
+        """Stop what is still being done, and leave nothing."""
+        self._clip.patience.give_up()
+        with self._reading:
+            self._pieces.close()
+        if not self._making.cancel():
+            wait([self._making])
+        shutil.rmtree(self._clip.folder, ignore_errors=True)
+
+    def _make(self) -> None:
+        numbers = itertools.count()
+        try:
+            if self._clip.patience.is_over:
+                raise Stopped
+            self._clip.segments(lambda name, path: self._ready[next(numbers)].set_result(path))
+        except BaseException as exc:  # whoever reads raises it
+            for each in self._ready:
+                if not each.done():
+                    each.set_exception(exc)
+
+    def _segment(self, number: int) -> Path:
+        while True:
+            try:
+                return self._ready[number].result(timeout=0.5)
+            except FutureTimeoutError:
+                if self._clip.patience.is_over or self._making.cancelled():
+                    raise Stopped from None
+
+
+def _length(frames: tuple[int, int]) -> int:
+    return frames[1] - frames[0]
+
+
+def _removed(path: Path) -> None:
+    path.unlink(missing_ok=True)
 
 
 class SharedDevice:
@@ -167,47 +304,8 @@ def _job(folder: Path, content: Content, answer: Content, model: Model, options:
             "picture": picture,
             "video": video,
             "streams": {"audio": options.audio},
+            "run": {"chunk_s": _STREAMED_CHUNK_S if options.stream else None},
             "overwrite": True,
         },
         "request",
     )
-
-
-def _segments(
-    plan: Plan, timeline: Timeline, shared: SharedDevice, folder: Path, patience: Patience
-) -> list[SegmentPart]:
-    made: dict[str, Path] = {}
-    scratch = folder / "segments"
-    scratch.mkdir()
-    encoding = plan.encoding
-    if encoding is None:
-        raise MediaError("the answer is no video")
-    rate = plan.clip.frame_rate or Fraction(25)
-
-    def publish(name: str, path: Path) -> None:
-        made[name] = path
-
-    bench = Workbench(
-        plan=plan,
-        timeline=timeline,
-        source=local_source(plan.clip.uri),
-        upscaler=shared,
-        scratch=scratch,
-        decoder_threads=1,
-        new_writer=lambda path: SegmentWriter(path, encoding, plan.picture, time_base=1 / rate),
-        read_back=lambda path: (plan.picture, read_segment(path, plan.picture)),
-        publish=publish,
-    )
-    whole = Shard(index=0, first_chunk=0, last_chunk=plan.chunk_count, start=plan.start, stop=plan.stop)
-    work = make_segments(
-        bench, whole, on_frames=lambda count: None, should_drop=lambda left: patience.is_over
-    )
-    return [
-        SegmentPart(
-            fetch=lambda name=each.name: made[name],  # type: ignore[misc]
-            frames=each.frames,
-            sha256=each.sha256,
-            done=lambda path: path.unlink(missing_ok=True),
-        )
-        for each in work.segments
-    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError, VerifyError, VsrError
 
@@ -110,11 +111,9 @@ def past_deadline(seconds: float) -> Refusal:
     )
 
 
-def refusal_for(error: VsrError, private: str = "") -> Refusal:
-    """An error of the library as an answer, without the server's own paths in its text."""
-    text = str(error)
-    for folder in filter(None, (private,)):
-        text = text.replace(f"{folder}/", "")
+def refusal_for(error: VsrError, private: Path | None = None) -> Refusal:
+    """An error of the library as an answer, without the server's own folder in its text."""
+    text = str(error) if private is None else str(error).replace(f"{private}/", "")
     if isinstance(error, MediaError):
         return Refusal(422, "media", text)
     if isinstance(error, JobError):

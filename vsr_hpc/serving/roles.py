@@ -129,6 +129,7 @@ def _operator(spec: EndpointSpec, region: str) -> Iterator[Statement]:
     yield allow("KeepModels", _sagemaker(kinds), own)
     kinds = ["CreateEndpoint", "UpdateEndpoint", "UpdateEndpointWeightsAndCapacities", "DeleteEndpoint"]
     kinds += ["DescribeEndpoint", "InvokeEndpoint", "InvokeEndpointAsync"]
+    kinds += ["InvokeEndpointWithResponseStream"]
     yield allow("KeepTheEndpoint", _sagemaker(kinds), [endpoint, *own[1:]])
     yield allow("MarkWhatIsOurs", _sagemaker(["AddTags", "ListTags"]), [endpoint, *own, group, versions])
     yield allow("FindWhatIsOurs", _sagemaker(["ListModels", "ListEndpointConfigs"]), ["*"])

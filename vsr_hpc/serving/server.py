@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,18 +25,21 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vsr_hpc.errors import BackendError, VsrError
+from vsr_hpc.pipeline import Stopped
 from vsr_hpc.serving.gate import Call, request_id_from
 from vsr_hpc.serving.limits import MIB, Refusal, past_deadline, payload_too_large, refusal_for
 from vsr_hpc.serving.options import attribute_pairs, parse_content_type
 from vsr_hpc.serving.records import error_document
 from vsr_hpc.serving.service import Asked, ServeSettings, Service, StreamedAnswer
+from vsr_hpc.serving.stills import Facts
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("vsr_hpc.access")
 
+T = TypeVar("T")
+
 ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
 _BODY_S = 30.0
-_PIECE_BYTES = 256 << 10
 _DISCARDED_BYTES = 16 << 20
 _MODELS_ON_A_PAGE = 100
 _ROUTES = ("/ping", "/invocations", "/metrics", "/execution-parameters", "/models")
@@ -210,10 +213,9 @@ class _Answering:
             model=request.path_params.get("name"),
         )
         made = await self._in_time(request, call, service.answer(asked, call, facts))
-        headers = {"X-Amzn-SageMaker-Custom-Attributes": ";".join(f"{k}={v}" for k, v in made.facts)}
         if isinstance(made, StreamedAnswer):
-            return StreamingResponse(_pieces(made), media_type=made.media_type, headers=headers)
-        return Response(made.body, media_type=made.media_type, headers=headers)
+            return _Streamed(made, facts)
+        return Response(made.body, media_type=made.media_type, headers=_told(made.facts))
 
     async def _in_time(self, request: Request, call: Call, work: Any) -> Any:
         """The work's result, unless the deadline, the server's end or the client's leaving comes first."""
@@ -248,11 +250,34 @@ async def _until_gone(request: Request) -> None:
         continue
 
 
-async def _pieces(made: StreamedAnswer) -> AsyncIterator[bytes]:
-    loop = asyncio.get_running_loop()
-    with made.file:
-        while piece := await loop.run_in_executor(None, made.file.read, _PIECE_BYTES):
+def _told(facts: Facts) -> dict[str, str]:
+    return {"X-Amzn-SageMaker-Custom-Attributes": ";".join(f"{key}={value}" for key, value in facts)}
+
+
+class _Streamed(StreamingResponse):
+    """A clip in pieces. One that fails half way is cut off, so that nobody takes it for whole."""
+
+    def __init__(self, made: StreamedAnswer, facts: dict[str, object]) -> None:
+        super().__init__(self._pieces(), media_type=made.media_type, headers=_told(made.stream.facts))
+        self._made, self._facts = made, facts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except (VsrError, Stopped, OSError) as exc:
+            self._facts["error"] = "cut_off"
+            log.warning("clip cut off id=%s error=%s", scope["state"]["request_id"], exc or "out of time")
+        finally:
+            await self._aside(self._made.stream.close)
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        piece = self._made.first
+        while piece:
             yield piece
+            piece = await self._aside(self._made.stream.read)
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(None, work)
 
 
 async def _read_body(request: Request, limit: int) -> bytes:

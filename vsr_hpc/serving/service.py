@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from vsr_hpc.errors import VsrError
 from vsr_hpc.media.picture import Colour, Frame, Picture
@@ -19,7 +20,7 @@ from vsr_hpc.media.pixels import pixel_format
 from vsr_hpc.models.defaults import default_model, kind_of_still, shipped_models
 from vsr_hpc.pipeline import Stopped
 from vsr_hpc.serving.batcher import Batcher
-from vsr_hpc.serving.clips import MadeClip, make_clip
+from vsr_hpc.serving.clips import ClipStream, MadeClip, PlannedClip, make_clip, plan_clip
 from vsr_hpc.serving.gate import Call, Gate
 from vsr_hpc.serving.limits import Limits, Refusal, answer_too_large, past_deadline, refusal_for
 from vsr_hpc.serving.metrics import Metrics
@@ -44,7 +45,7 @@ from vsr_hpc.serving.records import (
     split_recordio,
 )
 from vsr_hpc.serving.shelf import Bench, Model, Shelf, model_named, models_in
-from vsr_hpc.serving.stills import Answer, Facts, Still, bench_for, decode_still, encode_still
+from vsr_hpc.serving.stills import Answer, Still, bench_for, decode_still, encode_still
 from vsr_hpc.upscale.settings import DeviceFacts, DeviceKind, device_facts
 
 log = logging.getLogger(__name__)
@@ -81,11 +82,12 @@ class ServeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StreamedAnswer:
-    """A finished clip that goes out in pieces. The file has no name any more; closing it frees the disk."""
+    """A clip that goes out while it is being made. Whoever has it must close the stream."""
 
-    file: BinaryIO
+    first: bytes
+    """Its first piece, which is there already: nothing was refused."""
+    stream: ClipStream
     media_type: str
-    facts: Facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,6 +102,8 @@ class Asked:
     """The model that the path names (multi-model); nothing else may name one then."""
     is_inner: bool = False
     """Whether it came inside of JSON."""
+    is_record: bool = False
+    """Whether its answer has its place among others, and so must be whole."""
     wants_json: bool = False
 
 
@@ -214,6 +218,8 @@ class Service:
         model = self.shelf.find(asked.model or options.model or self._usual_model(content, options))
         facts["model"] = model.name
         if content in CLIPS:
+            if options.stream and not is_wrapped and not asked.is_record:
+                return await self._streamed_clip(content, answer, asked, model, options, call)
             return await self._clip(content, answer, is_wrapped, asked, model, options, call)
         made = await self._still(content, answer, asked, model, options, call)
         return await self._wrapped(made) if is_wrapped else made
@@ -254,29 +260,74 @@ class Service:
         model: Model,
         options: Options,
         call: Call,
-    ) -> Answer | StreamedAnswer:
-        def make() -> Answer | StreamedAnswer:
-            if call.patience.is_over:
-                raise Stopped
-            folder = Path(tempfile.mkdtemp(prefix="vsr-", dir=self.settings.scratch)).resolve()
-            try:
-                (folder / f"in.{content}").write_bytes(asked.body)
-                made = make_clip(
-                    folder, content, answer, model, options,
-                    device=self.shelf.device, batch=self.settings.batch, batcher=self.batcher,  # type: ignore[arg-type]
-                    limits=self.limits, patience=call.patience,
-                )  # fmt: skip
-                return _clip_answer(made, answer, options, self.limits, is_wrapped)
-            except VsrError as exc:
-                raise refusal_for(exc, str(folder)) from exc
-            except OSError as exc:
-                raise Refusal(
-                    503, "scratch", f"the server's disk failed ({exc.strerror})", {"Retry-After": "30"}
-                ) from exc
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+    ) -> Answer:
+        def make() -> Answer:
+            with self._folder(call) as folder:
+                try:
+                    made = make_clip(self._planned(folder, content, answer, asked, model, options, call))
+                    return _clip_answer(made, answer, self.limits, is_wrapped)
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
 
         return await asyncio.get_running_loop().run_in_executor(self._clips, make)
+
+    async def _streamed_clip(
+        self, content: Content, answer: Content, asked: Asked, model: Model, options: Options, call: Call
+    ) -> StreamedAnswer:
+        """Answered with its first piece, so that whatever can be refused has been."""
+
+        def begin() -> ClipStream:
+            with self._folder(call) as folder:
+                try:
+                    planned = self._planned(folder, content, answer, asked, model, options, call)
+                    return ClipStream(planned, self._clips)
+                except BaseException:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+
+        begun = self._clips.submit(begin)
+        try:
+            stream = await asyncio.wrap_future(begun)
+            with _refused(stream.folder):
+                first = await asyncio.get_running_loop().run_in_executor(None, stream.read)
+        except BaseException:
+            call.patience.give_up()
+            begun.add_done_callback(self._let_go)
+            raise
+        return StreamedAnswer(first=first, stream=stream, media_type=MEDIA_TYPES[answer])
+
+    def _let_go(self, begun: Future[ClipStream]) -> None:
+        """Close a stream that nobody will read, aside: what is being done in it takes a moment to end."""
+        if not begun.cancelled() and begun.exception() is None:
+            self._codecs.submit(begun.result().close)
+
+    @contextlib.contextmanager
+    def _folder(self, call: Call) -> Iterator[Path]:
+        """A clip's own folder, which whoever works in it removes."""
+        if call.patience.is_over:
+            raise Stopped
+        with _refused():
+            folder = Path(tempfile.mkdtemp(prefix="vsr-", dir=self.settings.scratch)).resolve()
+        with _refused(folder):
+            yield folder
+
+    def _planned(
+        self,
+        folder: Path,
+        content: Content,
+        answer: Content,
+        asked: Asked,
+        model: Model,
+        options: Options,
+        call: Call,
+    ) -> PlannedClip:
+        assert self.batcher is not None
+        (folder / f"in.{content}").write_bytes(asked.body)
+        return plan_clip(
+            folder, content, answer, model, options,
+            device=self.shelf.device, batch=self.settings.batch, batcher=self.batcher,
+            limits=self.limits, patience=call.patience,
+        )  # fmt: skip
 
     async def _opened(self, asked: Asked) -> Asked:
         """The request inside of the JSON; its answer is JSON too, unless Accept names something else."""
@@ -310,7 +361,14 @@ class Service:
         async def one(record: bytes) -> bytes:
             async with room:
                 return await self._record(
-                    Asked(body=record, declared=inner, accept=accept, pairs=asked.pairs, model=asked.model),
+                    Asked(
+                        body=record,
+                        declared=inner,
+                        accept=accept,
+                        pairs=asked.pairs,
+                        model=asked.model,
+                        is_record=True,
+                    ),
                     call,
                 )
 
@@ -325,9 +383,7 @@ class Service:
             made = await self.answer(asked, call, {})
         except Refusal as refusal:
             return error_document(refusal, call.id)
-        if isinstance(made, StreamedAnswer):
-            with made.file:
-                return await self._aside(made.file.read)
+        assert isinstance(made, Answer)
         return made.body
 
     async def _aside(self, work: Callable[[], T]) -> T:
@@ -346,12 +402,21 @@ async def _all_or_none(tasks: Sequence[Coroutine[Any, Any, bytes]]) -> list[byte
         raise
 
 
-def _clip_answer(
-    made: MadeClip, answer: Content, options: Options, limits: Limits, is_wrapped: bool
-) -> Answer | StreamedAnswer:
+@contextlib.contextmanager
+def _refused(folder: Path | None = None) -> Iterator[None]:
+    """Errors inside as refusals, which do not tell where the server keeps its files."""
+    try:
+        yield
+    except VsrError as exc:
+        raise refusal_for(exc, folder) from exc
+    except OSError as exc:
+        raise Refusal(
+            503, "scratch", f"the server's disk failed ({exc.strerror})", {"Retry-After": "30"}
+        ) from exc
+
+
+def _clip_answer(made: MadeClip, answer: Content, limits: Limits, is_wrapped: bool) -> Answer:
     size = made.path.stat().st_size
-    if options.stream and not is_wrapped:
-        return StreamedAnswer(file=made.path.open("rb"), media_type=MEDIA_TYPES[answer], facts=made.facts)
     if size > limits.answer_bytes:
         raise answer_too_large(size, limits.answer_bytes)
     plain = Answer(body=made.path.read_bytes(), media_type=MEDIA_TYPES[answer], facts=made.facts)
