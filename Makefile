@@ -51,10 +51,14 @@ $(PCLUSTER)/.installed: tests/aws/requirements-pcluster.txt
 	  && $(PCLUSTER)/bin/python -m pip install --quiet --requirement tests/aws/requirements-pcluster.txt \
 	  && touch $@
 
-# Long proofs, run by hand: fifty kills, sixty faults on a real Slurm, memory over ten minutes of video.
+# Long proofs, run by hand: fifty kills, sixty faults on a real Slurm, ten thousand shards, memory over ten minutes of
+# video and of requests, thousands of damaged requests.
 soak: install tools image-test
 	$(BIN)/python -m tests.kills --kills 50
 	$(BIN)/python -m tests.slurm.chaos --rounds 13 --faults 5
+	$(BIN)/python -m tests.scale --shards 10000 --workers 64
+	$(BIN)/python -m tests.serving.soak_fuzz --cases 2500
+	$(BIN)/python benchmarks/serving.py --minutes 10
 	$(BIN)/python benchmarks/memory.py
 
 # One image for workers, server and command line (docs/containers.md): make image VARIANT=cuda BASE_IMAGE=...

@@ -35,9 +35,9 @@ set_thread_policy()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks.random_weights import random_models  # noqa: E402
 from vsr_hpc.media.picture import Frame, Picture  # noqa: E402
-from vsr_hpc.models.cards import Card, Precision, card_of_file, find_card  # noqa: E402
-from vsr_hpc.models.networks import Compact, build  # noqa: E402
+from vsr_hpc.models.cards import Card, Precision  # noqa: E402
 from vsr_hpc.upscale.engine import (  # noqa: E402
     DeviceFacts,
     Upscaler,
@@ -72,7 +72,7 @@ def main() -> None:
     precision: Precision = "fp16" if device.type == "cuda" else "bf16"
     with tempfile.TemporaryDirectory(prefix="vsr-gpu-") as name:
         folder = Path(name)
-        models = _models(folder, wanted)
+        models = random_models(folder, wanted.weights, is_tiny=wanted.tiny)
         report.add("machine", _machine(device), str(_machine(device)))
         rates = _rates(report, device, precision, wanted)
         for part in wanted.parts:
@@ -104,35 +104,6 @@ def _guarded(report: Report, part: str) -> Iterator[None]:
         print(f"FAILED {part}: {type(exc).__name__}: {exc}", flush=True)
         if os.environ.get("VSR_TRACE"):
             raise
-
-
-def _models(folder: Path, wanted: argparse.Namespace) -> dict[str, tuple[Card, Path]]:
-    """Compact-16 (of the given weights), Compact-32 and RRDB-23; random weights where none are given."""
-    compact, general, rrdb = (
-        find_card(name) for name in ("realesr-animevideov3", "realesr-general-x4v3", "RealESRGAN_x4plus")
-    )
-    if wanted.tiny:
-        small = {"parameters": {"num_feat": 16, "num_conv": 2, "act_type": "prelu"}}
-        compact = general = Card.model_validate(compact.model_dump() | small)
-        small = {"parameters": {"num_feat": 8, "num_block": 1, "num_grow_ch": 4}}
-        rrdb = Card.model_validate(rrdb.model_dump() | small)
-    found = {}
-    for key, card in (("compact", compact), ("compact32", general), ("rrdb", rrdb)):
-        path = wanted.weights if key == "compact" and wanted.weights else None
-        if path is None:
-            torch.manual_seed(3)
-            path = folder / f"{key}.pth"
-            network = build(card)
-            with torch.no_grad():
-                for parameter in network.parameters():  # as lively as trained ones, without growing
-                    if parameter.dim() == 4:
-                        torch.nn.init.kaiming_normal_(parameter, a=0.25)
-                        parameter.mul_(0.3 if card.network == "rrdb" else 1.0)
-                if isinstance(network, Compact):
-                    network.body[-1].weight.mul_(0.1)  # a picture remains one, or the check refuses it
-            torch.save({"params": network.state_dict()}, path)
-        found[key] = (card_of_file(path), path)
-    return found
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -122,12 +122,13 @@ _COUNTERS = ("vsr_batch_frames_count", "vsr_batch_frames_sum", "vsr_device_secon
 
 
 def memory(server: Served, minutes: float, bodies: list[tuple[bytes, str, str]]) -> None:
-    """Stills of several sizes and types, clips and bad requests; resident memory minute by minute."""
+    """Stills of several sizes and types, clips (whole and streamed), bad requests; memory minute by minute."""
     mixed = [
         *bodies,
         (still("png", 200, 150), "image/png", "/invocations?model=net"),
         (still("webp", 96, 64), "image/webp", "/invocations?scale=3"),
         (clip("mp4", 12), "video/mp4", "/invocations?preset=ultrafast"),
+        (clip("mp4", 48), "video/mp4", "/invocations?preset=ultrafast&stream=true"),
         (b"\x89PNG\r\n\x1a\n" + bytes(200), "image/png", "/invocations"),
     ]
     found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import struct
 
@@ -140,9 +141,16 @@ requests = st.one_of(plausible(), plausible(), plausible(), st.tuples(_methods, 
 
 
 def check(server: Served, method: str, path: str, body: bytes, sent: dict[str, str]) -> int:
-    """Whatever comes in, the answer is a success or a refusal with its reason, never a fault."""
+    """Whatever comes in, the answer is a success or a refusal with its reason, never a fault.
+
+    A streamed clip whose damage shows late is a success that is cut off, for all to see.
+    """
     safe = "".join(each for each in path if "!" <= each <= "~")
-    reply = server.request(method, safe, body, sent)
+    try:
+        reply = server.request(method, safe, body, sent)
+    except http.client.IncompleteRead:
+        assert "stream=true" in f"{safe} {sent}"
+        return 200
     assert reply.status < 500 or reply.status == 503, "".join(server.lines[-60:])
     if reply.status >= 400:
         assert reply.error["code"] and reply.error["message"]
