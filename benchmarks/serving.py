@@ -122,7 +122,7 @@ _COUNTERS = ("vsr_batch_frames_count", "vsr_batch_frames_sum", "vsr_device_secon
 
 
 def memory(server: Served, minutes: float, bodies: list[tuple[bytes, str, str]]) -> None:
-    """Stills of several sizes and types, clips (whole and streamed), bad requests; memory minute by minute."""
+    """Stills of all types, clips whole and streamed, bad requests; resident memory minute by minute."""
     mixed = [
         *bodies,
         (still("png", 200, 150), "image/png", "/invocations?model=net"),
