@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from dataclasses import replace
@@ -476,6 +477,25 @@ def test_header_that_claims_absurdly_many_frames_is_refused(tmp_path: Path) -> N
     path.write_bytes(content)
     with pytest.raises(MediaError, match="claims"):
         probe(local_source(path))
+
+
+def nested(kind: bytes, count: int) -> bytes:
+    """MP4 boxes in one another."""
+    return b"".join((8 * (count - depth)).to_bytes(4, "big") + kind for depth in range(count))
+
+
+def test_boxes_nested_without_end_are_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"\0\0\0\x10ftypisom\0\0\0\0" + nested(b"moov", 3000))
+    with pytest.raises(MediaError, match="cannot open this as a video"):
+        probe(local_source(path))
+
+
+def test_elements_nested_without_end_are_no_crop() -> None:
+    video = b"\xe0\xff" * 3000 + ebml(b"\x54\xaa", b"\1")  # of unknown size: each reaches to the end
+    head = b"\x1a\x45\xdf\xa3\x80" + b"\x18\x53\x80\x67\xff" + b"\x16\x54\xae\x6b\xff" + b"\xae\xff"
+    assert matroska_crops(io.BytesIO(head + video[-6:])) == {0}
+    assert matroska_crops(io.BytesIO(head + video)) == frozenset()
 
 
 def test_one_pixel_is_a_clip(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 _MAX_BOXES = 20_000
+_MAX_DEPTH = 8
 _MATROSKA_HEAD = 1 << 18
 _FOLDERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts"}
 
@@ -85,9 +86,10 @@ def matroska_crops(file: BinaryIO) -> frozenset[int]:
     return frozenset(found)
 
 
-def _is_cropped(data: bytes, start: int, stop: int) -> bool:
+def _is_cropped(data: bytes, start: int, stop: int, depth: int = 1) -> bool:
     for name, inner_start, inner_stop in _elements(data, start, stop):
-        if name == b"\xe0" and _is_cropped(data, inner_start, inner_stop):
+        is_video = name == b"\xe0" and depth < _MAX_DEPTH
+        if is_video and _is_cropped(data, inner_start, inner_stop, depth + 1):
             return True
         if name in (b"\x54\xaa", b"\x54\xbb", b"\x54\xcc", b"\x54\xdd") and any(data[inner_start:inner_stop]):
             return True
@@ -150,11 +152,14 @@ def _edits(body: bytes) -> tuple[Edit, ...]:
     )
 
 
-def _walk(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
-    """Boxes in document order; `trak` is yielded and not entered, other folders are."""
+def _walk(file: BinaryIO, start: int, stop: int, depth: int = 1) -> Iterator[tuple[bytes, int, int]]:
+    """Boxes in document order; `trak` is yielded and not entered, other folders are.
+
+    So are folders deeper than any sound file has them.
+    """
     for kind, at, length in _boxes(file, start, stop):
-        if kind in _FOLDERS and kind != b"trak":
-            yield from _walk(file, at + 8, min(at + length, stop))
+        if kind in _FOLDERS and kind != b"trak" and depth < _MAX_DEPTH:
+            yield from _walk(file, at + 8, min(at + length, stop), depth + 1)
         else:
             yield kind, at, length
 
