@@ -6,6 +6,7 @@ import gc
 import hashlib
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,19 @@ def test_clip_that_shrank_since_it_was_indexed_is_noticed(tmp_path: Path) -> Non
     numbered_clip(path, frames=16)
     with pytest.raises(MediaError, match="ends after frame 15"):
         read(clip, timeline, 10, 24)
+    with pytest.raises(MediaError, match="ends before frame 20"):
+        read(clip, timeline, 20, 21)
+
+
+def test_a_seek_that_misses_right_after_its_first_frame_gives_that_frame_once(tmp_path: Path) -> None:
+    clip, timeline = opened(numbered_clip(tmp_path / "a.mp4", frames=24, b_frames=0))
+    pts = timeline.pts.copy()
+    pts[17] += 1
+    given = []
+    with pytest.raises(MediaError, match=r"frame 17 .* is missing .*--to 17f"):
+        for frame in read_frames(clip, replace(timeline, pts=pts), local_source(clip.uri), 16, 24):
+            given.append(frame.index)
+    assert given == [16]
 
 
 def damage(path: Path, number: int) -> None:

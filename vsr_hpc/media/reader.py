@@ -97,23 +97,24 @@ def _numbered(
     clip: Clip, timeline: Timeline, source: Source, start: int, stop: int, threads: int
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames [start, stop) as decoded: from the keyframe before, further back where that lands late."""
-    number = start
+    number = start - 1  # the last one given
     for key in _ways(timeline, start):
         try:
             for number, frame in _from_key(clip, timeline, source, key, start, stop, threads):
                 yield number, frame
             break
         except SeekMissed as missed:
-            if key < 0 or number > start:
+            if key < 0 or number >= start:
+                lost = number + 1
                 raise MediaError(
-                    f"{clip.uri}: frame {number} ({_clock(timeline, number)}) is missing when the clip is "
-                    f"decoded ({missed}); {_way_out(timeline, number)}"
+                    f"{clip.uri}: frame {lost} ({_clock(timeline, lost)}) is missing when the clip is "
+                    f"decoded ({missed}); {_way_out(timeline, lost)}"
                 ) from missed
             log.info("seek landed late uri=%s frame=%d key=%d", clip.uri, start, key)
     if number != stop - 1:
         raise MediaError(
-            f"{clip.uri}: ends after frame {number}, though its index lists {len(timeline)} frames; the file "
-            "has changed or is damaged. Plan the run again with --new"
+            f"{clip.uri}: ends before frame {number + 1}, though its index lists {len(timeline)} frames; the "
+            "file has changed or is damaged. Plan the run again with --new"
         )
 
 
