@@ -846,3 +846,40 @@ def test_stills_join_to_a_video_without_other_streams(tmp_path: Path) -> None:
     report = ready.merge(tmp_path / "out.mkv")
     assert report.frames == 12
     assert [number for _, number in shown(tmp_path / "out.mkv")] == list(range(12))
+
+
+def with_short_packets(path: Path, folder: Path, count: int, samples: int) -> Path:
+    """A clip whose sound comes in `count` packets of so many samples, at 48000 a second."""
+    with (
+        av.open(str(numbered_clip(folder / "long.mkv", frames=12, audio="libopus"))) as given,
+        av.open(str(path), "w") as out,
+    ):
+        pairs = {each.index: out.add_stream_from_template(each, opaque=True) for each in given.streams}
+        sound = next(each for each in given.streams if each.type == "audio")
+        bodies = []
+        for packet in given.demux():
+            if packet.size and packet.stream_index == sound.index:
+                bodies.append(bytes(packet))
+            elif packet.size:
+                packet.stream = pairs[packet.stream_index]
+                out.mux(packet)
+        for number in range(count):
+            packet = av.Packet(bodies[number % len(bodies)])
+            packet.stream, packet.time_base = pairs[sound.index], Fraction(1, 48000)
+            packet.pts = packet.dts = number * samples
+            packet.duration = samples
+            out.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".mp4"])
+def test_sound_in_packets_shorter_than_a_tick_is_not_stretched(suffix: str, tmp_path: Path) -> None:
+    source = with_short_packets(tmp_path / "in.mkv", tmp_path, 600, 40)
+    codec: Codec = "av1" if suffix == ".webm" else "h264"
+    report = case(source, codec).merge(tmp_path / f"out{suffix}")
+    before, after = packets(source, 1), packets(tmp_path / f"out{suffix}", 1)
+    assert [data for _, data in after] == [data for _, data in before]
+    assert len({time for time, _ in before}) < len(before)  # Matroska cannot tell all of them apart
+    for (old, _), (new, _) in zip(before, after, strict=True):
+        assert old is not None and new is not None
+        assert abs(new - old - report.offset) <= Fraction(1, 1000)

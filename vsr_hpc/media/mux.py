@@ -578,12 +578,16 @@ class _Merge:
         return first <= begin < last
 
     def _placed(self, track: Track, packet: Any) -> Any:
-        """The packet in the output's clock; dts made to rise where a broken source's does not."""
+        """The packet in the output's clock; dts made to rise where a broken source's does not.
+
+        Matroska takes equal ones, and has many where packets are shorter than its tick (TrueHD: 1200 per s).
+        """
         base, out = packet.time_base, track.out.time_base
+        least = int(self.plan.muxer in ("mp4", "mov") and track.plan.kind != "subtitle")
         pts = nearest((packet.pts * base + self.offset) / out)
         dts = pts if packet.dts is None else nearest((packet.dts * base + self.offset) / out)
-        if track.last_dts is not None and dts < track.last_dts + (track.plan.kind != "subtitle"):
-            dts = track.last_dts + 1
+        if track.last_dts is not None and dts < track.last_dts + least:
+            dts = track.last_dts + least
             track.mended += 1
         pts = max(pts, dts)
         packet.duration = nearest((packet.duration or 0) * base / out)
