@@ -55,6 +55,7 @@ def submit(job: JobSpec, *, is_new: bool = False, after: Run | None = None) -> S
         run = Run(store)
         done = run.done()
         if done is None or is_in_place(done):
+            _check_same_output(run, job)
             notes = () if makes_input else _check_continues(run, job)
             return Submitted(run=run, notes=notes, is_continued=True)
         log.warning("the finished output is gone, starting over output=%s", done.output)
@@ -128,7 +129,7 @@ def run_here(
     `how` says with how many workers, GPUs and threads this time; the plan's job where it is left out.
     """
     from vsr_hpc import worker
-    from vsr_hpc.finish import try_finish
+    from vsr_hpc.finish import finish_patiently
 
     how = how or run.plan.job.run
     gpus = local.visible_gpus() if how.gpus is None else how.gpus
@@ -151,7 +152,7 @@ def run_here(
             "\n".join(f"shard {each.shard:05d} cannot be made: {each.reason}" for each in poisoned)
         )
     if not run.missing():
-        done = try_finish(run, f"finish-{os.getpid()}", os.uname().nodename)
+        done = finish_patiently(run, os.uname().nodename, stop=stop)
     if done is None and not stop.is_set():
         raise BackendError(f"{run.uri}: work is left but other workers hold it; `vsr status` shows them")
     return done
@@ -241,13 +242,10 @@ def retry(run: Run, *, retries_poisoned: bool = False) -> int:
 
 
 def finish_here(run: Run) -> Done:
-    """Merge and verify a complete run in this process."""
-    from vsr_hpc.finish import try_finish
+    """Merge and verify a complete run in this process, or see another process do it."""
+    from vsr_hpc.finish import finish_patiently
 
-    done = already_done(run) or try_finish(run, f"finish-{os.getpid()}", os.uname().nodename)
-    if done is None:
-        raise BackendError(f"{run.uri}: another process is finishing this run")
-    return done
+    return already_done(run) or finish_patiently(run, os.uname().nodename)
 
 
 def _plan_beside(store: Store) -> Plan | None:
@@ -350,6 +348,21 @@ def _discard(store: Store) -> None:
         names = ", ".join(worker.heartbeat.worker for worker in alive)
         raise JobError(f"{store.uri}: workers are still at it ({names}); `vsr cancel {store.uri}` stops them")
     store.remove_all()
+
+
+def _check_same_output(run: Run, job: JobSpec) -> None:
+    """A run makes one output. Where both were moved together, the one beside the run is still the same."""
+    before, now = run.job(), placed(job)
+    if before.output == now.output:
+        return
+    if "://" not in before.output + now.output:
+        one, two = ((Path(each.output).resolve(), Path(each.run_uri).resolve()) for each in (before, now))
+        if one[0] == two[0] or os.path.relpath(*one) == os.path.relpath(*two):
+            return
+    raise JobError(
+        f"{run.uri} makes {before.output}, not {now.output}; name another run for that with --run, "
+        "or start over with --new"
+    )
 
 
 def _check_continues(run: Run, job: JobSpec) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc import worker
 from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.interrupts import Reason, StopFlag
-from vsr_hpc.launch import run_here, submit
+from vsr_hpc.launch import ensure_plan, run_here, submit
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.reader import read_segment
 from vsr_hpc.models.networks import Compact
@@ -377,3 +377,33 @@ def test_a_still_of_another_layout_keeps_the_planned_size(tmp_path: Path) -> Non
     job = tiny_job(tmp_path, input=str(clip), output=str(tmp_path / "out.png"), picture={"scale": 1.1})
     job = job.model_copy(update={"output": str(tmp_path / "out_%02d.png")})
     assert finished(planned_run(job)).frames == 1
+
+
+def test_a_run_that_makes_another_output_is_refused_with_both_names(tmp_path: Path) -> None:
+    location = {"location": str(tmp_path / "R")}
+    job = tiny_job(tmp_path, output=str(tmp_path / "x.mkv"), run=location)
+    begun = submit(job).run
+    for is_planned in (False, True):
+        if is_planned:
+            ensure_plan(begun)
+        with pytest.raises(JobError, match=r"makes \S+/x\.mkv, not \S+/y\.mkv; .*--run.*--new"):
+            submit(tiny_job(tmp_path, output=str(tmp_path / "y.mkv"), run=location))
+    assert submit(job).is_continued
+
+
+def test_a_run_that_was_moved_with_its_output_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("old", "link/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "old")
+    places = {"output": "out.mkv", "run": {"location": "R"}}
+    ensure_plan(submit(tiny_job(tmp_path, **places)).run)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").rename(tmp_path / "new")
+    monkeypatch.chdir(tmp_path / "new")
+    assert submit(tiny_job(tmp_path, **places)).is_continued
+    (tmp_path / "link" / "deep").rmdir()
+    (tmp_path / "link" / "deep").symlink_to(tmp_path / "new")
+    other = {"output": str(tmp_path / "link" / "deep" / "out.mkv"), "run": {"location": "R"}}
+    assert submit(tiny_job(tmp_path, **other)).is_continued
