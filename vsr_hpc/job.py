@@ -9,6 +9,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -92,7 +93,7 @@ class PictureSection(_Section):
     batch: int | Literal["auto"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     blend: float = Field(0.0, ge=0, le=1)
-    grain: float = Field(0.0, ge=0, le=64)
+    grain: float = Field(0.0, ge=0, le=32)
     seed: int = 0
     denoise: float | None = Field(None, ge=0, le=1)
     """For models with a variant that keeps noise: 0 is that variant, 1 the model itself."""
@@ -167,7 +168,12 @@ class ImagesSection(_Section):
     """For folders and patterns of images."""
 
     rate: Rate | None = None
+    """Also of a raw stream, which has no timestamps either."""
     allow_gaps: bool = False
+
+    @property
+    def frame_rate(self) -> Fraction | None:
+        return None if self.rate is None else Fraction(self.rate)
 
 
 class RunSection(_Section):

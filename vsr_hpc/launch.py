@@ -283,6 +283,7 @@ def verify_here(
         start=wanted.start,
         stop=wanted.stop,
         frames=wanted.frames,
+        frame_rate=plan.job.images.frame_rate if plan else None,
         deinterlace=plan is not None and plan.job.picture.deinterlace,
         expected=plan.picture if plan else None,
         psnr_floor=plan.card.psnr_floor if plan else None,

@@ -23,10 +23,12 @@ from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc import worker
 from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.interrupts import Reason, StopFlag
-from vsr_hpc.launch import ensure_plan, run_here, submit
+from vsr_hpc.job import RangeSection, StreamsSection
+from vsr_hpc.launch import ensure_plan, run_here, submit, verify_here
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.reader import read_segment
 from vsr_hpc.models.networks import Compact
+from vsr_hpc.report.make import verify_whole
 from vsr_hpc.run import Run, is_process_gone
 from vsr_hpc.status import read_status
 from vsr_hpc.verify import verify
@@ -374,8 +376,9 @@ def test_a_worker_leaves_after_two_backend_errors_and_its_shard_counts_no_attemp
 def test_a_still_of_another_layout_keeps_the_planned_size(tmp_path: Path) -> None:
     """35 x 1.1 rounds to 38 on a 4:2:0 grid and to 39 without one: the plan's size is the one."""
     clip = numbered_clip(tmp_path / "clip.mp4", frames=1, size=(70, 48))
-    job = tiny_job(tmp_path, input=str(clip), output=str(tmp_path / "out.png"), picture={"scale": 1.1})
-    job = job.model_copy(update={"output": str(tmp_path / "out_%02d.png")})
+    video = {"preset": None, "threads": None}
+    output = str(tmp_path / "out_%02d.png")
+    job = tiny_job(tmp_path, input=str(clip), output=output, picture={"scale": 1.1}, video=video)
     assert finished(planned_run(job)).frames == 1
 
 
@@ -407,3 +410,13 @@ def test_a_run_that_was_moved_with_its_output_goes_on(
     (tmp_path / "link" / "deep").symlink_to(tmp_path / "new")
     other = {"output": str(tmp_path / "link" / "deep" / "out.mkv"), "run": {"location": "R"}}
     assert submit(tiny_job(tmp_path, **other)).is_continued
+
+
+def test_a_raw_stream_made_at_a_rate_that_was_given_is_verified_at_that_rate(tmp_path: Path) -> None:
+    clip = numbered_clip(tmp_path / "clip.h264", b_frames=2)
+    run = planned_run(tiny_job(tmp_path, input=str(clip), images={"rate": "50"}))
+    done = finished(run)
+    wanted = RangeSection.model_validate({})
+    found = verify_here(str(clip), done.output, is_deep=True, streams=StreamsSection(), wanted=wanted)
+    assert (found.findings, found.frames, found.is_deep) == ((), 24, True)
+    assert verify_whole(run).findings == ()

@@ -64,6 +64,7 @@ def verify_whole(run: Run) -> Verification:
         start=plan.job.range.start,
         stop=plan.job.range.stop,
         frames=plan.job.range.frames,
+        frame_rate=plan.job.images.frame_rate,
         deinterlace=plan.job.picture.deinterlace,
         expected=plan.picture,
         psnr_floor=plan.card.psnr_floor,
