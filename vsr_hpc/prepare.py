@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from vsr_hpc.errors import JobError, MediaError, SpaceError
-from vsr_hpc.job import JobSpec, RangeSection
+from vsr_hpc.job import JobSpec, RangeSection, VideoSection
 from vsr_hpc.media import clip as clips
 from vsr_hpc.media.clip import Clip, Source, Timeline
 from vsr_hpc.media.containers import StreamsRequest, check_container
@@ -34,7 +34,7 @@ from vsr_hpc.outputs import check_remote_output, open_output
 from vsr_hpc.plan import Plan, Temporal, chunk_borders, fingerprint, shard_borders, window_of
 from vsr_hpc.source import RangedSource, open_source
 from vsr_hpc.upscale.geometry import Geometry, check_rgb_path, is_planewise, output_geometry
-from vsr_hpc.upscale.settings import UpscaleRequest
+from vsr_hpc.upscale.settings import UpscaleRequest, request_findings
 
 log = logging.getLogger(__name__)
 
@@ -60,23 +60,25 @@ def prepare(job: JobSpec) -> Prepared:
     findings = _place_findings(job)
     card = _card_or_finding(job, findings)
     findings += _time_findings(job, card) if card is not None else []
+    findings += _range_findings(job.range)
     source = open_source(job.input)
-    rate = Fraction(job.images.rate) if job.images.rate else None
     try:
-        clip = clips.probe(source, frame_rate=rate, allow_gaps=job.images.allow_gaps)
+        clip = clips.probe(source, frame_rate=job.images.frame_rate, allow_gaps=job.images.allow_gaps)
     except MediaError as exc:
         if findings:
             raise JobError.from_findings("", [*findings, f"input: {exc}"]) from exc
         raise
     if job.picture.field_order != "auto":
         clip = replace(clip, interlace=job.picture.field_order)
-    findings += _interlace_findings(job, clip)
+    findings += _interlace_findings(job, clip) + _rate_findings(job, clip)
     notes: list[str] = list(clip.findings)
     if job.model == AUTO:
         card = find_card(_usual_model(job, clip))
         notes.append(f"the model is {card.name}; --model names another (`vsr models list`)")
     # Without its model a job is refused, but a stand-in lets the other findings be told with that one.
     picture, encoding = _output(job, clip, card or find_card("bicubic"), findings, notes)
+    if card is not None:
+        findings += request_findings(upscale_request(job, picture), card)
     if encoding is not None:
         findings += check_container(clip, encoding, Path(job.output), streams_request(job))
     if findings or card is None:
@@ -311,7 +313,32 @@ def _usual_model(job: JobSpec, clip: Clip) -> str:
     return default_model(kind_of_still(clip.images.path(0).suffix), factor)
 
 
+def _range_findings(wanted: RangeSection) -> list[str]:
+    findings = []
+    for key, place in (("from", wanted.start), ("to", wanted.stop)):
+        try:
+            _ = None if place is None else clips.parse_position(place)
+        except JobError as exc:
+            findings.append(f"range.{key}: {exc}")
+    return findings
+
+
+def _rate_findings(job: JobSpec, clip: Clip) -> list[str]:
+    if job.images.rate is None or clip.is_rate_given:
+        return []
+    return [
+        f"images.rate: {clip.uri} has timestamps of its own, which the output keeps; leave the rate out, "
+        "it is for images and raw streams"
+    ]
+
+
 def _interlace_findings(job: JobSpec, clip: Clip) -> list[str]:
+    if clip.images is not None:
+        is_asked = job.picture.deinterlace or clip.interlace in ("tff", "bff")
+        return [
+            f"deinterlace, field_order: {clip.uri} is images, which are not deinterlaced; leave that out, or "
+            "make a lossless video of them first"
+        ] * is_asked
     if clip.has_hard_telecine and job.picture.field_order == "auto":
         return [
             f"input: {clip.uri} seems to be film telecined into fields (3:2 pulldown); undo that first "
@@ -340,7 +367,7 @@ def _output(
         except JobError as exc:
             findings.append(f"output: {exc}")
             return geometry.picture, None
-        findings += _stills_findings(job, clip, names)
+        findings += _stills_findings(job, clip, names) + _video_findings(job.video)
         notes += _left_out_of_stills(job, clip)
         picture = still_picture(names.name(0), geometry.picture)
         findings += _colour_findings(card, clip.picture, picture)
@@ -387,6 +414,14 @@ def _stills_findings(job: JobSpec, clip: Clip, names: StillNames) -> list[str]:
     if there and not names.is_single and not job.overwrite:  # a single file was looked at with its place
         return [f"output: {there[0]} exists; {_REPLACED_BY}"]
     return []
+
+
+def _video_findings(video: VideoSection) -> list[str]:
+    """What asks for an encoder where stills are made; they take a pixel format and nothing else."""
+    usual = VideoSection()
+    keys = [key for key in VideoSection.model_fields if getattr(video, key) != getattr(usual, key)]
+    asked = ", ".join(f"video.{key}" for key in keys if key != "pix_fmt")
+    return [f"{asked}: the output is images, which no video encoder makes; leave that out"] * bool(asked)
 
 
 def _left_out_of_stills(job: JobSpec, clip: Clip) -> list[str]:

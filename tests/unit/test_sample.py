@@ -82,7 +82,8 @@ def test_the_shortest_clips_can_be_tried(tmp_path: Path, frames: int) -> None:
 
 
 def test_images_can_be_tried(tmp_path: Path) -> None:
-    assert tried(tmp_path, output=str(tmp_path / "out_%03d.png"), video={}).bytes_per_frame > 0
+    video = {"preset": None, "threads": None}
+    assert tried(tmp_path, output=str(tmp_path / "out_%03d.png"), video=video).bytes_per_frame > 0
 
 
 class _Doubling:

@@ -152,7 +152,9 @@ def probe(
     frame_rate: Fraction | None = None,
     allow_gaps: bool = False,
 ) -> Clip:
-    """Read a clip's headers and a few frames. `frame_rate` counts only where the source has no timestamps.
+    """Read a clip's headers and a few frames.
+
+    `frame_rate` counts only where the source has no timestamps: `is_rate_given` says whether it does.
 
     A folder, a pattern or a still is a clip too, with `images` set; `allow_gaps` is for its numbering.
 
@@ -185,6 +187,9 @@ def probe(
     picture, findings = _picture(source.uri, codec, first, aspect)
     scan = sample_scan(source, chosen.index, codec, first.shown.field_order, field_order)
     interlace, has_telecine, scan_findings = judge_scan(scan)
+    is_rate_given = frame_rate is not None and (
+        headers["container"] in _RAW_CONTAINERS or not first.has_times
+    )
     has_cropping = chosen.index in cropped or any(each.has_crop for each in tracks if each.id == chosen.id)
     _check_edits(source.uri, chosen)
     if has_cropping:
@@ -199,8 +204,8 @@ def probe(
         codec=codec,
         decoder=decoder,
         picture=picture,
-        frame_rate=frame_rate or (Fraction(rate) if rate else None),
-        is_rate_given=frame_rate is not None,
+        frame_rate=frame_rate if is_rate_given else Fraction(rate) if rate else None,
+        is_rate_given=is_rate_given,
         streams=streams,
         chapters=chapters,
         interlace=interlace,
@@ -406,6 +411,7 @@ class _First:
     shown: Shown
     side: SideData
     has_film_grain: bool
+    has_times: bool
     findings: tuple[str, ...]
 
 
@@ -449,6 +455,7 @@ def _first_frames(source: Source, stream: Stream, decoder: str | None) -> _First
         shown=show(frames[0]),
         side=joined,
         has_film_grain=has_film_grain,
+        has_times=all(each.pts is not None for each in frames),
         findings=tuple(findings),
     )
 

@@ -53,6 +53,7 @@ class Target:
     is_interlaced: bool
     frame_rate: Fraction | None
     is_rate_given: bool = False
+    """By somebody who knows, for a source without timestamps; those that FFmpeg makes up don't count then."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -243,7 +244,7 @@ def _from_decode(target: Target, packets: _Packets, findings: list[str]) -> Time
         findings.append(f"{lost} packets before the first frame can't be decoded and are left out")
         decoded.failed = [each for each in decoded.failed if each[1] > 0]
     times = [each for each in decoded.pts if each is not None]
-    if len(times) < len(decoded.pts):
+    if target.is_rate_given or len(times) < len(decoded.pts):
         timeline = _without_times(target, packets, decoded, findings)
     elif all(a < b for a, b in pairwise(times)):
         timeline = _with_times(target, packets, decoded, times, findings)

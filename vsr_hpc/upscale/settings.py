@@ -86,7 +86,7 @@ def resolve_settings(
     JobError lists every finding; MediaError says that the clip's colour coding has no way to RGB.
     """
     device = device or device_facts()
-    findings = _findings(request, card)
+    findings = request_findings(request, card)
     pixel = request.pixel or picture.pixel
     try:
         out = output_geometry(
@@ -200,7 +200,8 @@ def _cuda_facts() -> DeviceFacts | None:
     )
 
 
-def _findings(request: UpscaleRequest, card: Card) -> list[str]:
+def request_findings(request: UpscaleRequest, card: Card) -> list[str]:
+    """What of a request the engine, or this model, does not take; its size is looked at with the picture."""
     findings = []
     if card.is_recurrent and request.batch not in (None, 1):
         findings.append(f"batch={request.batch}: {card.name} takes one window after the other; leave it out")
