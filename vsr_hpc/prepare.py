@@ -193,13 +193,23 @@ def streams_request(job: JobSpec) -> StreamsRequest:
     return StreamsRequest(audio=job.streams.audio, drop=job.streams.drop)
 
 
-def check_space(plan: Plan, run_uri: str, free_bytes: int | None, stored_bytes: int = 0) -> None:
-    """Refuse a run that cannot fit where its segments go, less what lies there already, and its output."""
+def check_space(
+    plan: Plan,
+    run_uri: str,
+    free_bytes: int | None,
+    stored_bytes: int = 0,
+    *,
+    is_merged_here: bool = True,
+) -> None:
+    """Refuse a run that cannot fit where its segments go, less what lies there already, and its output.
+
+    What goes to S3 needs a disk only on the machine that merges it.
+    """
     disk = open_output(plan.job.output).disk
     is_apart = "://" in run_uri or _device(disk) != _device(Path(run_uri))
     here = plan.scratch_bytes // 2 if is_apart else plan.scratch_bytes
     _refuse_short(run_uri, max(0, here - stored_bytes), free_bytes, "put the run elsewhere with --run")
-    if is_apart:
+    if is_apart and (is_merged_here or "://" not in plan.job.output):
         free = shutil.disk_usage(_existing(disk)).free
         _refuse_short(str(disk), plan.scratch_bytes // 2, free, "put the output elsewhere")
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from vsr_hpc import finish, staging
 from vsr_hpc.claims import Claims, take_single
-from vsr_hpc.errors import BackendError, JobError, MediaError, VsrError
+from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError, VsrError
 from vsr_hpc.interrupts import Reason, StopFlag
 from vsr_hpc.media import clip as clips
 from vsr_hpc.media.clip import Timeline, local_source
@@ -295,8 +295,7 @@ class Worker:
                 continue
             try:
                 plan_run(run, self._options.threads)
-                check_space(run.plan, run.uri, run.store.free_bytes())
-            except (JobError, MediaError) as exc:
+            except (JobError, MediaError, SpaceError) as exc:
                 self._give_back(lease, "media", str(exc))
                 raise
             except BaseException:
@@ -460,6 +459,7 @@ def plan_run(run: Run, threads: int = 0) -> None:
     """Make the plan of a run that has only its job yet; what was measured for it is kept beside."""
     prepared = prepare(run.job())
     plan, timeline = make_plan(prepared, lambda ready, index: _measured(run, ready, index, threads))
+    check_space(plan, run.uri, run.store.free_bytes())
     run.write_plan(plan, timeline)
 
 

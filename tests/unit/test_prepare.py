@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,16 @@ from typing import Any
 import pytest
 
 from tests.clips import numbered_clip, numbered_planes, picture
-from tests.runs import tiny_job
-from vsr_hpc.errors import JobError
+from tests.runs import planned_run, tiny_job
+from vsr_hpc import worker
+from vsr_hpc.errors import JobError, MediaError, SpaceError
+from vsr_hpc.executors.slurm import plan_here
+from vsr_hpc.interrupts import StopFlag
 from vsr_hpc.media.clip import index
 from vsr_hpc.media.images import write_image
-from vsr_hpc.prepare import prepare
+from vsr_hpc.prepare import check_space, prepare
+from vsr_hpc.run import Run
+from vsr_hpc.store import FolderStore
 
 
 def refused(folder: Path, **sections: Any) -> str:
@@ -97,3 +103,46 @@ def test_a_rate_against_the_clips_own_timestamps_is_refused(tmp_path: Path, name
     codec = {".avi": "ffv1", ".y4m": "wrapped_avframe"}.get(Path(name).suffix, "libx264")
     clip = numbered_clip(tmp_path / name, frames=6, codec=codec)
     assert "has timestamps of its own" in refused(tmp_path, input=str(clip), images={"rate": "50"})
+
+
+def fresh_run(folder: Path, **sections: Any) -> Run:
+    job = tiny_job(folder, frames=8, **sections)
+    run = Run.create(FolderStore(Path(job.run_uri)), job)
+    run.start_round(job.on, 1, 0)
+    return run
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FolderStore, "free_bytes", lambda self: 1 << 20)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_plan_that_does_not_fit_its_disk_is_not_written_and_not_made_again(tmp_path: Path) -> None:
+    run = fresh_run(tmp_path)
+    for error in (SpaceError, MediaError):  # the next worker of the round leaves the clip alone
+        with pytest.raises(error, match=r"are needed for segments and output, 1 MiB are free"):
+            worker.work(run.uri, worker.WorkerOptions(threads=1), StopFlag())
+        assert not run.has_plan()
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_head_node_writes_no_plan_that_does_not_fit(tmp_path: Path) -> None:
+    run = fresh_run(tmp_path, on="slurm")
+    with pytest.raises(SpaceError, match=r"are needed for segments and output, 1 MiB are free"):
+        plan_here(run, run.job())
+    assert not run.has_plan()
+
+
+def test_space_for_a_merge_is_asked_for_where_it_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned_run(tiny_job(tmp_path, frames=8)).plan
+    away = plan.model_copy(update={"job": plan.job.model_copy(update={"output": "s3://films/out.mkv"})})
+    nearly_full = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
+    monkeypatch.setattr("vsr_hpc.prepare.shutil.disk_usage", lambda path: nearly_full)
+    with pytest.raises(SpaceError, match="put the output elsewhere"):
+        check_space(away, "s3://films/run", None)
+    check_space(away, "s3://films/run", None, is_merged_here=False)
+    with pytest.raises(SpaceError, match="put the output elsewhere"):
+        check_space(plan, "s3://films/run", None, is_merged_here=False)

@@ -91,7 +91,7 @@ def plan_here(run: Run, job: JobSpec) -> bool:
         return True
     if job.slurm.container or job.slurm.packed or job.slurm.python not in (None, sys.executable):
         return False
-    from vsr_hpc.prepare import Prepared, make_plan, prepare
+    from vsr_hpc.prepare import Prepared, check_space, make_plan, prepare
 
     def guess(ready: Prepared, timeline: object) -> float:
         pixels = ready.clip.picture.width * ready.clip.picture.height
@@ -100,7 +100,9 @@ def plan_here(run: Run, job: JobSpec) -> bool:
     prepared = prepare(job.model_copy(update={"overwrite": True}))
     if prepared.clip.size_bytes > _PLANNED_AT_SUBMISSION_BYTES:
         return False
-    run.write_plan(*make_plan(replace(prepared, job=job), guess))
+    plan, timeline = make_plan(replace(prepared, job=job), guess)
+    check_space(plan, run.uri, run.store.free_bytes(), is_merged_here=False)
+    run.write_plan(plan, timeline)
     return True
 
 
