@@ -9,7 +9,7 @@ from tests.serving.samples import still
 from tests.serving.served import Served
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(sent=fuzz.requests)
 def test_no_request_is_answered_by_a_fault(server: Served, sent: fuzz.Request) -> None:
     fuzz.check(server, *sent)

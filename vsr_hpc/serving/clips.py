@@ -268,6 +268,8 @@ def _check_head(source: Path, limits: Limits) -> None:
     """Refuse by what the container says, before anything is decoded."""
     with open_input(local_source(source)) as container:
         for stream in container.streams.video:
+            if stream.codec_context is None:  # no decoder knows it, so its size cannot hurt
+                continue
             width, height = int(stream.width or 0), int(stream.height or 0)
             if width * height > limits.pixels_in:
                 raise too_many_pixels("clip's", width, height, limits.pixels_in)
