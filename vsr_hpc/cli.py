@@ -38,7 +38,7 @@ from vsr_hpc.cli_job import (
     Start,
     Stop,
     as_option,
-    asked_job,
+    asked_jobs,
     document,
     takes_job_options,
 )
@@ -160,7 +160,9 @@ def upscale(
 def submit(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="JOB.yaml | IN OUT", help="A job file (jobs/ has some), or two places."),
+        typer.Argument(
+            metavar="[JOB.yaml] [IN... OUT]", help="A job file (jobs/ has some), places, or both."
+        ),
     ],
     on: Annotated[
         Where | None, typer.Option("--on", help="Where to run it; the job file's `on` otherwise.")
@@ -178,27 +180,34 @@ def submit(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Run a job wherever it shall run. Prints the run's URI; the same job submitted again continues.
+    """Run a job wherever it shall run. Prints the output, or the run's URI where it goes on elsewhere.
 
-    Options that are given count for more than the job file.
+    The same job submitted again continues.
+
+    Options and places that are given count for more than the job file; several inputs, or a folder of clips,
+    are a job each.
 
     \b
     vsr submit jobs/film.yaml --on slurm
+    vsr submit jobs/film.yaml /shared/clips/ /shared/out/ --on slurm
     vsr submit jobs/film.yaml --workers 8 --dry-run
     vsr submit in.mkv out.mkv --on slurm --workers 4 --crf 20
     """
     from vsr_hpc.launch import placed, predecessor
 
-    job = asked_job(paths, given)
+    jobs = asked_jobs(paths, given)
     if on is not None:
-        job = job.model_copy(update={"on": on.value})
-    if job.on != "local":
-        job = placed(job)
+        jobs = [job.model_copy(update={"on": on.value}) for job in jobs]
+    jobs = [job if job.on == "local" else placed(job) for job in jobs]
     if dry_run:
-        cli_plan.show_plan(job, is_json=is_json)
+        for job in jobs:
+            cli_plan.show_plan(job, is_json=is_json)
+        return
+    first = None if after is None else predecessor(after, jobs[0])
+    if len(jobs) == 1:
+        _launch(jobs[0], is_new=new, is_quiet=is_quiet, is_json=is_json, after=first)
     else:
-        first = None if after is None else predecessor(after, job)
-        _launch(job, is_new=new, is_quiet=is_quiet, is_json=is_json, after=first)
+        _launch_each(jobs, is_new=new, is_quiet=is_quiet, is_json=is_json, after=first)
 
 
 app.command("plan", no_args_is_help=True)(cli_plan.plan)
@@ -534,7 +543,9 @@ def _launch(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after:
         _report_done(done, is_quiet=is_quiet, is_json=is_json)
 
 
-def _launch_each(jobs: list[JobSpec], *, is_new: bool, is_quiet: bool, is_json: bool) -> None:
+def _launch_each(
+    jobs: list[JobSpec], *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None
+) -> None:
     """One after the other; an input that is refused does not keep the others from being made."""
     from vsr_hpc.models.cards import find_card
 
@@ -543,7 +554,7 @@ def _launch_each(jobs: list[JobSpec], *, is_new: bool, is_quiet: bool, is_json: 
     errors: list[VsrError] = []
     for job in jobs:
         try:
-            done = _begin(job, is_new=is_new, is_quiet=is_quiet, is_json=is_json)
+            done = _begin(job, is_new=is_new, is_quiet=is_quiet, is_json=is_json, after=after)
         except (JobError, MediaError, VerifyError) as exc:
             errors.append(exc)
             _say(str(exc) if job.input in str(exc) else f"{job.input}: {exc}")
@@ -552,10 +563,12 @@ def _launch_each(jobs: list[JobSpec], *, is_new: bool, is_quiet: bool, is_json: 
             answers.append(done)
             if not is_json:
                 _report_done(done, is_quiet=is_quiet, is_json=False)
-    if is_json:
+    is_here = jobs[0].on == "local"
+    if is_json and is_here:
         _answer(answers)
     if errors:
-        _fail(f"{len(errors)} of {len(jobs)} inputs were not upscaled", errors[0].exit_code)
+        what = "upscaled" if is_here else "begun"
+        _fail(f"{len(errors)} of {len(jobs)} inputs were not {what}", errors[0].exit_code)
 
 
 def _begin(

@@ -51,7 +51,10 @@ Denoise = Annotated[
     typer.Option("--denoise", help="0 keeps noise, 1 removes it; for models with a variant (general-x4v3)."),
 ]
 SkipDuplicates = Annotated[
-    bool, typer.Option("--skip-duplicates", help="Make frames only once that repeat bit by bit (animation).")
+    bool,
+    typer.Option(
+        "--skip-duplicates", help="Use a result again where a frame repeats bit by bit (animation)."
+    ),
 ]
 Window = Annotated[str, typer.Option("--window", help="Frames a video network makes at a time, or auto.")]
 ContextFrames = Annotated[
@@ -74,7 +77,10 @@ EncoderThreads = Annotated[
 ]
 AudioOption = Annotated[Audio, typer.Option("--audio", help="What becomes of sound.")]
 Drop = Annotated[
-    list[str], typer.Option("--drop", help="A kind of stream to leave out knowingly; may be repeated.")
+    list[str],
+    typer.Option(
+        "--drop", help="Leave out knowingly: data, attachment, cover, … (docs/cli.md); may be repeated."
+    ),
 ]
 Start = Annotated[str | None, typer.Option("--from", help="Begin here: seconds or HH:MM:SS.mmm.")]
 Stop = Annotated[str | None, typer.Option("--to", help="Stop here: seconds or HH:MM:SS.mmm.")]
@@ -86,7 +92,8 @@ Rate = Annotated[
 ]
 AllowGaps = Annotated[bool, typer.Option("--allow-gaps", help="Accept missing numbers in an image sequence.")]
 Workers = Annotated[
-    int, typer.Option("--workers", "-w", help="Worker processes; one per visible GPU by default.")
+    int,
+    typer.Option("--workers", "-w", help="Processes here, one per GPU at least; tasks on Slurm and Batch."),
 ]
 Gpus = Annotated[str | None, typer.Option("--gpus", help="Which GPUs: 0,1.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads for all workers together.")]
@@ -97,7 +104,12 @@ ShardS = Annotated[float, typer.Option("--shard-s", help="Seconds of work in one
 RunLocation = Annotated[str | None, typer.Option("--run", help="Where the run is kept; OUT.vsr by default.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that stands at the output.")]
 KeepSegments = Annotated[bool, typer.Option("--keep-segments", help="Keep the segments after the merge.")]
-Strict = Annotated[bool, typer.Option("--strict", help="One platform for all workers: equal bytes promised.")]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="Only workers on the first one's kind of device and software: equal bytes."
+    ),
+]
 
 
 DEFAULT_MODEL = "auto"
@@ -200,18 +212,34 @@ def document(given: dict[str, Any], source: str, output: str) -> dict[str, Any]:
 
 
 def asked_job(paths: list[str], given: dict[str, Any]) -> JobSpec:
-    """The job of `JOB.yaml`, or of `IN OUT`, with the given options laid over it."""
+    """The one job of `JOB.yaml`, of `IN OUT`, or of both, with the given options laid over it."""
+    jobs = asked_jobs(paths, given)
+    if len(jobs) > 1:
+        raise JobError(
+            f"{paths[-1]}: {len(jobs)} inputs are {len(jobs)} jobs; this is for one, name one input"
+        )
+    return jobs[0]
+
+
+def asked_jobs(paths: list[str], given: dict[str, Any]) -> list[JobSpec]:
+    """The jobs of `JOB.yaml`, of `IN... OUT`, or of both: then each input is done as the file says."""
+    from vsr_hpc.inputs import expand
     from vsr_hpc.job import load_job, parse_job
 
-    if len(paths) == 2:
-        return parse_job(document(given, *paths), "", spelled=as_option)
-    if len(paths) > 2:
-        raise JobError(f"{len(paths)} places: name a job file, or one input and one output")
+    has_file = len(paths) == 1 or Path(paths[0]).suffix.lower() in (".yaml", ".yml")
+    if not has_file:
+        return [parse_job(document(given, *pair), "", spelled=as_option) for pair in expand(paths)]
     job = load_job(Path(paths[0]))
-    if not given:
-        return job
+    if len(paths) == 1 and not given:
+        return [job]
     written = job.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return parse_job(_laid_over(written, given), "", spelled=as_option)
+    pairs = expand(paths[1:]) if len(paths) > 1 else ((written["input"], written["output"]),)
+    if len(pairs) > 1 and job.run.location:
+        raise JobError(f"{paths[0]}: run.location is one run's place; leave it out for {len(pairs)} inputs")
+    return [
+        parse_job(_laid_over({**written, "input": source, "output": output}, given), "", spelled=as_option)
+        for source, output in pairs
+    ]
 
 
 def as_option(key: str) -> str:

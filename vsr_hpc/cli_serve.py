@@ -87,7 +87,11 @@ def serve(
     batch_wait_ms: Annotated[
         float,
         typer.Option(
-            "--batch-wait-ms", envvar="VSR_SERVE_BATCH_WAIT_MS", min=0, max=1000, help="For company."
+            "--batch-wait-ms",
+            envvar="VSR_SERVE_BATCH_WAIT_MS",
+            min=0,
+            max=1000,
+            help="How long a frame waits for others of its shape.",
         ),
     ] = 5,
     threads: Annotated[
@@ -105,13 +109,21 @@ def serve(
     ] = 4,
     max_models: Annotated[
         int,
-        typer.Option("--max-models", envvar="VSR_SERVE_MAX_MODELS", min=1, help="POST /models beyond: 507."),
+        typer.Option(
+            "--max-models", envvar="VSR_SERVE_MAX_MODELS", min=1, help="Models in all; one more: 507."
+        ),
     ] = 64,
     drain_s: Annotated[
-        float, typer.Option("--drain-s", envvar="VSR_SERVE_DRAIN_S", min=0, max=28, help="After SIGTERM.")
+        float,
+        typer.Option(
+            "--drain-s", envvar="VSR_SERVE_DRAIN_S", min=0, max=28, help="For requests inside after SIGTERM."
+        ),
     ] = 25,
     scratch: Annotated[
-        Path | None, typer.Option("--scratch", envvar="VSR_SERVE_SCRATCH", help="For clips at work.")
+        Path | None,
+        typer.Option(
+            "--scratch", envvar="VSR_SERVE_SCRATCH", help="Folder for clips at work; the system's own."
+        ),
     ] = None,
 ) -> None:
     """Answer pictures and short clips over HTTP, as SageMaker's container contract wants it.
@@ -123,7 +135,7 @@ def serve(
     try:
         from vsr_hpc.serving.server import serve as run
     except ImportError as exc:
-        raise JobError(f"vsr serve needs more packages ({exc.name}): pip install 'vsr-hpc[serve]'") from exc
+        raise JobError(f"vsr serve needs more packages ({exc.name}): pip install '.[serve]'") from exc
     from vsr_hpc.serving.limits import MIB, Limits
     from vsr_hpc.serving.service import ServeSettings
 

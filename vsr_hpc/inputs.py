@@ -1,4 +1,4 @@
-"""Several inputs, folders and globs become (input, output) pairs."""
+"""Several inputs, folders (on S3 too) and globs become (input, output) pairs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vsr_hpc.errors import JobError
 
-_CLIP_SUFFIXES = frozenset(
+CLIP_SUFFIXES = frozenset(
     {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob", ".flv"}
     | {".wmv", ".h264", ".264", ".hevc", ".265", ".y4m", ".3gp", ".ogv", ".mxf"}
 )
@@ -23,7 +23,7 @@ def expand(paths: list[str]) -> tuple[tuple[str, str], ...]:
     found = [clip for source in sources for clip in _clips(source)]
     if len(found) == 1 and not _is_folder_for_clips(output, found[0]):
         return ((found[0], output),)
-    if len(found) > 1 and Path(output).suffix.lower() in _CLIP_SUFFIXES | _IMAGE_SUFFIXES:
+    if len(found) > 1 and Path(output).suffix.lower() in CLIP_SUFFIXES | _IMAGE_SUFFIXES:
         raise JobError(f"{len(found)} inputs cannot all become {output}; name a folder as the last argument")
     pairs = tuple((clip, _joined(output, _output_name(clip))) for clip in found)
     doubled = {target for _, target in pairs if [other for _, other in pairs].count(target) > 1}
@@ -34,14 +34,16 @@ def expand(paths: list[str]) -> tuple[tuple[str, str], ...]:
 
 def _clips(source: str) -> list[str]:
     path = Path(source)
+    if source.startswith("s3://") and source.endswith("/"):
+        return _clips_on_s3(source)
     if "://" in source:
         return [source]
     if path.is_dir():
         entries = sorted(entry for entry in path.iterdir() if entry.is_file())
-        clips = [str(entry) for entry in entries if entry.suffix.lower() in _CLIP_SUFFIXES]
+        clips = [str(entry) for entry in entries if entry.suffix.lower() in CLIP_SUFFIXES]
         return clips or [source]
     if not path.exists() and any(mark in source for mark in "*?["):
-        known = _CLIP_SUFFIXES | _IMAGE_SUFFIXES
+        known = CLIP_SUFFIXES | _IMAGE_SUFFIXES
         found = sorted(glob.glob(source))  # noqa: PTH207 - a pattern may be absolute
         matches = [match for match in found if Path(match).suffix.lower() in known]
         if not matches:
@@ -51,6 +53,17 @@ def _clips(source: str) -> list[str]:
             return [source]
         return matches
     return [source]
+
+
+def _clips_on_s3(folder: str) -> list[str]:
+    """Those directly below the prefix."""
+    from vsr_hpc.store import open_store
+
+    names = [each.name for each in open_store(folder.rstrip("/")).list("")]
+    clips = [each for each in names if "/" not in each and Path(each).suffix.lower() in CLIP_SUFFIXES]
+    if not clips:
+        raise JobError(f"{folder}: holds no clip that we know")
+    return [f"{folder}{each}" for each in clips]
 
 
 def _is_folder_for_clips(output: str, source: str) -> bool:

@@ -519,7 +519,23 @@ def test_options_count_for_more_than_the_job_file(clip: Path, here: Path) -> Non
     assert shown["job"]["range"]["frames"] == 5
 
 
-def test_submit_refuses_more_than_two_places(clip: Path, here: Path) -> None:
+def test_submit_makes_a_job_of_each_input_as_the_file_says(clip: Path, here: Path) -> None:
+    (here / "clips").mkdir()
+    for name in ("a.mkv", "b.mkv"):
+        shutil.copy(clip, here / "clips" / name)
+    Path("job.yaml").write_text("input: x.mkv\noutput: y.mkv\nmodel: nearest\nvideo: {preset: ultrafast}\n")
+    said = vsr("submit", "job.yaml", "clips", "big/", "-q")
+    assert (said.code, said.out) == (0, "big/a.mkv\nbig/b.mkv\n"), said.err
+    shown = vsr("submit", "job.yaml", "clips/a.mkv", "c.mkv", "--dry-run", "--json").json["job"]
+    assert (shown["input"], shown["output"], shown["model"]) == ("clips/a.mkv", "c.mkv", "nearest")
+
+
+def test_several_inputs_cannot_share_one_file_or_one_runs_place(clip: Path, here: Path) -> None:
     said = vsr("submit", clip, clip, "out.mkv")
-    assert said.code == 2
-    assert "name a job file, or one input and one output" in said.err
+    assert (said.code, "cannot all become out.mkv" in said.err) == (2, True), said.err
+    Path("job.yaml").write_text("input: x.mkv\noutput: y.mkv\nrun: {location: here}\n")
+    shutil.copy(clip, "a.mkv")
+    said = vsr("submit", "job.yaml", "a.mkv", clip, "big/")
+    assert (said.code, "run.location is one run's place" in said.err) == (2, True), said.err
+    said = vsr("plan", "a.mkv", clip, "big/")
+    assert (said.code, "2 inputs are 2 jobs" in said.err) == (2, True), said.err

@@ -13,6 +13,7 @@ from tests.commands import vsr
 from tests.moto_server import Moto
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.errors import JobError
+from vsr_hpc.inputs import expand
 from vsr_hpc.launch import submit
 from vsr_hpc.outputs import open_output
 from vsr_hpc.prepare import prepare
@@ -44,6 +45,19 @@ def test_the_object_holds_the_bytes_that_a_file_would(tmp_path: Path, place: str
     assert (done.output, done.sha256) == (place, alone.sha256)
     assert hashlib.sha256(_content(place)).hexdigest() == alone.sha256
     assert open_output(place).is_there(done.size_bytes, done.sha256)
+
+
+def test_a_folder_on_s3_is_the_clips_directly_below_it(tmp_path: Path, place: str) -> None:
+    folder = place.removesuffix("out.mkv")
+    store = open_store(folder.rstrip("/"))
+    for name in ("b.mkv", "a.mov", "notes.txt", "more/c.mkv"):
+        store.put(name, b"x")
+    assert expand([folder, "s3://films/out/"]) == (
+        (f"{folder}a.mov", "s3://films/out/a.mov"),
+        (f"{folder}b.mkv", "s3://films/out/b.mkv"),
+    )
+    with pytest.raises(JobError, match="holds no clip"):
+        expand([f"{folder}nothing/", "s3://films/out/"])
 
 
 def test_the_command_makes_it_once_and_proves_it(tmp_path: Path, place: str) -> None:

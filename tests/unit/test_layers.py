@@ -19,9 +19,9 @@ PACKAGE = Path(__file__).parents[2] / "vsr_hpc"
 ORDER = """
 errors  environment  interrupts  matlab
 yaml_file  similarity
-job  inputs  instances  prices
+job  instances  prices
 price_list  store  s3  store_s3  media/  models/
-source  fidelity  upscale/  profiles
+inputs  source  fidelity  upscale/  profiles
 originals
 quality  training/
 plan  pace
