@@ -145,7 +145,7 @@ def dashboard(
         from vsr_hpc.dashboard.server import Settings, serve
     except ImportError as exc:
         raise JobError(
-            f"vsr dashboard needs more packages ({exc.name}): pip install 'vsr-hpc[serve]'"
+            f"vsr dashboard needs more packages ({exc.name}): pip install '.[serve]'"
         ) from exc
     from vsr_hpc.run import Run
 

@@ -99,7 +99,7 @@ def test_create_prints_the_line_for_the_first_job_on_stdout(
 ) -> None:
     monkeypatch.setattr(lifecycle, "create", lambda *_: READY)
     done = typed("create", "--yes")
-    assert done.stdout.strip().endswith("ssh ubuntu@198.51.100.7 vsr submit /opt/vsr/first-job.yaml")
+    assert done.stdout.strip().endswith("ubuntu@198.51.100.7 vsr submit /opt/vsr/first-job.yaml")
 
 
 def test_delete_looks_for_runs_in_the_bucket_of_the_values(

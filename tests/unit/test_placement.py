@@ -1,4 +1,4 @@
-"""The five documents that the project began with, as tests: one for each statement that can be decided."""
+"""Which way of serving fits: a test for each rule of docs/costs.md."""
 
 from __future__ import annotations
 

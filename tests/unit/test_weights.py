@@ -334,7 +334,8 @@ def test_a_users_file_that_changed_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_real_animation_model_loads_where_it_is_at_hand() -> None:
-    path = Path(__file__).parents[3] / "shared/data/weights/realesr-animevideov3.pth"
+    folder = os.environ.get("VSR_TEST_DATA") or Path(__file__).parents[3] / "shared/data"
+    path = Path(folder) / "weights/realesr-animevideov3.pth"
     if not path.is_file():
         pytest.skip(f"{path.name} is not on this machine")
     assert load(path, find_card("realesr-animevideov3"))

@@ -108,9 +108,8 @@ def status(name: str, region: str) -> ClusterState:
     tool = need_tool()
     state = _state(tool, name, region, with_nodes=True)
     if state is None:
-        raise JobError(
-            f"there is no cluster {name} in {region}; `pcluster list-clusters -r {region}` lists them"
-        )
+        known = f"`{tool.executable} list-clusters -r {region}`"
+        raise JobError(f"there is no cluster {name} in {region}; {known} lists them")
     return state
 
 
@@ -145,9 +144,7 @@ def delete(
     end = time.monotonic() + wait.timeout_s
     while (state := _state(tool, name, region)) is not None:
         if state.status.endswith("DELETE_FAILED"):
-            raise BackendError(
-                f"{name}: deletion failed; `pcluster get-cluster-stack-events -n {name}` says why"
-            )
+            raise BackendError(f"{name}: deletion failed; {_events(tool, name, region)} says why")
         if time.monotonic() > end:
             raise BackendError(
                 f"{name} is still {state.status} after {wait.timeout_s:.0f} s; delete it again"
@@ -158,11 +155,16 @@ def delete(
     say(f"{name} is gone; what lies in the bucket stays")
 
 
+def _events(tool: Tool, name: str, region: str) -> str:
+    """The command that shows them; the tool lies in an environment of its own, on no PATH."""
+    return f"`{tool.executable} get-cluster-stack-events -n {name} -r {region}`"
+
+
 def first_job_line(state: ClusterState, values: Values) -> str:
     """What to type to see the cluster work."""
     return (
         f"aws s3 cp YOUR-CLIP.mp4 {values.store_uri}/incoming/clip.mp4 && "
-        f"ssh ubuntu@{state.head_address or 'HEAD-NODE'} vsr submit /opt/vsr/first-job.yaml"
+        f"ssh -i YOUR-KEY.pem ubuntu@{state.head_address or 'HEAD-NODE'} vsr submit /opt/vsr/first-job.yaml"
     )
 
 
@@ -250,12 +252,12 @@ def _wait(tool: Tool, name: str, region: str, verb: str, say: Say, patience: Pat
             why = "; ".join(state.failures) if state and state.failures else "no reason given"
             raise BackendError(
                 f"{name}: {state.status if state else 'gone'}: {why}; "
-                f"`pcluster get-cluster-stack-events -n {name} -r {region}` tells more"
+                f"{_events(tool, name, region)} tells more"
             )
         if time.monotonic() > end:
             raise BackendError(
                 f"{name} is still {state.status} after {patience.timeout_s:.0f} s; "
-                f"`vsr cluster status {name}` goes on looking"
+                f"`vsr cluster status --name {name} --region {region}` looks again"
             )
         line = f"{name}: {state.status}{_last_event(tool, name, region)}"
         if line != told:

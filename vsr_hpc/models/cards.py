@@ -33,7 +33,7 @@ Network = Literal[
     "nearest", "bicubic", "lanczos", "compact", "rrdb", "swinir", "basicvsr", "iconvsr", "spandrel"
 ]
 
-IMPORT_HINT = "`vsr models import` tries spandrel's networks (pip install 'vsr-hpc[spandrel]')"
+IMPORT_HINT = "`vsr models import` tries spandrel's networks (pip install '.[spandrel]')"
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
@@ -139,6 +139,11 @@ def all_cards() -> tuple[Card, ...]:
     folder = user_cards_folder()
     users = (read_card(path) for path in sorted(folder.glob("*.yaml")))
     return ours + tuple(card for card in users if card.name not in taken)
+
+
+def packaged_models() -> tuple[str, ...]:
+    """What every installation of this package takes as a model, whatever a user has imported."""
+    return (AUTO, *(card.name for card in _package_cards()))
 
 
 def find_card(name_or_path: str | Path) -> Card:
