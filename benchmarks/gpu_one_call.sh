@@ -1,8 +1,8 @@
 #!/bin/sh
-# On a machine with CUDA, PyTorch and no internet: install the wheels that were carried along, then check and
-# time everything. From the repository's root: sh benchmarks/gpu_one_call.sh [RESULTS]
+# On a machine with CUDA, PyTorch and no internet: install wheels that were fetched before, then check and time
+# everything. From the repository's root: sh benchmarks/gpu_one_call.sh [RESULTS]
 #
-# Carried in wheels/, made where there is internet by: sh benchmarks/gpu_one_call.sh --fetch
+# They lie in wheels/, fetched where there is internet by: sh benchmarks/gpu_one_call.sh --fetch
 # (61 MiB: av, pydantic, safetensors, pyyaml, boto3, pillow and what they need; realesrgan and basicsr for the usual way are
 # taken where they are installed already).
 set -eu
@@ -16,14 +16,14 @@ if [ "${1:-}" = "--fetch" ]; then
     du -sh "$wheels"
     exit 0
 fi
-results=${1:-${OUT:-$root}/gpu.json}
+results=${1:-$root/gpu.json}
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 if [ -d "$wheels" ]; then
     python3 -m pip install --quiet --no-index --no-deps --target "$place" "$wheels"/*.whl
 fi
 cd "$root"
-# The machine's own packages come first; the carried ones fill the gaps.
+# The machine's own packages come first; the fetched ones fill the gaps.
 PYTHONPATH=$root python3 - "$place" "$results" <<'PYTHON'
 import runpy, sys
 place, results = sys.argv[1:]

@@ -1,6 +1,6 @@
 """The README's quality table and the pictures of docs/models.md, from the images held out of training.
 
-    python benchmarks/quality.py ../shared/data/train --more ../shared/data/weights/realesr-animevideov3.pth
+    python benchmarks/quality.py IMAGES --more realesr-animevideov3.pth
 
 Any folder does: where it holds the images that `vsr_hpc/models/shipped/images.json` names as held out, only
 those are measured, so that no figure is of a picture that was trained on. `--pictures` names a folder for

@@ -185,7 +185,7 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def _leaky(x: Tensor) -> Tensor:
-    return functional.leaky_relu(x, 0.2, inplace=not x.requires_grad and torch.is_inference_mode_enabled())
+    return functional.leaky_relu(x, 0.2, inplace=not torch.is_grad_enabled())
 
 
 def _dtype(layer: nn.Module) -> torch.dtype:

@@ -77,7 +77,7 @@ def matrix_gflops(
     device: torch.device, precision: Precision, side: int | None = None, *, lanes: int = 1
 ) -> float:
     """The best of several large products of random matrices; on a CPU with torch's present threads a lane."""
-    side = side or (8192 if device.type == "cuda" else 1024)
+    side = side or (8192 if device.type == "cuda" else 2048)
     dice = torch.Generator().manual_seed(1)
     one, other = (
         torch.randn(side, side, generator=dice).to(device=device, dtype=DTYPES[precision]) for _ in range(2)
