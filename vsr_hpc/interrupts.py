@@ -51,7 +51,8 @@ class StopFlag:
     """Set once; the first reason stands. Readers ask `is_set` and how many seconds of grace are left."""
 
     _event: threading.Event = field(default_factory=threading.Event)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    """Set by signal handlers too, which may come while their own thread is inside."""
     _reason: Reason | None = None
     _until: float = float("inf")
 

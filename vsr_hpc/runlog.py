@@ -18,7 +18,7 @@ class RunLog(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._text = bytearray()
         self._is_written = True
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()  # a signal's handler may log while its own thread does
 
     def emit(self, record: logging.LogRecord) -> None:
         line = (self.format(record) + "\n").encode(errors="replace")

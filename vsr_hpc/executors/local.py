@@ -81,7 +81,7 @@ def _start(run: Run, place: int, gpus: tuple[int, ...], threads: int, restart: i
         environment["CUDA_VISIBLE_DEVICES"] = _device(gpus[place % len(gpus)])
     command = [
         sys.executable, "-m", "vsr_hpc", "worker", run.uri, "--quiet", "--with-parent", str(os.getpid()),
-        "--threads", str(threads), "--task", f"local-{os.getpid()}-{place}", "--restart", str(restart),
+        "--threads", str(threads), "--task", f"{_here()}-{place}", "--restart", str(restart),
     ]  # fmt: skip
     said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
     process = subprocess.Popen(
@@ -93,6 +93,11 @@ def _start(run: Run, place: int, gpus: tuple[int, ...], threads: int, restart: i
         start_new_session=True,
     )
     return _Child(place=place, process=process, said=said)
+
+
+def _here() -> str:
+    """Unlike any other parent's: in containers, many are process 1."""
+    return f"local-{os.uname().nodename}-{os.getpid()}"
 
 
 def _device(gpu: int) -> str:
