@@ -27,7 +27,7 @@ from vsr_hpc.media.clip import Source, Timeline
 from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.media.reader import read_frames
 from vsr_hpc.media.writer import SegmentFacts as WrittenFacts
-from vsr_hpc.plan import Plan, Shard, Window
+from vsr_hpc.plan import Plan, Shard
 from vsr_hpc.run import SegmentFacts
 from vsr_hpc.upscale.repeats import Repeats, Sorted
 
@@ -243,10 +243,12 @@ class _Work:
             writer.abort()
 
     def decode(self) -> None:
-        for chunk in range(self._shard.first_chunk, self._shard.last_chunk):
+        shard, is_windowed = self._shard, self._bench.plan.temporal is not None
+        # one pass over the shard: each beginning costs a seek, and the frames from the keyframe before it
+        frames: Iterator[Frame] = iter(()) if is_windowed else self._read(shard.start, shard.stop)
+        for chunk in range(shard.first_chunk, shard.last_chunk):
             self._thumbnails[chunk] = []
-            windows = self._bench.plan.windows(chunk)
-            for each in self._windows(chunk, windows) if windows else self._plain(chunk):
+            for each in self._windows(chunk) if is_windowed else self._plain(chunk, frames):
                 picture = self._bench.plan.clip.picture
                 with self.clock.timed("decode"):
                     own = each.frames[each.before : each.before + each.count]
@@ -254,16 +256,20 @@ class _Work:
                 self._decoded.put(each)
         self._decoded.end()
 
-    def _plain(self, chunk: int) -> Iterator[_Decoded]:
+    def _read(self, start: int, stop: int) -> Iterator[Frame]:
+        return _timed(self.clock, "decode", frames_of(self._bench, start, stop))
+
+    def _plain(self, chunk: int, frames: Iterator[Frame]) -> Iterator[_Decoded]:
+        """The chunk's own frames, which are the next ones."""
         start, stop = self._bench.plan.chunk(chunk)
-        frames = _timed(self.clock, "decode", frames_of(self._bench, start, stop))
-        for batch in _batches(frames, self._bench.upscaler.batch):
+        for batch in _batches(itertools.islice(frames, stop - start), self._bench.upscaler.batch):
             yield _Decoded(chunk=chunk, frames=batch)
 
-    def _windows(self, chunk: int, windows: tuple[Window, ...]) -> Iterator[_Decoded]:
+    def _windows(self, chunk: int) -> Iterator[_Decoded]:
         """Each window's frames with their context, decoded once where windows overlap."""
-        read = frames_of(self._bench, windows[0].read_start, windows[-1].read_stop)
-        frames, held = _timed(self.clock, "decode", read), deque[Frame]()
+        windows = self._bench.plan.windows(chunk)
+        frames = self._read(windows[0].read_start, windows[-1].read_stop)
+        held = deque[Frame]()
         for window in windows:
             while held and held[0].index < window.read_start:
                 held.popleft()

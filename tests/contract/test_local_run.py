@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.interrupts import Reason, StopFlag
 from vsr_hpc.job import RangeSection, StreamsSection
 from vsr_hpc.launch import ensure_plan, run_here, submit, verify_here
+from vsr_hpc.media.clip import Source
+from vsr_hpc.media.decoder import open_decoder
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.reader import read_segment
 from vsr_hpc.models.networks import Compact
@@ -420,3 +423,24 @@ def test_a_raw_stream_made_at_a_rate_that_was_given_is_verified_at_that_rate(tmp
     found = verify_here(str(clip), done.output, is_deep=True, streams=StreamsSection(), wanted=wanted)
     assert (found.findings, found.frames, found.is_deep) == ((), 24, True)
     assert verify_whole(run).findings == ()
+
+
+@pytest.mark.parametrize("deinterlace", [False, True])
+def test_a_shard_of_several_chunks_reads_its_source_in_one_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deinterlace: bool
+) -> None:
+    changes = {"picture": {"deinterlace": deinterlace}, "run": {"chunk_s": 2 / 24}}
+    single = planned_run(tiny_job(tmp_path, output=str(tmp_path / "single.mkv"), **changes))
+    wanted = finished(single).sha256
+    run = planned_run(tiny_job(tmp_path, **changes), 0.001)
+    assert (single.plan.shard_count, run.plan.shard_count, run.plan.chunk_count) == (12, 4, 12)
+    opened = []
+
+    def noted(source: Source, *given: Any, **named: Any) -> Any:
+        opened.append(source.uri)
+        return open_decoder(source, *given, **named)
+
+    monkeypatch.setattr("vsr_hpc.finish.write_at_end", lambda run, receipts: None)  # it reads pictures, too
+    monkeypatch.setattr("vsr_hpc.media.reader.open_decoder", noted)
+    assert finished(run).sha256 == wanted
+    assert opened.count(run.plan.clip.uri) == run.plan.shard_count
