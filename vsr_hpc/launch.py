@@ -138,7 +138,7 @@ def run_here(
     forecast.note(run, run.plan.job.model_copy(update={"run": how, "on": "local"}))
     run.start_round("local", workers, len(missing))
     done: Done | None = None
-    if missing and workers == 1:
+    if missing and workers == 1 and not how.gpus:  # a process of its own sees only the GPU that is named
         options = worker.WorkerOptions(threads=how.threads or 0)
         worker.work(run.uri, options, stop, on_beat)
     elif missing:

@@ -444,3 +444,20 @@ def test_a_shard_of_several_chunks_reads_its_source_in_one_go(
     monkeypatch.setattr("vsr_hpc.media.reader.open_decoder", noted)
     assert finished(run).sha256 == wanted
     assert opened.count(run.plan.clip.uri) == run.plan.shard_count
+
+
+def test_one_worker_sees_only_the_gpu_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a process of its own: this one may have made up its mind about devices already."""
+    begun: list[str] = []
+    popen = subprocess.Popen
+
+    def noted(*given: Any, **named: Any) -> Any:
+        begun.append(named["env"]["CUDA_VISIBLE_DEVICES"])
+        return popen(*given, **named)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("vsr_hpc.executors.local.subprocess.Popen", noted)
+    run = planned_run(tiny_job(tmp_path, frames=8, run={"gpus": [3]}))
+    assert finished(run).frames == 8
+    assert begun == ["3"]
+    assert os.getpid() not in {beat.pid for beat in run.heartbeats()}
