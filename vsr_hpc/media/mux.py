@@ -58,7 +58,6 @@ from vsr_hpc.media.source import Source, open_input
 from vsr_hpc.media.splice import (
     Fetched,
     SegmentPart,
-    check_sha256,
     mp4_scale,
     nearest,
     numbered_packets,
@@ -462,7 +461,6 @@ class _Merge:
         extradata: bytes | None = None
         for number, part in enumerate(fetched.segments):
             path = fetched.path(number)
-            check_sha256(path, part)
             with open_segment(path) as segment:
                 stream = segment.streams.video[0]
                 if number == 0:

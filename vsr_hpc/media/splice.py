@@ -34,7 +34,7 @@ class SegmentPart:
 
 
 class Fetched:
-    """Segments on this machine: a bounded number is fetched ahead, and let go once copied."""
+    """Segments on this machine: a bounded number is fetched and checked ahead, and let go once copied."""
 
     def __init__(self, segments: Sequence[SegmentPart], stack: contextlib.ExitStack) -> None:
         self.segments = segments
@@ -45,7 +45,7 @@ class Fetched:
     def path(self, number: int) -> Path:
         for ahead in range(number, min(number + _PREFETCH + 1, len(self.segments))):
             if ahead not in self._coming:
-                self._coming[ahead] = self._pool.submit(self.segments[ahead].fetch)
+                self._coming[ahead] = self._pool.submit(_checked, self.segments[ahead])
         return self._coming[number].result()
 
     def let_go(self, number: int) -> None:
@@ -129,15 +129,18 @@ def open_segment(path: Path) -> Iterator[Any]:
         yield container
 
 
-def check_sha256(path: Path, part: SegmentPart) -> None:
+def _checked(part: SegmentPart) -> Path:
+    """Fetched, and what its receipt says it is."""
+    path = part.fetch()
     if part.sha256 is None:
-        return
+        return path
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
     if digest.hexdigest() != part.sha256:
         raise VerifyError(f"{path}: sha256 is {digest.hexdigest()}, its receipt says {part.sha256}")
+    return path
 
 
 @contextlib.contextmanager
