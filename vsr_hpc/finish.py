@@ -52,7 +52,7 @@ def finish(run: Run) -> Done:
     repeated = sum(receipt.repeated for receipt in receipts)
     output = open_output(run.plan.job.output)
     with disk_errors_explained(output.uri):
-        partial = output.partial()
+        partial = output.partial(run.uri)
         try:
             parts = tuple(_part(run, segment) for receipt in receipts for segment in receipt.segments)
             report = _merge(run, parts, partial)

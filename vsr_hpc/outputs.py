@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +30,12 @@ class Output(Protocol):
         """The local folder that the merge writes to; it may not exist yet."""
         ...
 
-    def partial(self) -> Path:
-        """A name on this machine's disk for the file that is being merged."""
+    def partial(self, run_uri: str = "") -> Path:
+        """A name on this machine's disk for the file that is being merged.
+
+        With a run's URI it is told by whoever holds its `finish` lease, and what a merge of that run has left
+        there when it was killed is removed; other runs' files are not looked at.
+        """
         ...
 
     def publish(self, partial: Path, sha256: str, *, replaces: bool) -> None:
@@ -76,9 +80,16 @@ class LocalOutput:
     def disk(self) -> Path:
         return self._path.parent
 
-    def partial(self) -> Path:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        return self._path.with_name(f".{self._path.name}.{os.getpid()}.partial{self._path.suffix}")
+    def partial(self, run_uri: str = "") -> Path:
+        folder, run = self._path.parent, hashlib.sha256(run_uri.encode()).hexdigest()[:8]
+        folder.mkdir(parents=True, exist_ok=True)
+        begin, end = f".{self._path.name}.{run}-", f".partial{self._path.suffix}"
+        for each in list(folder.iterdir()) if run_uri else ():
+            if each.name.startswith(begin) and each.name.endswith(end):
+                with contextlib.suppress(OSError):  # another user's stays, and is in nobody's way
+                    remove_partial(each)
+        # random, since process ids are alike in containers that share a disk
+        return self._path.with_name(f"{begin}{secrets.token_hex(4)}{end}")
 
     def publish(self, partial: Path, sha256: str, *, replaces: bool) -> None:
         if partial.is_dir():
@@ -117,8 +128,8 @@ class S3Output:
     def disk(self) -> Path:
         return node_folder()
 
-    def partial(self) -> Path:
-        return process_folder("outputs") / self._name
+    def partial(self, run_uri: str = "") -> Path:
+        return process_folder("outputs") / self._name  # goes with its process
 
     def facts(self) -> S3Facts | None:
         try:

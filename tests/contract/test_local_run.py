@@ -31,6 +31,7 @@ from vsr_hpc.media.decoder import open_decoder
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.reader import read_segment
 from vsr_hpc.models.networks import Compact
+from vsr_hpc.outputs import open_output
 from vsr_hpc.report.make import verify_whole
 from vsr_hpc.run import Run, is_process_gone
 from vsr_hpc.status import read_status
@@ -461,3 +462,21 @@ def test_one_worker_sees_only_the_gpu_that_is_named(tmp_path: Path, monkeypatch:
     assert finished(run).frames == 8
     assert begun == ["3"]
     assert os.getpid() not in {beat.pid for beat in run.heartbeats()}
+
+
+@pytest.mark.parametrize("name", ["out.mkv", "out_%02d.png"])
+def test_what_a_killed_merge_has_left_goes_with_the_next_one_of_the_same_run(
+    tmp_path: Path, name: str
+) -> None:
+    video = {"preset": None, "threads": None} if name.endswith("png") else {}
+    run = planned_run(tiny_job(tmp_path, frames=8, output=str(tmp_path / "to" / name), video=video))
+    output = open_output(run.plan.job.output)
+    names = [output.partial(uri) for uri in (run.uri, run.uri, f"{run.uri}-of-another", run.uri)]
+    left, folder, stranger, _ = names
+    assert len(set(names)) == 4 and all(each.name.startswith(".") for each in names)
+    left.touch()
+    folder.mkdir()
+    (folder / "1.png").touch()
+    stranger.touch()
+    assert finished(run).frames == 8
+    assert [each.name for each in stranger.parent.glob(".*")] == [stranger.name]
