@@ -10,7 +10,8 @@ import pytest
 
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.dashboard.guard import Door
-from vsr_hpc.dashboard.intake import Asked, Folder, default_output, safe_name
+from vsr_hpc.dashboard.intake import Asked, Carrying, Folder, default_output, safe_name
+from vsr_hpc.dashboard.server import Board
 from vsr_hpc.dashboard.watch import Telling, Watched, read_line
 from vsr_hpc.errors import JobError
 
@@ -94,3 +95,19 @@ def test_the_door_knows_its_names_and_where_the_page_may_send() -> None:
     assert door.hosts == {"127.0.0.1:80", "localhost:80", "127.0.0.1", "localhost"}
     assert "connect-src 'self' https://s3.example;" in door.policy
     assert "unsafe" not in door.policy
+
+
+def test_a_run_that_begins_while_the_list_is_read_does_not_break_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`vsr submit` in another terminal, whose run is remembered on this machine."""
+    uris: list[str] = []
+
+    def one_more() -> tuple[str, ...]:
+        uris.append(str(tmp_path / f"{len(uris)}.vsr"))
+        return tuple(uris)
+
+    monkeypatch.setattr("vsr_hpc.launch.remembered_runs", one_more)
+    board = Board(named=(), intake=Folder(tmp_path), carrying=Carrying(logs=tmp_path))
+    assert [len(board.all()), len(board.all())] == [1, 2]
+    assert len(board.lines()["runs"]) == 3

@@ -68,9 +68,8 @@ class Board:
         return tuple(dict.fromkeys((*known, *self._begun)))[-_MOST_RUNS:]
 
     def all(self) -> tuple[Watched, ...]:
-        for uri in self.uris():
-            self._watched.setdefault(run_id(uri), Watched(uri=uri))
-        return tuple(self._watched[run_id(uri)] for uri in self.uris())
+        """One reading of the list: a run may be begun at any moment, by another process too."""
+        return tuple(self._watched.setdefault(run_id(uri), Watched(uri=uri)) for uri in self.uris())
 
     def find(self, number: str) -> Watched:
         """HTTPException where no run of the list has that name."""
