@@ -48,7 +48,7 @@ def redrive(name: str, execution: str, account: Account) -> Execution:
             raise JobError(f"{execution} has not failed: it is {facts['status'].lower()}")
         if facts.get("error") != "Vsr.Unfinished" and facts.get("redriveStatus") == "REDRIVABLE":
             states.redrive_execution(executionArn=facts["executionArn"])
-            return _execution(states.describe_execution(executionArn=facts["executionArn"]), account)
+            return _execution(states.describe_execution(executionArn=facts["executionArn"]))
         given = json.loads(facts["input"])
         again = given if "run" in given else _as_again(name, facts, given)
         return _begin(machine_name(name, "standard"), again, account)
@@ -65,13 +65,12 @@ def _as_again(name: str, facts: dict[str, Any], event: dict[str, Any]) -> dict[s
 def _begin(machine: str, given: dict[str, Any], account: Account) -> Execution:
     with calls.explained(f"start {machine}"):
         states = account.client("stepfunctions")
+        name, content = f"vsr-{secrets.token_hex(8)}", json.dumps(given)
         begun = states.start_execution(
-            stateMachineArn=machine_arn(machine, account),
-            name=f"vsr-{secrets.token_hex(8)}",
-            input=json.dumps(given),
+            stateMachineArn=machine_arn(machine, account), name=name, input=content
         )
-        facts = states.describe_execution(executionArn=begun["executionArn"])
-    return _execution(facts, account)
+    # DescribeExecution does not know express executions; the answer to the start says all there is to say.
+    return _execution({**begun, "name": name, "status": "RUNNING", "input": content})
 
 
 def executions(name: str, kind: Kind, account: Account, count: int = 20) -> tuple[Execution, ...]:
@@ -86,10 +85,10 @@ def executions(name: str, kind: Kind, account: Account, count: int = 20) -> tupl
             stateMachineArn=machine_arn(machine_name(name, kind), account), maxResults=count
         )["executions"]
         facts = [states.describe_execution(executionArn=each["executionArn"]) for each in found]
-    return tuple(_execution(each, account) for each in facts)
+    return tuple(_execution(each) for each in facts)
 
 
-def _execution(facts: dict[str, Any], account: Account) -> Execution:
+def _execution(facts: dict[str, Any]) -> Execution:
     given = json.loads(facts.get("input") or "{}")
     if "run" in given:
         source, run = given["input"], given["run"]

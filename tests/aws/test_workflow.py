@@ -28,7 +28,7 @@ from vsr_hpc.executors.batch_workflow import job_for
 from vsr_hpc.job import load_job, parse_job
 from vsr_hpc.run import Run
 from vsr_hpc.workflow import Kind, Places
-from vsr_hpc.workflow_runs import redrive
+from vsr_hpc.workflow_runs import redrive, start
 
 pytestmark = pytest.mark.aws
 
@@ -115,6 +115,34 @@ def test_output_keeps_a_clips_place_below_outgoing_and_clips_from_elsewhere_are_
         job_for(template, "s3://films/elsewhere/c.mkv", "s3://films/vsr/runs/x", "vsr/incoming/")
 
 
+def test_express_execution_is_begun_without_a_question_that_aws_answers_for_standard_ones_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    account = stubbed_account(monkeypatch)
+    sts, states = account.client("sts"), account.client("stepfunctions")
+    day = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    machine = f"arn:aws:states:{HERE}:stateMachine:vsr-workflow-express"
+    arn = f"arn:aws:states:{HERE}:express:vsr-workflow-express:x:0b1e"
+    with Stubber(sts) as who, Stubber(states) as stub:
+        who.add_response("get_caller_identity", {"Account": "123456789012"})
+        wanted = {"stateMachineArn": machine, "name": ANY, "input": ANY}
+        stub.add_response("start_execution", {"executionArn": arn, "startDate": day}, wanted)
+        begun = start("vsr", "express", "s3://films/vsr/incoming-short/a.mkv", account)
+    assert (begun.arn, begun.state, begun.began) == (arn, "running", "2026-01-01T00:00:00+00:00")
+    assert begun.name.startswith("vsr-") and begun.input == "s3://films/vsr/incoming-short/a.mkv"
+    assert begun.run.startswith("s3://films/vsr/runs/short-")
+
+
+def stubbed_account(monkeypatch: pytest.MonkeyPatch) -> Account:
+    """Its clients for STS and Step Functions are there to be stubbed."""
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(key, "testing")
+    account = Account(region=REGION)
+    for each in ("sts", "stepfunctions"):
+        account._clients[each] = boto3.client(each, region_name=REGION)
+    return account
+
+
 def test_example_job_loads_and_lies_on_s3_alone() -> None:
     job = load_job(Path(__file__).parents[2] / "jobs/batch.yaml")
     assert job.on == "aws-batch" and job.input.startswith("s3://") and job.run_uri.startswith("s3://")
@@ -123,11 +151,8 @@ def test_example_job_loads_and_lies_on_s3_alone() -> None:
 def test_execution_that_was_cut_off_is_redriven_by_aws_and_one_that_gave_up_begins_anew_with_its_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(key, "testing")
-    account = Account(region=REGION)
-    sts, states = (boto3.client(each, region_name=REGION) for each in ("sts", "stepfunctions"))
-    account._clients.update(sts=sts, stepfunctions=states)
+    account = stubbed_account(monkeypatch)
+    sts, states = account.client("sts"), account.client("stepfunctions")
     machine = f"arn:aws:states:{HERE}:stateMachine:vsr-workflow"
     arn, day = f"arn:aws:states:{HERE}:execution:vsr-workflow:one", datetime(2026, 1, 1, tzinfo=timezone.utc)
     detail = {"bucket": {"name": "films"}, "object": {"key": "vsr/incoming/a.mkv"}}
@@ -146,8 +171,6 @@ def test_execution_that_was_cut_off_is_redriven_by_aws_and_one_that_gave_up_begi
         run = {"name": "one", "input": "s3://films/vsr/incoming/a.mkv", "run": "s3://films/vsr/runs/one"}
         begun = {"stateMachineArn": machine, "name": ANY, "input": json.dumps(run)}
         stub.add_response("start_execution", {"executionArn": f"{arn}-2", "startDate": day}, begun)
-        again = {**facts, "executionArn": f"{arn}-2", "status": "RUNNING", "input": json.dumps(run)}
-        stub.add_response("describe_execution", again, {"executionArn": f"{arn}-2"})
         assert redrive("vsr", "one", account).run == "s3://films/vsr/runs/one"
         stub.assert_no_pending_responses()
 
