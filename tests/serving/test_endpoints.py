@@ -352,6 +352,19 @@ def test_a_schedule_starts_the_same_job_and_follows_the_file(account: Moto, serv
     assert kinds(apply(changed)) == ["remove schedule"]
 
 
+def test_a_version_that_was_rejected_is_not_called_approved(account: Moto, server: Served) -> None:
+    apply(spec(server.url))
+    sagemaker, group = account.client("sagemaker"), "vsr-film"
+    sagemaker.create_model_package_group(ModelPackageGroupName=group)
+    arns = {
+        state: sagemaker.create_model_package(ModelPackageGroupName=group, ModelApprovalStatus=state)
+        for state in ("Approved", "Rejected")
+    }
+    assert endpoints.status("film")["approved"] == [arns["Approved"]["ModelPackageArn"]]
+    endpoints.delete("film")
+    assert not any(everything(account).values())
+
+
 def test_the_commands_say_what_they_do_and_what_it_costs(
     account: Moto, server: Served, tmp_path: Path
 ) -> None:

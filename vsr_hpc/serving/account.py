@@ -60,8 +60,8 @@ def group_name(name: str) -> str:
     return f"vsr-{name}"
 
 
-def packages(clients: Clients, name: str) -> Iterator[str]:
-    """ARNs of the approved versions, newest first, and of their group."""
+def packages(clients: Clients, name: str, *, approved_only: bool = False) -> Iterator[str]:
+    """ARNs of the registered versions, newest first, and of their group."""
     from botocore.exceptions import ClientError
 
     sagemaker, group = clients.of("sagemaker"), group_name(name)
@@ -71,8 +71,9 @@ def packages(clients: Clients, name: str) -> Iterator[str]:
         if exc.response["Error"]["Code"] == "ValidationException":
             return
         raise
+    wanted = {"ModelApprovalStatus": "Approved"} if approved_only else {}
     pages = sagemaker.get_paginator("list_model_packages").paginate(
-        ModelPackageGroupName=group, SortBy="CreationTime", SortOrder="Descending"
+        ModelPackageGroupName=group, SortBy="CreationTime", SortOrder="Descending", **wanted
     )
     yield from (each["ModelPackageArn"] for page in pages for each in page.get("ModelPackageSummaryList", []))
     yield found["ModelPackageGroupArn"]

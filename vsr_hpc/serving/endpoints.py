@@ -81,6 +81,7 @@ def status(name: str) -> dict[str, Any]:
         if found is None:
             raise JobError(f"there is no endpoint {name}")
         there = look(clients, name)
+        approved = list(account.packages(clients, name, approved_only=True))
     targets = {
         key.rpartition("/")[2]: (each["MinCapacity"], each["MaxCapacity"])
         for key, each in there.targets.items()
@@ -103,7 +104,7 @@ def status(name: str) -> dict[str, Any]:
         ],
         "alarms": {key: each.get("StateValue") for key, each in sorted(there.alarms.items())},
         "schedule": (there.schedule or {}).get("ScheduleExpression"),
-        "approved": [each for each in there.packages if ":model-package/" in each],
+        "approved": [each for each in approved if ":model-package/" in each],
         "failure": found.get("FailureReason"),
     }
 
