@@ -197,10 +197,16 @@ class S3Connection:
         return time.monotonic() + (self._clock_ahead_s or 0.0)
 
     def check_bucket(self, bucket: str) -> None:
-        """JobError where it is missing or closed to us; asks once."""
+        """JobError where it is missing; asks once. 403 says that it is there: a policy that lets us list some
+        names alone answers so, as no question for the bucket itself has a name.
+        """
         if bucket not in self._buckets:
             with explained(S3Address(bucket=bucket, key="")):
-                self.client.head_bucket(Bucket=bucket)
+                try:
+                    self.client.head_bucket(Bucket=bucket)
+                except aws.ClientError as exc:
+                    if status(exc) != 403:
+                        raise
             self._buckets.add(bucket)
 
     def _count(self, event_name: str, **_: object) -> None:

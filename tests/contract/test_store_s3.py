@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tests.moto_server import Moto
 from vsr_hpc.errors import BackendError, JobError
@@ -246,3 +247,16 @@ def test_missing_object_costs_one_request_of_the_bucket_once(s3: S3Store) -> Non
     assert s3.requests == {"HeadObject": 2, "HeadBucket": 1}
     with pytest.raises(MissingObject):
         s3.read("a")
+
+
+def test_missing_object_is_missing_where_only_names_below_a_prefix_may_be_listed(
+    s3: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IAM's condition on s3:prefix refuses HeadBucket, which has none."""
+
+    def refused(**_: object) -> None:
+        denied = {"Error": {"Code": "403"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+        raise ClientError(denied, "HeadBucket")  # type: ignore[arg-type]
+
+    monkeypatch.setattr(s3._connection.client, "head_bucket", refused)
+    assert not s3.exists("a")
