@@ -176,6 +176,25 @@ def test_the_containers_role_reads_its_model_and_writes_its_answers_and_no_more(
     assert trust["Condition"]["StringEquals"]["aws:SourceAccount"] == "123456789012"
 
 
+def test_whoever_asks_may_see_that_an_answer_is_not_there_yet_and_lets_sagemaker_use_the_key() -> None:
+    key = "arn:aws:kms:eu-central-1:123456789012:key/abcd"
+    places = {"output": "s3://films/out", "failure": "s3://other/failed/"}
+    wanted = spec(kms_key=key, instance_type="ml.m5.xlarge", **{"async": places})
+    found = {each["Sid"]: each for each in roles.document(wanted, "you")["Statement"]}
+    for name, bucket, prefix in (("SeeAnswers", "films", "out/*"), ("SeeFailures", "other", "failed/*")):
+        assert found[name]["Action"] == ["s3:ListBucket"]
+        assert found[name]["Resource"] == [f"arn:aws:s3:::{bucket}"]
+        assert found[name]["Condition"] == {"StringLike": {"s3:prefix": [prefix]}}
+    assert found["FetchFailures"]["Action"] == ["s3:GetObject"]
+    assert found["FetchFailures"]["Resource"] == ["arn:aws:s3:::other/failed/*"]
+    assert found["LetSageMakerUseTheKey"]["Condition"] == {"Bool": {"kms:GrantIsForAWSResource": "true"}}
+    assert found["LetSageMakerUseTheKey"]["Action"] == ["kms:CreateGrant"]
+    assert set(found["UseTheKey"]["Action"]) == {"kms:Decrypt", "kms:GenerateDataKey"}
+    assert found["UseTheKey"]["Resource"] == found["LetSageMakerUseTheKey"]["Resource"] == [key]
+    plain = {each["Sid"] for each in roles.document(spec(), "you")["Statement"]}
+    assert not plain & {"SeeAnswers", "SeeFailures", "UseTheKey", "LetSageMakerUseTheKey"}
+
+
 def test_the_role_command_prints_a_policy_and_refuses_who_it_does_not_know(tmp_path: Path) -> None:
     path = str(EXAMPLES[0])
     found = CliRunner().invoke(cli_endpoint.app, ["role", path, "--for", "you"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from vsr_hpc.errors import JobError
 from vsr_hpc.serving.account import group_name
-from vsr_hpc.serving.spec import EndpointSpec
+from vsr_hpc.serving.spec import Asynchronous, EndpointSpec
 from vsr_hpc.serving.statements import Statement, allow, pulls, region_of
 from vsr_hpc.serving.transform import schedule_name
 from vsr_hpc.serving.wanted import alarm_prefix
@@ -143,8 +143,13 @@ def _operator(spec: EndpointSpec, region: str) -> Iterator[Statement]:
         "Condition": {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}},
     }
     if spec.asynchronous:
-        actions = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"]
-        yield allow("SendAndFetch", actions, [_below(spec, spec.asynchronous.output)])
+        yield from _asking(spec, spec.asynchronous)
+    if spec.kms_key:
+        yield {
+            **allow("LetSageMakerUseTheKey", ["kms:CreateGrant"], [spec.kms_key]),
+            "Condition": {"Bool": {"kms:GrantIsForAWSResource": "true"}},
+        }
+        yield allow("UseTheKey", ["kms:Decrypt", "kms:GenerateDataKey"], [spec.kms_key])
     if spec.promote:
         staging = spec.promote.staging
         yield allow(
@@ -156,6 +161,16 @@ def _operator(spec: EndpointSpec, region: str) -> Iterator[Statement]:
                 f"{sagemaker}:model/{staging}-*",
             ],
         )
+
+
+def _asking(spec: EndpointSpec, places: Asynchronous) -> Iterator[Statement]:
+    """To send an input and to poll for what is not there yet: answer or failure."""
+    actions = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"]
+    yield allow("SendAndFetch", actions, [_below(spec, places.output)])
+    yield _listing(spec, "SeeAnswers", places.output)
+    if places.failure:
+        yield allow("FetchFailures", ["s3:GetObject"], [_below(spec, places.failure)])
+        yield _listing(spec, "SeeFailures", places.failure)
 
 
 def _jobs(spec: EndpointSpec, region: str) -> Iterator[Statement]:
