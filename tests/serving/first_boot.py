@@ -49,6 +49,8 @@ elif verb == "stop":
     os.kill(pid, signal.SIGTERM)
     (home / "stopped").touch()
 elif verb == "wait":
+    while not (home / "codes").exists():  # the test says when the worker ends
+        time.sleep(0.05)
     codes = (home / "codes").read_text().split()
     print(codes[0])
     (home / "codes").write_text(" ".join(codes[1:]))

@@ -236,6 +236,24 @@ def test_a_worker_is_started_again_on_75_and_ends_its_instance_when_done(
     ec2.down("film", quiet, patience=HURRY)
 
 
+def test_a_worker_that_spot_takes_leaves_its_place_in_the_group(account: Moto, tmp_path: Path) -> None:
+    wanted = spec(account, role="worker", run="s3://films/runs/a", instance_types=["c6i.xlarge"])
+    raised(account, wanted)
+    (instance,) = ec2.status("film")["instances"]
+    with booted(user_data(wanted, "eu-central-1"), instance["id"], tmp_path / "i", account) as boot:
+        boot.metadata.is_doomed = True
+        (boot.home / "new").write_text("0 0")
+        (boot.home / "new").rename(boot.home / "codes")  # drained: the worker ends well
+        waited(lambda: boot.process.poll() is not None, lambda: boot.said)
+        assert "ended with 0" in boot.said and "the group starts another" in boot.said
+    found = ec2.status("film")
+    assert (found["wanted"], [each["id"] for each in found["instances"]]) == (1, [instance["id"]])
+    account.client("ec2").terminate_instances(InstanceIds=[instance["id"]])
+    (next_one,) = ec2.status("film")["instances"]
+    assert next_one["id"] != instance["id"]
+    ec2.down("film", quiet, patience=HURRY)
+
+
 # Files, scripts and policies --------------------------------------------------------------------------------
 
 

@@ -95,12 +95,17 @@ watch_server() {
   done
 }
 
-# A worker until its run has nothing left for it. 75 asks for another try; whatever else it is, the instance goes.
+# A worker until its run has nothing left for it. 75 asks for another try; whatever else it is, the instance goes,
+# and the group wants one less. Not so where Spot takes the instance: then the group is to start another.
 watch_worker() {
   local code try
   for try in 1 2 3 4 5; do
     code=$(docker wait vsr)
     say "the worker ended with $code"
+    if about_me spot/instance-action >/dev/null 2>&1; then
+      say 'Spot takes this instance; the group starts another'
+      return
+    fi
     [[ $code == 75 ]] || break
     sleep $((try * 20))
     docker start vsr
