@@ -22,7 +22,7 @@ from tests.moto_server import Moto
 from tests.serving.endpoint_files import IMAGE, ROLE
 from tests.serving.first_boot import booted
 from vsr_hpc.errors import BackendError, JobError
-from vsr_hpc.serving import ec2, ec2_roles
+from vsr_hpc.serving import ec2, ec2_roles, ec2_steps
 from vsr_hpc.serving.calls import check
 from vsr_hpc.serving.ec2_spec import Ec2Spec, load_ec2, parse_ec2, user_data
 from vsr_hpc.serving.rollout import Patience
@@ -260,7 +260,7 @@ def test_a_worker_that_spot_takes_leaves_its_place_in_the_group(account: Moto, t
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_loads_and_every_call_it_makes_is_one_that_aws_takes(path: Path) -> None:
     wanted = load_ec2(path)
-    check(ec2.steps(wanted, ec2.Found(vpc="vpc-0123abcd"), "eu-central-1", None), path.name)
+    check(ec2_steps.steps(wanted, ec2_steps.Found(vpc="vpc-0123abcd"), "eu-central-1", None), path.name)
     assert "$" in ec2.hourly(wanted, "eu-central-1")
     assert wanted.image_source.startswith("resolve:ssm:/aws/service/ecs/") and "gpu" in wanted.image_source
 

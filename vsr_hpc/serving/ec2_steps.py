@@ -1,0 +1,232 @@
+"""What `vsr ec2` does now: a file against what the account has of its name, as calls of AWS. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vsr_hpc.serving.calls import Call, Kind, Step
+from vsr_hpc.serving.ec2_spec import HOOK, Ec2Spec, encoded, resource_name, user_data
+
+Request = dict[str, Any]
+TAG = "vsr:ec2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What the account has of a name."""
+
+    vpc: str | None = None
+    """Of the file's subnets."""
+    group_id: str | None = None
+    """The security group's."""
+    rules: tuple[tuple[int, str], ...] = ()
+    """(port, range) of what may come in."""
+    template_hash: str | None = None
+    has_template: bool = False
+    scaling: Request | None = None
+    """The Auto Scaling group."""
+
+
+def steps(spec: Ec2Spec, found: Found, region: str, address: str | None) -> tuple[Step, ...]:
+    """What `up` does now. Pure; `address` is the range that may come in, None for nobody."""
+    made: list[Step] = []
+    if found.group_id is None:
+        request: Request = {
+            "GroupName": spec.resource,
+            "Description": f"vsr {spec.role} {spec.name}",
+            "TagSpecifications": [{"ResourceType": "security-group", "Tags": _tags(spec)}],
+        }
+        request |= {"VpcId": found.vpc} if found.vpc else {}
+        made.append(_step("create", "security group", spec, "ec2", "create_security_group", request))
+    made += _rules(spec, found, address)
+    data = template(spec, region, found.group_id or _NEW_GROUP)
+    wanted = _hash(template(spec, region, "group"))
+    name = {"LaunchTemplateName": spec.resource}
+    is_changed = found.template_hash != wanted
+    if not found.has_template:
+        marks = [{"ResourceType": "launch-template", "Tags": _tags(spec)}]
+        request = {
+            **name,
+            "VersionDescription": wanted,
+            "LaunchTemplateData": data,
+            "TagSpecifications": marks,
+        }
+        made.append(_step("create", "launch template", spec, "ec2", "create_launch_template", request))
+    elif is_changed:
+        request = {**name, "VersionDescription": wanted, "LaunchTemplateData": data}
+        made.append(
+            _step("update", "launch template", spec, "ec2", "create_launch_template_version", request)
+        )
+    made += _group(spec, found, is_changed)
+    return tuple(made)
+
+
+_NEW_GROUP = "sg-00000000"
+"""Stands in a plan for the group that is not there yet; `up` puts the real one in its place."""
+
+
+def template(spec: Ec2Spec, region: str, group_id: str) -> Request:
+    """LaunchTemplateData: IMDSv2 alone (two hops, for containers), an encrypted disk, the group's doors."""
+    disk = {"VolumeSize": spec.disk_gib, "VolumeType": "gp3", "Encrypted": True, "DeleteOnTermination": True}
+    marks = [{"Key": "Name", "Value": spec.resource}, *_tags(spec)]
+    return {
+        "ImageId": spec.image_source,
+        "InstanceType": spec.instance_types[0],
+        "IamInstanceProfile": {"Arn": spec.profile},
+        "MetadataOptions": {
+            "HttpTokens": "required",
+            "HttpPutResponseHopLimit": 2,
+            "HttpEndpoint": "enabled",
+            "InstanceMetadataTags": "disabled",
+        },
+        "NetworkInterfaces": [
+            {"DeviceIndex": 0, "Groups": [group_id], "AssociatePublicIpAddress": spec.access != "ssm"}
+        ],
+        "BlockDeviceMappings": [{"DeviceName": "/dev/xvda", "Ebs": disk}],
+        "InstanceInitiatedShutdownBehavior": "terminate",
+        "TagSpecifications": [
+            {"ResourceType": "instance", "Tags": marks},
+            {"ResourceType": "volume", "Tags": marks},
+        ],
+        "UserData": encoded(user_data(spec, region)),
+    }
+
+
+def _rules(spec: Ec2Spec, found: Found, address: str | None) -> Iterator[Step]:
+    wanted = (spec.port, address) if address else None
+    for port, cidr in found.rules:
+        if (port, cidr) != wanted:
+            request = {"GroupId": found.group_id, "IpPermissions": [_permission(port, cidr)]}
+            operation = "revoke_security_group_ingress"
+            yield _step("remove", "rule", spec, "ec2", operation, request, f"port {port} from {cidr}")
+    if wanted and wanted not in found.rules:
+        request = {"GroupId": found.group_id or _NEW_GROUP, "IpPermissions": [_permission(*wanted)]}
+        detail = f"port {wanted[0]} from {wanted[1]}"
+        yield _step("create", "rule", spec, "ec2", "authorize_security_group_ingress", request, detail)
+
+
+def _group(spec: Ec2Spec, found: Found, is_changed: bool) -> Iterator[Step]:
+    wanted = scaling(spec)
+    detail = f"{spec.count} x {spec.purchase} {' or '.join(spec.instance_types)}"
+    if found.scaling is None:
+        hook = {
+            "LifecycleHookName": HOOK,
+            "LifecycleTransition": "autoscaling:EC2_INSTANCE_LAUNCHING",
+            "HeartbeatTimeout": spec.startup_s,
+            "DefaultResult": "ABANDON",
+        }
+        marks = [
+            {
+                **each,
+                "PropagateAtLaunch": False,
+                "ResourceId": spec.resource,
+                "ResourceType": "auto-scaling-group",
+            }
+            for each in _tags(spec)
+        ]
+        request = {**wanted, "LifecycleHookSpecificationList": [hook], "Tags": marks}
+        yield _step("create", "group", spec, "autoscaling", "create_auto_scaling_group", request, detail)
+        return
+    if not _is_same(wanted, found.scaling):
+        yield _step("update", "group", spec, "autoscaling", "update_auto_scaling_group", wanted, detail)
+    if is_changed:
+        preferences = {"MinHealthyPercentage": 100, "MaxHealthyPercentage": 200}
+        request = {"AutoScalingGroupName": spec.resource, "Preferences": preferences}
+        how = "new instances first, then the old ones go"
+        yield _step("update", "group", spec, "autoscaling", "start_instance_refresh", request, how)
+
+
+def scaling(spec: Ec2Spec) -> Request:
+    """create_auto_scaling_group's parameters: as many as asked for, whatever Spot takes away."""
+    template_name = {"LaunchTemplateName": spec.resource, "Version": "$Latest"}
+    return {
+        "AutoScalingGroupName": spec.resource,
+        "MinSize": spec.count if spec.role == "server" else 0,
+        "MaxSize": spec.count,
+        "DesiredCapacity": spec.count,
+        "VPCZoneIdentifier": ",".join(spec.subnets),
+        "HealthCheckType": "EC2",
+        "HealthCheckGracePeriod": spec.startup_s,
+        "CapacityRebalance": spec.purchase == "spot" and spec.role == "server",
+        "MixedInstancesPolicy": {
+            "LaunchTemplate": {
+                "LaunchTemplateSpecification": template_name,
+                "Overrides": [{"InstanceType": each} for each in spec.instance_types],
+            },
+            "InstancesDistribution": {
+                "OnDemandBaseCapacity": 0,
+                "OnDemandPercentageAboveBaseCapacity": 0 if spec.purchase == "spot" else 100,
+                "SpotAllocationStrategy": "price-capacity-optimized",
+            },
+        },
+    }
+
+
+def removal(name: str, found: Found) -> tuple[Step, ...]:
+    called = resource_name(name)
+    made = []
+    if found.scaling is not None:
+        request: Request = {"AutoScalingGroupName": called, "ForceDelete": True}
+        made.append(_named("remove", "group", called, "autoscaling", "delete_auto_scaling_group", request))
+    if found.has_template:
+        request = {"LaunchTemplateName": called}
+        made.append(_named("remove", "launch template", called, "ec2", "delete_launch_template", request))
+    if found.group_id is not None:
+        request = {"GroupId": found.group_id}
+        made.append(_named("remove", "security group", called, "ec2", "delete_security_group", request))
+    return tuple(made)
+
+
+def with_group(call: Call, group_id: str | None) -> Call:
+    """The real security group where the plan could not know it."""
+    if group_id is None:
+        return call
+    text = json.dumps(call.parameters).replace(f'"{_NEW_GROUP}"', f'"{group_id}"')
+    return Call(service=call.service, operation=call.operation, parameters=json.loads(text))
+
+
+def _is_same(wanted: Request, there: Request) -> bool:
+    """What a person can change in the file; the rest follows from it."""
+    policy, known = wanted["MixedInstancesPolicy"], there.get("MixedInstancesPolicy") or {}
+    types = [each["InstanceType"] for each in policy["LaunchTemplate"]["Overrides"]]
+    known_types = [each["InstanceType"] for each in known.get("LaunchTemplate", {}).get("Overrides", [])]
+    share = "OnDemandPercentageAboveBaseCapacity"
+    distribution = known.get("InstancesDistribution", {})
+    numbers = all(wanted[key] == there[key] for key in ("MaxSize", "DesiredCapacity"))
+    places = set(wanted["VPCZoneIdentifier"].split(",")) == set(there["VPCZoneIdentifier"].split(","))
+    return (
+        numbers
+        and places
+        and types == known_types
+        and policy["InstancesDistribution"][share] == distribution.get(share)
+    )
+
+
+def _permission(port: int, cidr: str) -> Request:
+    ranges = [{"CidrIp": cidr, "Description": "vsr"}]
+    return {"IpProtocol": "tcp", "FromPort": port, "ToPort": port, "IpRanges": ranges}
+
+
+def _tags(spec: Ec2Spec) -> list[dict[str, str]]:
+    return [{"Key": key, "Value": value} for key, value in {**spec.tags, TAG: spec.name}.items()]
+
+
+def _hash(data: Request) -> str:
+    return f"vsr-{hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]}"
+
+
+def _step(
+    action: Any, kind: Kind, spec: Ec2Spec, service: str, operation: str, request: Request, detail: str = ""
+) -> Step:
+    return _named(action, kind, spec.resource, service, operation, request, detail)
+
+
+def _named(
+    action: Any, kind: Kind, name: str, service: str, operation: str, request: Request, detail: str = ""
+) -> Step:
+    call = Call(service=service, operation=operation, parameters=request)
+    return Step(action=action, kind=kind, name=name, detail=detail, calls=(call,))
