@@ -88,7 +88,7 @@ Frames = Annotated[int | None, typer.Option("--frames", help="At most this many 
 Deinterlace = Annotated[bool, typer.Option("--deinterlace", help="Make whole frames of interlaced fields.")]
 FieldOrder = Annotated[str, typer.Option("--field-order", help="auto, progressive, tff or bff.")]
 Rate = Annotated[
-    str | None, typer.Option("--rate", help="Frame rate of an image sequence, for example 24000/1001.")
+    str | None, typer.Option("--rate", help="Frame rate of images or a raw stream, for example 24000/1001.")
 ]
 AllowGaps = Annotated[bool, typer.Option("--allow-gaps", help="Accept missing numbers in an image sequence.")]
 Workers = Annotated[

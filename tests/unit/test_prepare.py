@@ -49,7 +49,7 @@ def test_all_that_the_engine_refuses_is_told_with_the_rest(tmp_path: Path) -> No
         "batch=100 is not between 1 and 64",
         "seed=-1 is negative",
         "tile=101 is not a multiple of",
-        "precision=fp16 is not one that SwinIR-M_x4_classical allows",
+        "precision=fp16 is not one that SwinIR-M_x4_classical allows: fp32\n",
         "range.from: '1:75': seconds go up to 59",
         "range.to: '0:99'",
         "clip.mkv has timestamps of its own",

@@ -219,7 +219,7 @@ def request_findings(request: UpscaleRequest, card: Card) -> list[str]:
         findings.append(f"batch={request.batch} is not between 1 and 64")
     if request.precision and request.precision not in card.precisions:
         findings.append(
-            f"precision={request.precision} is not one that {card.name} allows: {card.precisions}"
+            f"precision={request.precision} is not one that {card.name} allows: {', '.join(card.precisions)}"
         )
     if not 0 <= request.blend <= 1:
         findings.append(f"blend={request.blend} is not between 0 and 1")
