@@ -84,13 +84,17 @@ def role(
 ) -> None:
     """The IAM policy that the instances or you need for this file, and no more, as JSON.
 
+    That of workers follows from their run, which is read.
+
     \b
     vsr ec2 role jobs/ec2-server.yaml > policy.json
     """
-    from vsr_hpc.serving import ec2_roles
+    from vsr_hpc.serving import ec2, ec2_roles
     from vsr_hpc.serving.ec2_spec import load_ec2
 
-    _answer(ec2_roles.document(load_ec2(spec), whose, is_trust=is_trust))
+    wanted = load_ec2(spec)
+    job = ec2.job_of(wanted) if whose == "instance" and not is_trust else None
+    _answer(ec2_roles.document(wanted, whose, job=job, is_trust=is_trust))
 
 
 @app.command(name="user-data", no_args_is_help=True)

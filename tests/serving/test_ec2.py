@@ -17,15 +17,21 @@ from typing import Any
 
 import botocore.client
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from tests.moto_server import Moto
 from tests.serving.endpoint_files import IMAGE, ROLE
 from tests.serving.first_boot import booted
+from vsr_hpc import cli_ec2
 from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.job import parse_job
+from vsr_hpc.run import Run
 from vsr_hpc.serving import ec2, ec2_roles, ec2_steps
 from vsr_hpc.serving.calls import check
 from vsr_hpc.serving.ec2_spec import Ec2Spec, load_ec2, parse_ec2, user_data
 from vsr_hpc.serving.rollout import Patience
+from vsr_hpc.store import open_store
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "jobs").glob("ec2-*.yaml"))
 PROFILE = ROLE.replace(":role/", ":instance-profile/")
@@ -308,10 +314,13 @@ UNNARROWABLE = {
 }  # fmt: skip
 
 
+JOB = parse_job({"input": "s3://raw/a*?$b.mkv", "output": "s3://done/a-x4.mkv", "model": "nearest"}, "test")
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("whose", ["instance", "you"])
 def test_no_allowed_action_or_resource_is_wider_than_it_can_be_made(path: Path, whose: str) -> None:
-    policy = ec2_roles.document(load_ec2(path), whose)
+    policy = ec2_roles.document(load_ec2(path), whose, job=JOB)
     names = [each["Sid"] for each in policy["Statement"]]
     assert len(set(names)) == len(names)
     for statement in policy["Statement"]:
@@ -320,10 +329,49 @@ def test_no_allowed_action_or_resource_is_wider_than_it_can_be_made(path: Path, 
             assert set(statement["Action"]) <= UNNARROWABLE, statement["Sid"]
         for resource in statement["Resource"]:
             # An Auto Scaling group's ARN has an id in its middle that nobody knows before it is made.
-            narrowed = resource.replace("autoScalingGroup:*:autoScalingGroupName/", "")
+            narrowed = resource.replace("autoScalingGroup:*:autoScalingGroupName/", "").replace("${*}", "")
             assert resource == "*" or re.match(r"arn:aws:[a-z0-9-]+:[a-z0-9-]*:(\d{12})?:[\w-]", resource)
             assert resource == "*" or re.fullmatch(r"[^*]*\*?", narrowed), resource
     assert len(json.dumps(policy)) < 6144, "the most that a managed policy holds"
+
+
+def test_a_workers_role_follows_from_its_runs_job(account: Moto, tmp_path: Path) -> None:
+    """It reads the source and writes the output, wherever they lie, and sees that they are not there yet."""
+    account.make_bucket("films")
+    path = tmp_path / "ec2.yaml"
+    path.write_text(yaml.safe_dump(document(role="worker", run="s3://films/runs/a")))
+    with pytest.raises(JobError, match=r"film: .* cannot be read: s3://films/runs/a: no run here"):
+        CliRunner().invoke(cli_ec2.app, ["role", str(path)], catch_exceptions=False)
+    run = Run.create(open_store("s3://films/runs/a"), JOB)
+    found = CliRunner().invoke(cli_ec2.app, ["role", str(path)], catch_exceptions=False)
+    statements = {each["Sid"]: each for each in json.loads(found.stdout)["Statement"]}
+
+    def allowed(what: str) -> tuple[list[str], list[str], list[str], list[str]]:
+        see, work = statements[f"SeeThe{what}"], statements[f"WorkOnThe{what}"]
+        assert see["Action"] == ["s3:ListBucket"]
+        names = see["Condition"]["StringLike"]["s3:prefix"]
+        return see["Resource"], names, [each[3:] for each in work["Action"]], work["Resource"]
+
+    source, output = "a${*}${?}${$}b.mkv", "a-x4.mkv"
+    assert allowed("Source") == (
+        ["arn:aws:s3:::raw"], [source], ["GetObject"], [f"arn:aws:s3:::raw/{source}"]
+    )  # fmt: skip
+    verbs = ["GetObject", "PutObject", "AbortMultipartUpload"]
+    assert allowed("Output") == (["arn:aws:s3:::done"], [output], verbs, [f"arn:aws:s3:::done/{output}"])
+    assert allowed("Run")[:2] == (["arn:aws:s3:::films"], ["runs/a", "runs/a/*"])
+    run.store.put("job.json", b"{}")
+    with pytest.raises(JobError, match=r"cannot be read: .* validation error"):
+        CliRunner().invoke(cli_ec2.app, ["role", str(path)], catch_exceptions=False)
+
+
+def test_whoever_makes_the_group_lets_it_tag_whatever_its_template_tags_and_nothing_else() -> None:
+    found = {each["Sid"]: each for each in ec2_roles.document(spec(), "you")["Statement"]}
+    tagging, data = found["LetTheGroupTagThem"], ec2_steps.template(spec(), "eu-central-1", "sg-1")
+    assert tagging["Action"] == ["ec2:CreateTags"]
+    assert tagging["Condition"] == {"StringEquals": {"ec2:CreateAction": "RunInstances"}}
+    kinds = {each["ResourceType"] for each in data["TagSpecifications"]}
+    where = "arn:aws:ec2:eu-central-1:123456789012"
+    assert set(tagging["Resource"]) == {f"{where}:{kind}/*" for kind in kinds}
 
 
 def test_whoever_starts_them_needs_no_action_beyond_the_printed_policy(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.job import JobSpec
 from vsr_hpc.prices import hourly_price, prices
 from vsr_hpc.serving.calls import Clients, Step, check
 from vsr_hpc.serving.client import translated
@@ -96,6 +97,19 @@ def status(name: str) -> dict[str, Any]:
         "wanted": found.scaling["DesiredCapacity"],
         "instances": [_shown(each, details.get(each["InstanceId"], {}), port) for each in members],
     }
+
+
+def job_of(spec: Ec2Spec) -> JobSpec | None:
+    """The job of the run that workers are for; None for a server."""
+    from vsr_hpc.run import Run
+
+    if spec.run is None:
+        return None
+    try:
+        return Run.open(spec.run).job()
+    except (JobError, ValueError) as exc:
+        text = f"{spec.name}: what its workers may do follows from their run, which cannot be read: {exc}"
+        raise JobError(text) from exc
 
 
 def _shown(member: Request, detail: Request, port: int | None) -> dict[str, Any]:

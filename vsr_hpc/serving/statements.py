@@ -16,6 +16,17 @@ def allow(name: str, actions: Sequence[str], resources: Sequence[str]) -> Statem
     return {"Sid": name, "Effect": "Allow", "Action": list(actions), "Resource": list(resources)}
 
 
+def literal(key: str) -> str:
+    """An object's key as policies spell it: what would stand for any characters stands for itself."""
+    return re.sub(r"[*?$]", lambda found: f"${{{found[0]}}}", key)
+
+
+def listing(name: str, bucket: str, keys: Sequence[str]) -> Statement:
+    """To list these keys of a bucket (its ARN) alone, without which S3 answers 403 for what is not there."""
+    found = allow(name, ["s3:ListBucket"], [bucket])
+    return {**found, "Condition": {"StringLike": {"s3:prefix": list(keys)}}}
+
+
 def pulls(partition: str, images: Iterable[str]) -> Iterator[Statement]:
     """To pull those of the images that lie in ECR."""
     repositories = []
