@@ -154,10 +154,27 @@ class Claims:
 
 
 def take_single(run: Run, name: str, worker: str, node: str, liveness: Liveness) -> Lease | None:
-    """Take a lease of the whole run ('plan', 'finish'); None while somebody alive holds it."""
+    """Take a lease of the whole run ('plan', 'finish'); None while somebody holds it who may be alive.
+
+    Only an observer that comes again with the same `liveness` finds out that a holder elsewhere has died.
+    """
     state = run.leases().get(name, LeaseState(generation=0, is_ended=True))
     if not state.is_ended:
         liveness.observe()
         if not liveness.is_stale(run.holder(name, state.generation).worker):
             return None
     return run.take(name, state.generation + 1, worker, node)
+
+
+def is_in_living_hands(run: Run, name: str, liveness: Liveness) -> bool:
+    """Whether a lease of the whole run is held by somebody whom this observer has seen move."""
+    state = run.leases().get(name)
+    if state is None or state.is_ended:
+        return False
+    return liveness.was_seen_alive(run.holder(name, state.generation).worker)
+
+
+def is_taken_over(run: Run, lease: Lease) -> bool:
+    """Whether somebody has a newer generation, since this holder was silent or frozen for too long."""
+    state = run.leases().get(lease.name)
+    return state is not None and state.generation > lease.generation

@@ -7,39 +7,133 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Literal, overload
 
-from vsr_hpc.claims import take_single
-from vsr_hpc.errors import VerifyError
+from vsr_hpc.claims import is_taken_over, take_single
+from vsr_hpc.errors import VerifyError, VsrError
+from vsr_hpc.interrupts import StopFlag
 from vsr_hpc.media.images import extract_archives
 from vsr_hpc.media.mux import MergeReport, SegmentPart, merge
 from vsr_hpc.outputs import disk_errors_explained, open_output, remove_partial
 from vsr_hpc.prepare import streams_request
 from vsr_hpc.report.make import write_at_end
-from vsr_hpc.run import Done, Liveness, Receipt, Run, SegmentFacts
+from vsr_hpc.run import (
+    Done,
+    Heartbeat,
+    Liveness,
+    Process,
+    Receipt,
+    Run,
+    SegmentFacts,
+    new_worker_id,
+)
 from vsr_hpc.source import open_source
 
 log = logging.getLogger(__name__)
 
 
-def try_finish(run: Run, worker: str, node: str, liveness: Liveness | None = None) -> Done | None:
+@overload
+def finish_patiently(run: Run, node: str, *, task: str = "") -> Done: ...
+@overload
+def finish_patiently(run: Run, node: str, *, task: str = "", stop: StopFlag) -> Done | None: ...
+
+
+def finish_patiently(run: Run, node: str, *, task: str = "", stop: StopFlag | None = None) -> Done | None:
+    """Finish the run, or wait for the process that is at it and take over where that one dies.
+
+    `task` is the scheduler's name of this place: whoever had it before is dead. None only where the flag was
+    set while another process was at it.
+    """
+    worker, stop = new_worker_id(f"finish-{node}"), stop or StopFlag()
+    liveness = Liveness(run=run, task=task, worker=worker)
+    is_told = False
+    while True:
+        done = try_finish(run, worker, node, liveness, lambda: _beating(run, worker, node, task))
+        if done is not None:
+            return done
+        if not is_told:
+            is_told = True
+            text = "another process is finishing this run; waiting for it, or for %.0f s of silence run=%s"
+            log.warning(text, run.store.lease_window_s, run.uri)
+        if stop.wait(run.store.poll_s):
+            return None
+
+
+def try_finish(
+    run: Run,
+    worker: str,
+    node: str,
+    liveness: Liveness,
+    beating: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+) -> Done | None:
     """Finish the run unless another worker does; the end of it, or None where somebody else is at it.
 
-    Only an observer that comes again with the same `liveness` finds out that the other one has died.
+    Only an observer that comes again with the same `liveness` finds out that the other one has died, and
+    only one that is `beating` while it merges, or does so anyway, is left to it.
     """
     done = run.done()
     if done is not None:
         return done
-    liveness = liveness or Liveness(run=run, task="", worker=worker)
     lease = take_single(run, "finish", worker, node, liveness)
     if lease is None:
         return None
     try:
-        return finish(run)
+        with beating():
+            return finish(run)
     except BaseException as exc:
         run.give_back(lease, "stopped", node, str(exc))
-        raise
+        if not isinstance(exc, VsrError) or not is_taken_over(run, lease):
+            raise
+        log.warning("another process has taken the merge over, here it ended with: %s", exc)
+        return run.done()
+
+
+@contextlib.contextmanager
+def _beating(run: Run, worker: str, node: str, task: str) -> Iterator[None]:
+    """Say 'alive' at regular times, as a worker does: a long merge is left alone, a dead one is not.
+
+    It belongs to no round, whose workers' speed is told from their heartbeats.
+    """
+    me, ended = Process.current(), threading.Event()
+    beat = Heartbeat(
+        worker=worker,
+        host=me.host,
+        node=node,
+        pid=me.pid,
+        process_start=me.process_start,
+        boot=me.boot,
+        task=task,
+        started_s=time.time(),
+    )
+
+    def say(state: Literal["finishing", "left"]) -> None:
+        nonlocal beat
+        fresh = {"counter": beat.counter + 1, "updated_s": time.time(), "state": state}
+        beat = beat.model_copy(update=fresh)
+        run.beat(beat)
+
+    def keep_saying() -> None:
+        while not ended.wait(run.store.poll_s * 2 / 3):
+            try:
+                say("finishing")
+            except VsrError as exc:
+                log.warning("heartbeat failed error=%s", exc)
+
+    say("finishing")
+    thread = threading.Thread(target=keep_saying, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(VsrError):
+            say("left")
 
 
 def finish(run: Run) -> Done:

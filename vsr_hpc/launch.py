@@ -129,7 +129,7 @@ def run_here(
     `how` says with how many workers, GPUs and threads this time; the plan's job where it is left out.
     """
     from vsr_hpc import worker
-    from vsr_hpc.finish import try_finish
+    from vsr_hpc.finish import finish_patiently
 
     how = how or run.plan.job.run
     gpus = local.visible_gpus() if how.gpus is None else how.gpus
@@ -152,7 +152,7 @@ def run_here(
             "\n".join(f"shard {each.shard:05d} cannot be made: {each.reason}" for each in poisoned)
         )
     if not run.missing():
-        done = try_finish(run, f"finish-{os.getpid()}", os.uname().nodename)
+        done = finish_patiently(run, os.uname().nodename, stop=stop)
     if done is None and not stop.is_set():
         raise BackendError(f"{run.uri}: work is left but other workers hold it; `vsr status` shows them")
     return done
@@ -242,13 +242,10 @@ def retry(run: Run, *, retries_poisoned: bool = False) -> int:
 
 
 def finish_here(run: Run) -> Done:
-    """Merge and verify a complete run in this process."""
-    from vsr_hpc.finish import try_finish
+    """Merge and verify a complete run in this process, or see another process do it."""
+    from vsr_hpc.finish import finish_patiently
 
-    done = already_done(run) or try_finish(run, f"finish-{os.getpid()}", os.uname().nodename)
-    if done is None:
-        raise BackendError(f"{run.uri}: another process is finishing this run")
-    return done
+    return already_done(run) or finish_patiently(run, os.uname().nodename)
 
 
 def _plan_beside(store: Store) -> Plan | None:

@@ -446,6 +446,7 @@ class Liveness:
     task: str
     worker: str
     _moved: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _alive: set[str] = field(default_factory=set)
     _identity: dict[str, Heartbeat] = field(default_factory=dict)
 
     def observe(self) -> None:
@@ -455,6 +456,8 @@ class Liveness:
             seen = self._moved.get(worker)
             if seen is None or seen[0] != facts.modified_s:
                 self._moved[worker] = (facts.modified_s, now)
+            if seen is not None and seen[0] != facts.modified_s:
+                self._alive.add(worker)
 
     def is_stale(self, worker: str) -> bool:
         """Whether a lease of this worker may be taken over."""
@@ -470,6 +473,10 @@ class Liveness:
     def is_silent(self, worker: str) -> bool:
         """Whether this worker has not moved lately, so that its lease may soon be stale."""
         return worker != self.worker and self._silence_s(worker) > self.run.store.lease_window_s / 3
+
+    def was_seen_alive(self, worker: str) -> bool:
+        """Whether this worker's heartbeat moved while it was observed, be it dead by now."""
+        return worker in self._alive
 
     def _silence_s(self, worker: str) -> float:
         _, since = self._moved.setdefault(worker, (0.0, time.monotonic()))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vsr_hpc import finish, staging
-from vsr_hpc.claims import Claims, take_single
+from vsr_hpc.claims import Claims, is_in_living_hands, take_single
 from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError, VsrError
 from vsr_hpc.interrupts import Reason, StopFlag
 from vsr_hpc.media import clip as clips
@@ -382,14 +382,20 @@ class Worker:
             self._run.avoid_node(self._beat.node, str(error))
 
     def _finish_if_complete(self, claims: Claims) -> bool:
+        """Merge, unless another one does: who has seen that one move leaves, who has not may have to."""
         control: Control = self._control
         if not claims.is_complete(control):
             return False
         if self._stop.is_set() or not self._options.does_finish or control.poisoned:
             return False
         self._say(state="finishing", shard=None)
-        liveness = Liveness(run=self._run, task=self._options.task, worker=self._beat.worker)
-        return finish.try_finish(self._run, self._beat.worker, self._beat.node, liveness) is not None
+        run, beat = self._run, self._beat
+        liveness = Liveness(run=run, task=self._options.task, worker=beat.worker)
+        while finish.try_finish(run, beat.worker, beat.node, liveness) is None:
+            is_patient = self._options.waits and not is_in_living_hands(run, "finish", liveness)
+            if not is_patient or self._stop.wait(run.store.poll_s):
+                return False
+        return True
 
 
 def workbench(plan: Plan, timeline: Timeline, upscaler: Upscaling, scratch: Path, threads: int) -> Workbench:

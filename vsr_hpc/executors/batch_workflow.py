@@ -7,9 +7,9 @@ import logging
 import os
 from pathlib import PurePosixPath
 
-from vsr_hpc.errors import BackendError, JobError, MediaError, VerifyError
-from vsr_hpc.executors.batch_task import work_here
-from vsr_hpc.finish import try_finish
+from vsr_hpc.errors import JobError, MediaError, VerifyError
+from vsr_hpc.executors.batch_task import Place, work_here
+from vsr_hpc.finish import finish_patiently
 from vsr_hpc.job import JobSpec
 from vsr_hpc.prepare import Prepared, make_plan, prepare, streams_request
 from vsr_hpc.run import Done, Run
@@ -86,11 +86,9 @@ def _refuse_long(prepared: Prepared, longest_s: float | None) -> None:
 
 def finish(run_uri: str) -> Done:
     """Merge a complete run; VerifyError names what is missing or was set aside."""
-    run = Run.open(run_uri)
-    done = try_finish(run, f"finish-{os.environ.get('AWS_BATCH_JOB_ID', os.getpid())}", os.uname().nodename)
-    if done is None:
-        raise BackendError(f"{run_uri}: another process is finishing this run")
-    return done
+    job = os.environ.get("AWS_BATCH_JOB_ID")
+    task = Place.here().task if job else ""
+    return finish_patiently(Run.open(run_uri), os.uname().nodename, task=task)
 
 
 def verify_run(run_uri: str) -> Verification:

@@ -27,7 +27,7 @@ from vsr_hpc.executors import slurm_commands as slurm
 from vsr_hpc.executors.slurm_task import FinishTask, Names, WorkerTask, failures
 from vsr_hpc.job import JobSpec, RunSection, SlurmSection
 from vsr_hpc.models.cards import find_card
-from vsr_hpc.run import Done, Heartbeat, Liveness, Round, Run
+from vsr_hpc.run import Done, Heartbeat, Round, Run
 from vsr_hpc.staging import stage
 from vsr_hpc.status import read_status
 from vsr_hpc.store import MissingObject
@@ -350,8 +350,10 @@ def _excludable(avoided: frozenset[str], partition: str | None, asked: tuple[str
 # The end of a round
 
 
-def conclude(run: Run, number: int, *, worker: str, node: str) -> Done | RoundJobs | None:
+def conclude(run: Run, number: int, *, task: str, node: str) -> Done | RoundJobs | None:
     """After all workers of a round have ended: merge, or begin another round, or raise what is wrong."""
+    from vsr_hpc.finish import finish_patiently
+
     done = run.done()
     if done is not None:
         return done
@@ -361,7 +363,7 @@ def conclude(run: Run, number: int, *, worker: str, node: str) -> Done | RoundJo
     if not run.has_plan():
         raise VerifyError(f"{run.uri}: round {number} ended without a plan\n{_told(run, number)}".rstrip())
     if not run.missing():
-        return _merge(run, worker, node)
+        return finish_patiently(run, node, task=task)
     reason = why_no_other_round(run, number)
     if reason is None:
         jobs = jobs_of(run, number)
@@ -420,20 +422,6 @@ def _made_progress(run: Run, number: int, missing: frozenset[int]) -> bool:
     return any(
         not state.is_ended and run.holder(name, state.generation).worker in workers for name, state in newest
     )
-
-
-def _merge(run: Run, worker: str, node: str) -> Done:
-    """Merge, waiting for the lease of a worker that may have died on the way."""
-    from vsr_hpc.finish import try_finish
-
-    liveness = Liveness(run=run, task="", worker=worker)
-    until = time.monotonic() + 3 * run.store.lease_window_s
-    while time.monotonic() < until:
-        done = try_finish(run, worker, node, liveness)
-        if done is not None:
-            return done
-        time.sleep(run.store.poll_s)
-    raise BackendError(f"{run.uri}: another process is finishing this run")
 
 
 def _told(run: Run, number: int) -> str:

@@ -236,7 +236,7 @@ class FinishTask:
                 from vsr_hpc.executors.slurm import conclude
                 from vsr_hpc.run import Run
 
-                conclude(Run.open(self.uri), self.round, worker=f"finish-{place.task}", node=place.node)
+                conclude(Run.open(self.uri), self.round, task=place.task, node=place.node)
         raise SystemExit(0)
 
 
