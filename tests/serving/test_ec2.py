@@ -157,6 +157,44 @@ def test_a_change_of_the_file_reaches_the_instances_and_the_door(account: Moto) 
     ec2.down("film", quiet, patience=HURRY)
 
 
+def test_a_rule_made_by_hand_is_shown_taken_back_and_hinders_nothing(account: Moto) -> None:
+    wanted = spec(account, access="203.0.113.7/32", port=9000)
+    raised(account, wanted)
+    client = account.client("ec2")
+    (group,) = client.describe_security_groups(GroupNames=["vsr-ec2-film"])["SecurityGroups"]
+    number, door = group["GroupId"], group["IpPermissions"]
+    everything = {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+    wide = {"IpProtocol": "tcp", "FromPort": 9000, "ToPort": 9001, "IpRanges": [{"CidrIp": "203.0.113.7/32"}]}
+    own = {"IpProtocol": "udp", "FromPort": 53, "ToPort": 53, "UserIdGroupPairs": [{"GroupId": number}]}
+    six = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "Ipv6Ranges": [{"CidrIpv6": "::/0"}]}
+    client.authorize_security_group_ingress(GroupId=number, IpPermissions=[everything, wide, own, six])
+    (instance,) = ec2.status("film")["instances"]
+    assert instance["url"].endswith(":9000")
+    assert sorted(each.detail for each in ec2.plan(wanted)) == [
+        "everything from 0.0.0.0/0",
+        "port 22 from ::/0",
+        "ports 9000 to 9001 from 203.0.113.7/32",
+        f"udp port 53 from {number}",
+    ]
+    assert raised(account, wanted) == ["remove rule"] * 4
+    assert client.describe_security_groups(GroupIds=[number])["SecurityGroups"][0]["IpPermissions"] == door
+    client.authorize_security_group_ingress(GroupId=number, IpPermissions=[everything])
+    ec2.down("film", quiet, patience=HURRY)
+
+
+def test_the_printed_session_leads_to_the_port_that_the_server_listens_at(account: Moto) -> None:
+    ec2_commands = []
+    for more in ({"port": 9000, "environment": {"port": "1"}}, {"role": "worker", "run": "s3://films/a"}):
+        raised(account, spec(account, **more))
+        (instance,) = ec2.status("film")["instances"]
+        assert instance["url"] is None
+        ec2_commands.append(instance["session"].replace(instance["id"], "ID"))
+        ec2.down("film", quiet, patience=HURRY)
+    plain = "aws ssm start-session --target ID"
+    forwarded = " --document-name AWS-StartPortForwardingSession --parameters"
+    assert ec2_commands == [f"{plain}{forwarded} portNumber=9000,localPortNumber=9000", plain]
+
+
 def test_what_somebody_else_made_is_left_alone(account: Moto) -> None:
     client = account.client("ec2")
     client.create_launch_template(LaunchTemplateName="vsr-ec2-film", LaunchTemplateData={"ImageId": AMI})

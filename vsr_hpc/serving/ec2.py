@@ -17,8 +17,8 @@ from vsr_hpc.job import JobSpec
 from vsr_hpc.prices import hourly_price, prices
 from vsr_hpc.serving.calls import Clients, Step, check
 from vsr_hpc.serving.client import translated
-from vsr_hpc.serving.ec2_spec import Ec2Spec, resource_name
-from vsr_hpc.serving.ec2_steps import TAG, Found, Request, removal, steps, with_group
+from vsr_hpc.serving.ec2_spec import Ec2Spec, port_in, resource_name
+from vsr_hpc.serving.ec2_steps import SOURCES, TAG, Found, Request, removal, steps, with_group
 from vsr_hpc.serving.rollout import Patience
 
 log = logging.getLogger(__name__)
@@ -91,11 +91,10 @@ def status(name: str) -> dict[str, Any]:
             raise JobError(f"there is nothing named {name}; `vsr ec2 up` makes it")
         members = found.scaling["Instances"]
         details = _instances(clients, [each["InstanceId"] for each in members])
-    port = found.rules[0][0] if found.rules else None
     return {
         "name": name,
         "wanted": found.scaling["DesiredCapacity"],
-        "instances": [_shown(each, details.get(each["InstanceId"], {}), port) for each in members],
+        "instances": [_shown(each, details.get(each["InstanceId"], {}), found) for each in members],
     }
 
 
@@ -112,8 +111,12 @@ def job_of(spec: Ec2Spec) -> JobSpec | None:
         raise JobError(text) from exc
 
 
-def _shown(member: Request, detail: Request, port: int | None) -> dict[str, Any]:
-    address, number = detail.get("PublicIpAddress"), member["InstanceId"]
+def _shown(member: Request, detail: Request, found: Found) -> dict[str, Any]:
+    address, number, port = detail.get("PublicIpAddress"), member["InstanceId"], found.port
+    session = f"aws ssm start-session --target {number}"
+    if port:
+        session += " --document-name AWS-StartPortForwardingSession"
+        session += f" --parameters portNumber={port},localPortNumber={port}"
     return {
         "id": number,
         "type": detail.get("InstanceType"),
@@ -121,9 +124,8 @@ def _shown(member: Request, detail: Request, port: int | None) -> dict[str, Any]
         "state": member["LifecycleState"],
         "health": member["HealthStatus"],
         "purchase": detail.get("InstanceLifecycle", "on-demand"),
-        "url": f"http://{address}:{port}" if address and port else None,
-        "session": f"aws ssm start-session --target {number} --document-name AWS-StartPortForwardingSession "
-        "--parameters portNumber=8080,localPortNumber=8080",
+        "url": f"http://{address}:{port}" if address and port and found.rules else None,
+        "session": session,
     }
 
 
@@ -183,16 +185,17 @@ def _look(clients: Clients, name: str, subnets: tuple[str, ...]) -> Found:
             raise JobError(
                 f"{called} is there and was not made by vsr (it lacks the tag {TAG}); it is left alone"
             )
-    described = None
+    latest: Request = {}
     if has_template:
         versions = ec2.describe_launch_template_versions(LaunchTemplateName=called, Versions=["$Latest"])
-        described = versions["LaunchTemplateVersions"][0].get("VersionDescription")
+        latest = versions["LaunchTemplateVersions"][0]
     vpc = ec2.describe_subnets(SubnetIds=list(subnets))["Subnets"][0]["VpcId"] if subnets else None
     return Found(
         vpc=vpc,
         group_id=groups[0]["GroupId"] if groups else None,
         rules=tuple(_open(groups[0])) if groups else (),
-        template_hash=described,
+        port=port_in(latest.get("LaunchTemplateData", {}).get("UserData", "")),
+        template_hash=latest.get("VersionDescription"),
         has_template=has_template,
         scaling=scaling_group,
     )
@@ -211,10 +214,12 @@ def _instances(clients: Clients, numbers: list[str]) -> dict[str, Request]:
     return {each["InstanceId"]: each for page in pages for each in page["Instances"]}
 
 
-def _open(group: Request) -> Iterator[tuple[int, str]]:
+def _open(group: Request) -> Iterator[Request]:
+    """Every rule, one source each. A rule for all traffic has no ports."""
     for rule in group["IpPermissions"]:
-        for each in rule.get("IpRanges", []):
-            yield int(rule["FromPort"]), str(each["CidrIp"])
+        what = {key: rule[key] for key in ("IpProtocol", "FromPort", "ToPort") if key in rule}
+        for kind in SOURCES:
+            yield from ({**what, kind: [each]} for each in rule.get(kind, []))
 
 
 def _address(spec: Ec2Spec) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import binascii
+import contextlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -142,6 +144,16 @@ def user_data(spec: Ec2Spec, region: str) -> str:
     lines.insert(-1, "# shellcheck disable=SC2016  # what looks like a variable is the user's own text")
     lines.append(f"command=({shlex.join(command)})")
     return "\n".join(["#!/bin/bash", *lines, _script()])
+
+
+def port_in(script: str) -> int | None:
+    """The port that an encoded first boot's server listens at; None where it starts none of ours."""
+    with contextlib.suppress(binascii.Error):
+        text = base64.b64decode(script).decode(errors="replace")
+        port = re.search(r"^port=(\d+)$", text, re.MULTILINE)
+        if port and re.search(r"^role=server$", text, re.MULTILINE):
+            return int(port[1])
+    return None
 
 
 def encoded(text: str) -> str:

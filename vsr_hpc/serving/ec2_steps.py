@@ -23,8 +23,10 @@ class Found:
     """Of the file's subnets."""
     group_id: str | None = None
     """The security group's."""
-    rules: tuple[tuple[int, str], ...] = ()
-    """(port, range) of what may come in."""
+    rules: tuple[Request, ...] = ()
+    """What may come in: permissions of one source each, as AWS takes them back."""
+    port: int | None = None
+    """What its server listens at; None for workers, who listen to nobody."""
     template_hash: str | None = None
     has_template: bool = False
     scaling: Request | None = None
@@ -65,6 +67,8 @@ def steps(spec: Ec2Spec, found: Found, region: str, address: str | None) -> tupl
     return tuple(made)
 
 
+SOURCES = ("IpRanges", "Ipv6Ranges", "UserIdGroupPairs", "PrefixListIds")
+"""Where a rule's traffic may come from."""
 _NEW_GROUP = "sg-00000000"
 """Stands in a plan for the group that is not there yet; `up` puts the real one in its place."""
 
@@ -97,16 +101,30 @@ def template(spec: Ec2Spec, region: str, group_id: str) -> Request:
 
 
 def _rules(spec: Ec2Spec, found: Found, address: str | None) -> Iterator[Step]:
-    wanted = (spec.port, address) if address else None
-    for port, cidr in found.rules:
-        if (port, cidr) != wanted:
-            request = {"GroupId": found.group_id, "IpPermissions": [_permission(port, cidr)]}
-            operation = "revoke_security_group_ingress"
-            yield _step("remove", "rule", spec, "ec2", operation, request, f"port {port} from {cidr}")
-    if wanted and wanted not in found.rules:
-        request = {"GroupId": found.group_id or _NEW_GROUP, "IpPermissions": [_permission(*wanted)]}
-        detail = f"port {wanted[0]} from {wanted[1]}"
-        yield _step("create", "rule", spec, "ec2", "authorize_security_group_ingress", request, detail)
+    wanted = _permission(spec.port, address) if address else None
+    is_there = False
+    for rule in found.rules:
+        if wanted and _rule(rule) == _rule(wanted):
+            is_there = True
+            continue
+        request = {"GroupId": found.group_id, "IpPermissions": [rule]}
+        yield _step("remove", "rule", spec, "ec2", "revoke_security_group_ingress", request, _rule(rule))
+    if wanted and not is_there:
+        request = {"GroupId": found.group_id or _NEW_GROUP, "IpPermissions": [wanted]}
+        operation = "authorize_security_group_ingress"
+        yield _step("create", "rule", spec, "ec2", operation, request, _rule(wanted))
+
+
+def _rule(rule: Request) -> str:
+    """'port 8080 from 203.0.113.7/32', and all else that people open by hand."""
+    first, last = rule.get("FromPort"), rule.get("ToPort")
+    ports = (
+        "everything" if first is None else f"port {first}" if first == last else f"ports {first} to {last}"
+    )
+    protocol = "" if rule["IpProtocol"] in ("tcp", "-1") else f"{rule['IpProtocol']} "
+    sources = [each for kind in SOURCES for each in rule.get(kind, [])]
+    keys = ("CidrIp", "CidrIpv6", "GroupId", "PrefixListId")
+    return f"{protocol}{ports} from {', '.join(each[key] for each in sources for key in keys if key in each)}"
 
 
 def _group(spec: Ec2Spec, found: Found, is_changed: bool) -> Iterator[Step]:
