@@ -24,6 +24,7 @@ from vsr_hpc.executors import batch_calls as calls
 from vsr_hpc.executors.aws_batch import ensure_definition, gpus_of, wanted_of
 from vsr_hpc.executors.batch_definition import IMAGE_TAG, OWNER_TAG
 from vsr_hpc.job import JobSpec
+from vsr_hpc.models.cards import find_card, packaged_models
 from vsr_hpc.workflow import Kind, Places
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ def rendered(flow: Workflow, account: Account) -> Places:
 
 def create(flow: Workflow, account: Account, say: Say) -> str:
     """Make the workflow or bring it up to date; the state machine's ARN."""
+    _check_model(flow.job.model)
     with calls.explained(f"create {flow.label}"):
         worker, cpu = _definitions(flow, account)
         places = places_of(flow, account, cpu_definition=cpu, worker_definition=worker)
@@ -116,6 +118,16 @@ def create(flow: Workflow, account: Account, say: Say) -> str:
         _tell_events(flow, account, machine, say)
         _rule(flow, account, places, machine, say)
     return machine
+
+
+def _check_model(model: str) -> None:
+    """Clips are planned in containers, where nothing of this machine is."""
+    if model not in packaged_models():
+        find_card(model)  # an unknown one is told by its own words
+        raise JobError(
+            f"model: {model} is on this machine alone, where a workflow's containers do not see it; name "
+            f"one of the package's own: {', '.join(packaged_models())}"
+        )
 
 
 def _settings(flow: Workflow, account: Account) -> Settings:

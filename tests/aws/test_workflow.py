@@ -14,20 +14,28 @@ from typing import Any
 
 import boto3
 import pytest
+import torch
 import yaml
 from botocore.stub import ANY, Stubber
+from safetensors.torch import save_file
 
 from tests.aws.batch_cloud import BUCKET, PREFIX, REGION, Cloud
 from tests.clips import numbered_clip
 from tests.commands import vsr
 from tests.require import require
+from tests.runs import tiny_job
 from vsr_hpc import workflow
 from vsr_hpc.batch.looks import Account
 from vsr_hpc.errors import JobError
+from vsr_hpc.executors import batch_workflow
 from vsr_hpc.executors.batch_workflow import job_for
 from vsr_hpc.job import load_job, parse_job
+from vsr_hpc.models import weights
+from vsr_hpc.models.cards import user_cards_folder
+from vsr_hpc.models.networks import Compact
 from vsr_hpc.run import Run
 from vsr_hpc.workflow import Kind, Places
+from vsr_hpc.workflow_life import Workflow, create
 from vsr_hpc.workflow_runs import redrive, start
 
 pytestmark = pytest.mark.aws
@@ -113,6 +121,44 @@ def test_output_keeps_a_clips_place_below_outgoing_and_clips_from_elsewhere_are_
     assert job.output == "s3://films/vsr/outgoing/a b/c.d.mp4" and job.run_uri == "s3://films/vsr/runs/x"
     with pytest.raises(JobError, match="is not below vsr/incoming/"):
         job_for(template, "s3://films/elsewhere/c.mkv", "s3://films/vsr/runs/x", "vsr/incoming/")
+
+
+def test_plan_brings_the_partners_weights_where_the_job_mixes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(key, str(tmp_path / key))
+    cards = []
+    for name, seed in (("keeps", 1), ("cleans", 2)):
+        torch.manual_seed(seed)
+        file = tmp_path / f"{name}.safetensors"
+        save_file(Compact(scale=2, num_feat=4, num_conv=1).state_dict(), file)
+        cards.append(weights.import_weights(file, name))
+    partner = user_cards_folder() / "cleans.yaml"
+    partner.write_text(partner.read_text().replace("denoise_partner: null", "denoise_partner: keeps"))
+    clip = numbered_clip(tmp_path / "clip.mkv", frames=8)
+    job = tiny_job(tmp_path, model="cleans", picture={"denoise": 0.5})
+    monkeypatch.setattr(batch_workflow, "read_template", lambda uri: job)
+    monkeypatch.setattr(batch_workflow, "job_for", lambda *given: job)
+    run_uri = str(tmp_path / "run")
+    batch_workflow.plan(run_uri, str(clip), "template", "incoming/")
+    staged = {facts.name.split("/")[1] for facts in Run.open(run_uri).store.list("weights/")}
+    assert staged == {card.weights.sha256 for card in cards if card.weights}
+
+
+@pytest.mark.parametrize("kind", ["file", "imported"])
+def test_create_refuses_a_model_that_containers_do_not_know_before_anything_is_made(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(key, str(tmp_path / key))
+    file = tmp_path / "mine.safetensors"
+    save_file(Compact(scale=2, num_feat=4, num_conv=1).state_dict(), file)
+    model = str(file) if kind == "file" else weights.import_weights(file, "mine").name
+    job = parse_job({"input": "s3://i", "output": "s3://o/o.mkv", "model": model, "on": "aws-batch"}, "test")
+    account = Account(region=REGION)  # asking AWS anything would fail: there are no clients and no keys
+    with pytest.raises(JobError, match=r"mine.* is on this machine alone, .*: auto, .*realesr-animevideov3"):
+        create(Workflow(name="vsr", bucket=BUCKET, prefix=PREFIX, job=job), account, lambda line: None)
 
 
 def test_express_execution_is_begun_without_a_question_that_aws_answers_for_standard_ones_alone(

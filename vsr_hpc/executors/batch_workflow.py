@@ -60,7 +60,7 @@ def plan(run_uri: str, source: str, template: str, incoming: str, longest_s: flo
     if not run.has_plan():
         prepared = prepare(job)
         _refuse_long(prepared, longest_s)
-        stage(run, job.model)
+        stage(run, job.model, job.picture.denoise)
         run.write_plan(*make_plan(prepared, _guess))
     missing = 0 if run.done() is not None else len(run.missing())
     workers = min(job.run.workers, missing)
