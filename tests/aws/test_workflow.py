@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import boto3
@@ -28,7 +29,7 @@ from vsr_hpc import workflow
 from vsr_hpc.batch.looks import Account
 from vsr_hpc.errors import JobError
 from vsr_hpc.executors import batch_workflow
-from vsr_hpc.executors.batch_workflow import job_for
+from vsr_hpc.executors.batch_workflow import job_for, output_name
 from vsr_hpc.job import load_job, parse_job
 from vsr_hpc.models import weights
 from vsr_hpc.models.cards import user_cards_folder
@@ -118,9 +119,32 @@ def test_every_task_is_retried_and_every_failure_ends_where_receipts_are_kept() 
 def test_output_keeps_a_clips_place_below_outgoing_and_clips_from_elsewhere_are_refused() -> None:
     template = parse_job({"input": "s3://input", "output": "s3://output/out.mp4", "model": "nearest"}, "test")
     job = job_for(template, "s3://films/vsr/incoming/a b/c.d.mkv", "s3://films/vsr/runs/x", "vsr/incoming/")
-    assert job.output == "s3://films/vsr/outgoing/a b/c.d.mp4" and job.run_uri == "s3://films/vsr/runs/x"
+    assert job.output == "s3://films/vsr/outgoing/a b/c.d.mkv.mp4" and job.run_uri == "s3://films/vsr/runs/x"
     with pytest.raises(JobError, match="is not below vsr/incoming/"):
         job_for(template, "s3://films/elsewhere/c.mkv", "s3://films/vsr/runs/x", "vsr/incoming/")
+
+
+@pytest.mark.parametrize(
+    ("clip", "output"),
+    [
+        ("take1.mkv", "take1.mkv"),
+        ("take1.mov", "take1.mov.mkv"),
+        ("take1.MKV", "take1.MKV.mkv"),
+        ("2026.01.02.mkv", "2026.01.02.mkv"),
+        ("take1.mov.mkv", "take1.mov.mkv.mkv"),  # take1.mov has the shorter name
+        ("take1", "take1.mkv.mkv"),
+    ],
+)
+def test_output_keeps_a_clips_name_where_no_other_clip_becomes_it(clip: str, output: str) -> None:
+    assert str(output_name(PurePosixPath("a") / clip, ".mkv")) == f"a/{output}"
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".MOV", ".odd"])
+def test_no_two_clips_become_one_output(suffix: str) -> None:
+    parts = ("a", ".d", ".mkv", ".mov", ".MOV", ".mp4", ".odd", ".")
+    names = {"".join(each) for count in range(1, 5) for each in itertools.product(parts, repeat=count)}
+    clips = {PurePosixPath(name) for name in names - {".", ".."}}
+    assert len({output_name(clip, suffix) for clip in clips}) == len(clips)
 
 
 def test_plan_brings_the_partners_weights_where_the_job_mixes_them(

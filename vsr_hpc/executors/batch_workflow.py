@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from vsr_hpc.errors import JobError, MediaError, VerifyError
 from vsr_hpc.executors.batch_task import Place, work_here
 from vsr_hpc.finish import finish_patiently
+from vsr_hpc.inputs import CLIP_SUFFIXES
 from vsr_hpc.job import JobSpec
 from vsr_hpc.prepare import Prepared, make_plan, prepare, streams_request
 from vsr_hpc.run import Done, Run
@@ -27,18 +28,32 @@ _GUESSED_OPERATIONS_PER_S = 1e13
 
 
 def job_for(template: JobSpec, source: str, run_uri: str, incoming: str) -> JobSpec:
-    """A template's job for one clip: `incoming/a/b.mp4` becomes `outgoing/a/b` with the template's suffix."""
+    """A template's job for one clip: `incoming/a/b.mkv` becomes `outgoing/a/b.mkv`; see `output_name`."""
     address = S3Address.from_uri(source)
     if not address.key.startswith(incoming):
         raise JobError(f"{source}: is not below {incoming}, which this workflow works on")
     folder = PurePosixPath(incoming.rstrip("/")).parent / "outgoing"
     name = PurePosixPath(address.key[len(incoming) :])
     suffix = PurePosixPath(template.output).suffix or ".mkv"
-    output = f"s3://{address.bucket}/{folder / name.with_suffix(suffix)}"
+    output = f"s3://{address.bucket}/{folder / output_name(name, suffix)}"
     how = template.run.model_copy(update={"location": run_uri})
     return template.model_copy(
         update={"input": source, "output": output, "run": how, "on": "aws-batch", "overwrite": True}
     )
+
+
+def output_name(clip: PurePosixPath, suffix: str) -> PurePosixPath:
+    """The name of what is made of a clip, another one for every other clip: `overwrite` must replace only
+    what the same clip became before.
+
+    `take.mkv` keeps its name, `take.mov` becomes `take.mov.mkv`. Hence `take.mov.mkv` gets one suffix more,
+    and what has no clip's suffix gets two, since `take.mkv` and `take.mkv.mkv` are others' names.
+    """
+    known = CLIP_SUFFIXES | {suffix.lower()}
+    if clip.suffix == suffix and PurePosixPath(clip.stem).suffix.lower() not in known:
+        return clip
+    times = 1 if clip.suffix.lower() in known else 2
+    return clip.with_name(clip.name + suffix * times)
 
 
 def read_template(uri: str) -> JobSpec:
