@@ -1,7 +1,7 @@
 """What an Auto Scaling group does with its instances, on a moto server. Run before moto.
 
 moto 5.2 takes no hooks when a group is made, has every instance in service at once, replaces none that is
-gone, and knows neither CompleteLifecycleAction nor StartInstanceRefresh.
+gone, updates no CapacityRebalance, and knows neither CompleteLifecycleAction nor StartInstanceRefresh.
 """
 
 from __future__ import annotations
@@ -14,17 +14,28 @@ from moto.core.responses import ActionResult, EmptyResult
 from moto.core.types import Base64EncodedString
 from moto.ec2.models.launch_templates import LaunchTemplateVersion
 
-_hooks: dict[str, list[dict[str, Any]]] = {}
-_create, _launch = (
+_create, _update = (
     AutoScalingResponse.create_auto_scaling_group,
-    (FakeAutoScalingGroup.replace_autoscaling_group_instances),
+    AutoScalingResponse.update_auto_scaling_group,
 )
+_launch = FakeAutoScalingGroup.replace_autoscaling_group_instances
 _describe = AutoScalingBackend.describe_auto_scaling_groups
 
 
 def create_auto_scaling_group(self: Any) -> ActionResult:
-    _hooks[self._get_param("AutoScalingGroupName")] = self._get_param("LifecycleHookSpecificationList", [])
+    name = self._get_param("AutoScalingGroupName")
+    for each in self._get_param("LifecycleHookSpecificationList", []):
+        self.autoscaling_backend.create_lifecycle_hook(
+            each["LifecycleHookName"], name, each["LifecycleTransition"], int(each["HeartbeatTimeout"]),
+            each["DefaultResult"],
+        )  # fmt: skip
     return _create(self)
+
+
+def update_auto_scaling_group(self: Any) -> ActionResult:
+    group = self.autoscaling_backend.autoscaling_groups[self._get_param("AutoScalingGroupName")]
+    group.capacity_rebalance = self._get_bool_param("CapacityRebalance", group.capacity_rebalance)
+    return _update(self)
 
 
 def launch(self: Any, count: int, tags: dict[str, str]) -> None:
@@ -35,7 +46,7 @@ def launch(self: Any, count: int, tags: dict[str, str]) -> None:
     for state in self.instance_states:
         if id(state) in before:
             continue
-        if _hooks.get(self.name):
+        if self.autoscaling_backend.describe_lifecycle_hooks(self.name):
             state.lifecycle_state = "Pending:Wait"
         if str(share.get("OnDemandPercentageAboveBaseCapacity")) == "0":
             state.instance.lifecycle = "spot"
@@ -62,7 +73,8 @@ def _reconcile(backend: Any, group: Any) -> None:
 def complete_lifecycle_action(self: Any) -> EmptyResult:
     wanted, result = self._get_param("InstanceId"), self._get_param("LifecycleActionResult")
     group = self.autoscaling_backend.autoscaling_groups[self._get_param("AutoScalingGroupName")]
-    assert self._get_param("LifecycleHookName") in [each["LifecycleHookName"] for each in _hooks[group.name]]
+    hooks = self.autoscaling_backend.describe_lifecycle_hooks(group.name)
+    assert self._get_param("LifecycleHookName") in [each.name for each in hooks]
     state = next(each for each in group.instance_states if each.instance.id == wanted)
     if result == "CONTINUE":
         state.lifecycle_state = "InService"
@@ -99,6 +111,8 @@ def terminate_instance(self: Any, number: str, should_decrement: bool) -> Any:
 def delete_auto_scaling_group(self: Any, group_name: str) -> None:
     """All its instances go, also those that still wait."""
     group = self.autoscaling_groups.pop(group_name)
+    for each in self.describe_lifecycle_hooks(group_name):
+        self.delete_lifecycle_hook(group_name, each.name)
     numbers = [each.instance.id for each in group.instance_states if each.instance.state == "running"]
     if numbers:
         self.ec2_backend.terminate_instances(numbers)
@@ -112,6 +126,7 @@ def user_data(self: Any) -> Any:
 
 LaunchTemplateVersion.user_data = property(user_data)
 AutoScalingResponse.create_auto_scaling_group = create_auto_scaling_group
+AutoScalingResponse.update_auto_scaling_group = update_auto_scaling_group
 AutoScalingResponse.complete_lifecycle_action = complete_lifecycle_action
 AutoScalingResponse.start_instance_refresh = start_instance_refresh
 FakeAutoScalingGroup.replace_autoscaling_group_instances = launch

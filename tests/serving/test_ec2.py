@@ -157,6 +157,23 @@ def test_a_change_of_the_file_reaches_the_instances_and_the_door(account: Moto) 
     ec2.down("film", quiet, patience=HURRY)
 
 
+def test_a_group_follows_whatever_of_it_the_file_decides(account: Moto) -> None:
+    scaling, called = account.client("autoscaling"), {"AutoScalingGroupName": "vsr-ec2-film"}
+    raised(account, spec(account))
+    slower = spec(account, startup_s=1800)
+    assert raised(account, slower)[-3:] == ["update group", "update hook", "update group"]
+    (group,) = scaling.describe_auto_scaling_groups()["AutoScalingGroups"]
+    (hook,) = scaling.describe_lifecycle_hooks(**called)["LifecycleHooks"]
+    assert (group["HealthCheckGracePeriod"], hook["HeartbeatTimeout"]) == (1800, 1800)
+    assert (group["MinSize"], group["CapacityRebalance"]) == (1, True)
+    raised(account, spec(account, startup_s=1800, role="worker", run="s3://films/runs/a"))
+    (group,) = scaling.describe_auto_scaling_groups()["AutoScalingGroups"]
+    assert (group["MinSize"], group["CapacityRebalance"]) == (0, False)
+    scaling.delete_lifecycle_hook(**called, LifecycleHookName="vsr-ready")
+    assert [str(each) for each in ec2.plan(slower)][-2].startswith("update hook vsr-ec2-film: 1800 s")
+    ec2.down("film", quiet, patience=HURRY)
+
+
 def test_a_rule_made_by_hand_is_shown_taken_back_and_hinders_nothing(account: Moto) -> None:
     wanted = spec(account, access="203.0.113.7/32", port=9000)
     raised(account, wanted)
@@ -349,6 +366,7 @@ UNNARROWABLE = {
     "ssmmessages:CreateDataChannel", "ssmmessages:OpenControlChannel", "ssmmessages:OpenDataChannel",
     "ec2:DescribeSecurityGroups", "ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions",
     "ec2:DescribeSubnets", "ec2:DescribeInstances", "autoscaling:DescribeAutoScalingGroups",
+    "autoscaling:DescribeLifecycleHooks",
 }  # fmt: skip
 
 

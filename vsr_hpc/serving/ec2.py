@@ -17,7 +17,7 @@ from vsr_hpc.job import JobSpec
 from vsr_hpc.prices import hourly_price, prices
 from vsr_hpc.serving.calls import Clients, Step, check
 from vsr_hpc.serving.client import translated
-from vsr_hpc.serving.ec2_spec import Ec2Spec, port_in, resource_name
+from vsr_hpc.serving.ec2_spec import HOOK, Ec2Spec, port_in, resource_name
 from vsr_hpc.serving.ec2_steps import SOURCES, TAG, Found, Request, removal, steps, with_group
 from vsr_hpc.serving.rollout import Patience
 
@@ -189,6 +189,7 @@ def _look(clients: Clients, name: str, subnets: tuple[str, ...]) -> Found:
     if has_template:
         versions = ec2.describe_launch_template_versions(LaunchTemplateName=called, Versions=["$Latest"])
         latest = versions["LaunchTemplateVersions"][0]
+    startup_s = _startup_s(clients, called) if scaling_group else None
     vpc = ec2.describe_subnets(SubnetIds=list(subnets))["Subnets"][0]["VpcId"] if subnets else None
     return Found(
         vpc=vpc,
@@ -198,6 +199,7 @@ def _look(clients: Clients, name: str, subnets: tuple[str, ...]) -> Found:
         template_hash=latest.get("VersionDescription"),
         has_template=has_template,
         scaling=scaling_group,
+        startup_s=startup_s,
     )
 
 
@@ -205,6 +207,13 @@ def _scaling_group(clients: Clients, called: str) -> Request | None:
     found = clients.of("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[called])
     groups: list[Request] = found["AutoScalingGroups"]
     return groups[0] if groups else None
+
+
+def _startup_s(clients: Clients, called: str) -> int | None:
+    hooks = clients.of("autoscaling").describe_lifecycle_hooks(
+        AutoScalingGroupName=called, LifecycleHookNames=[HOOK]
+    )["LifecycleHooks"]
+    return int(hooks[0]["HeartbeatTimeout"]) if hooks else None
 
 
 def _instances(clients: Clients, numbers: list[str]) -> dict[str, Request]:

@@ -31,6 +31,8 @@ class Found:
     has_template: bool = False
     scaling: Request | None = None
     """The Auto Scaling group."""
+    startup_s: int | None = None
+    """How long its hook gives an instance to answer; None where there is no hook."""
 
 
 def steps(spec: Ec2Spec, found: Found, region: str, address: str | None) -> tuple[Step, ...]:
@@ -131,12 +133,6 @@ def _group(spec: Ec2Spec, found: Found, is_changed: bool) -> Iterator[Step]:
     wanted = scaling(spec)
     detail = f"{spec.count} x {spec.purchase} {' or '.join(spec.instance_types)}"
     if found.scaling is None:
-        hook = {
-            "LifecycleHookName": HOOK,
-            "LifecycleTransition": "autoscaling:EC2_INSTANCE_LAUNCHING",
-            "HeartbeatTimeout": spec.startup_s,
-            "DefaultResult": "ABANDON",
-        }
         marks = [
             {
                 **each,
@@ -146,16 +142,29 @@ def _group(spec: Ec2Spec, found: Found, is_changed: bool) -> Iterator[Step]:
             }
             for each in _tags(spec)
         ]
-        request = {**wanted, "LifecycleHookSpecificationList": [hook], "Tags": marks}
+        request = {**wanted, "LifecycleHookSpecificationList": [_hook(spec)], "Tags": marks}
         yield _step("create", "group", spec, "autoscaling", "create_auto_scaling_group", request, detail)
         return
     if not _is_same(wanted, found.scaling):
         yield _step("update", "group", spec, "autoscaling", "update_auto_scaling_group", wanted, detail)
+    if found.startup_s != spec.startup_s:
+        request = {"AutoScalingGroupName": spec.resource, **_hook(spec)}
+        detail = f"{spec.startup_s} s until an instance must answer"
+        yield _step("update", "hook", spec, "autoscaling", "put_lifecycle_hook", request, detail)
     if is_changed:
         preferences = {"MinHealthyPercentage": 100, "MaxHealthyPercentage": 200}
         request = {"AutoScalingGroupName": spec.resource, "Preferences": preferences}
         how = "new instances first, then the old ones go"
         yield _step("update", "group", spec, "autoscaling", "start_instance_refresh", request, how)
+
+
+def _hook(spec: Ec2Spec) -> Request:
+    return {
+        "LifecycleHookName": HOOK,
+        "LifecycleTransition": "autoscaling:EC2_INSTANCE_LAUNCHING",
+        "HeartbeatTimeout": spec.startup_s,
+        "DefaultResult": "ABANDON",
+    }
 
 
 def scaling(spec: Ec2Spec) -> Request:
@@ -208,17 +217,19 @@ def with_group(call: Call, group_id: str | None) -> Call:
 
 
 def _is_same(wanted: Request, there: Request) -> bool:
-    """What a person can change in the file; the rest follows from it."""
+    """All of the group that the file decides."""
     policy, known = wanted["MixedInstancesPolicy"], there.get("MixedInstancesPolicy") or {}
     types = [each["InstanceType"] for each in policy["LaunchTemplate"]["Overrides"]]
     known_types = [each["InstanceType"] for each in known.get("LaunchTemplate", {}).get("Overrides", [])]
     share = "OnDemandPercentageAboveBaseCapacity"
     distribution = known.get("InstancesDistribution", {})
-    numbers = all(wanted[key] == there[key] for key in ("MaxSize", "DesiredCapacity"))
+    keys = ("MinSize", "MaxSize", "DesiredCapacity", "HealthCheckGracePeriod")
+    numbers = all(wanted[key] == there[key] for key in keys)
     places = set(wanted["VPCZoneIdentifier"].split(",")) == set(there["VPCZoneIdentifier"].split(","))
     return (
         numbers
         and places
+        and wanted["CapacityRebalance"] == there.get("CapacityRebalance", False)
         and types == known_types
         and policy["InstancesDistribution"][share] == distribution.get(share)
     )
