@@ -46,6 +46,9 @@ _MAGIC: tuple[tuple[bytes, StillFormat], ...] = (
 _DECODERS = {"png": "png", "tiff": "tiff", "exr": "exr", "jpeg": "mjpeg", "webp": "webp"}
 _ENCODERS = {"png": "png", "tiff": "tiff", "exr": "exr", "jpeg": "mjpeg", "webp": "libwebp"}
 _MAX_BYTES = 1 << 31
+_MAX_PIXELS = 1 << 28
+# FFmpeg counts rows as padded to 64 samples. JPEG and WebP have at most so many rows.
+_PADDING = 64 << 16
 # bicubic + accurate_rnd + full_chroma_inp + full_chroma_int: swscale's defaults darken by a level
 _EXACT_SCALING = 4 | 0x40000 | 0x4000 | 0x2000
 
@@ -53,15 +56,21 @@ _EXACT_SCALING = 4 | 0x40000 | 0x4000 | 0x2000
 # --- reading
 
 
-def read_image(path: Path | str | io.BytesIO) -> tuple[Picture, tuple[Plane, ...], StillMeta]:
-    """One still: what it is, its planes, and what its codec does not carry; MediaError where damaged."""
+def read_image(
+    path: Path | str | io.BytesIO, *, most_pixels: int = _MAX_PIXELS
+) -> tuple[Picture, tuple[Plane, ...], StillMeta]:
+    """One still: what it is, its planes, and what its codec does not carry; MediaError where damaged.
+
+    A decoder that comes upon more than `most_pixels`, and a margin for the padding of its rows, gives up
+    before it has room for them, whatever the still's first header says.
+    """
     name = "image" if isinstance(path, io.BytesIO) else str(path)
     data = path.getvalue() if isinstance(path, io.BytesIO) else still_bytes(Path(path))
     kind = _kind(data, name)
     meta = _meta(kind, data, name)
     if meta.refusal:
         raise MediaError(f"{name}: {meta.refusal}")
-    frame = _decoded(kind, data, name)
+    frame = _decoded(kind, data, name, most_pixels)
     planes = to_planes(frame)
     form = pixel_format(frame.format.name)
     if form.has_alpha and not meta.has_alpha and form.kind == "rgb":
@@ -101,9 +110,9 @@ def _meta(kind: StillFormat, data: bytes, name: str) -> StillMeta:
         raise MediaError(f"{name}: this {kind} is damaged ({exc})") from exc
 
 
-def _decoded(kind: StillFormat, data: bytes, name: str) -> av.VideoFrame:
+def _decoded(kind: StillFormat, data: bytes, name: str, most_pixels: int) -> av.VideoFrame:
     context: Any = av.CodecContext.create(_DECODERS[kind], "r")
-    context.options = {"max_pixels": str(1 << 28)}
+    context.options = {"max_pixels": str(min(_MAX_PIXELS, most_pixels + _PADDING))}
     context.thread_count = 1
     if kind == "png":
         data = without_packed_chunks(data)

@@ -24,16 +24,17 @@ def still_size(content: Content, body: bytes) -> tuple[int, int]:
 
 
 def _png(body: bytes) -> tuple[int, int]:
-    at, size, room = 8, (0, 0), _MAX_INFLATED_BYTES
+    size: tuple[int, int] | None = None
+    at, room = 8, _MAX_INFLATED_BYTES
     while at + 12 <= len(body):
         length, kind = struct.unpack_from(">I4s", body, at)
         chunk = body[at + 8 : at + 8 + length]
-        if kind == b"IHDR":
+        if kind == b"IHDR" and size is None:  # as decoders do; a later one, behind IEND, says nothing
             size = struct.unpack(">II", chunk[:8])
         elif kind in (b"iCCP", b"zTXt"):
             room -= _inflated_bytes(chunk, room)
         at += 12 + length
-    return size
+    return size or (0, 0)
 
 
 def _inflated_bytes(chunk: bytes, room: int) -> int:

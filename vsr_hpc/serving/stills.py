@@ -52,7 +52,7 @@ def decode_still(content: Content, body: bytes, parameters: Mapping[str, str], l
     width, height = still_size(content, body)
     if width * height > limits.pixels_in:
         raise too_many_pixels("request's", width, height, limits.pixels_in)
-    picture, planes, meta = read_image(io.BytesIO(body))
+    picture, planes, meta = read_image(io.BytesIO(body), most_pixels=limits.pixels_in)
     if picture.width * picture.height > limits.pixels_in:
         raise too_many_pixels("request's", picture.width, picture.height, limits.pixels_in)
     return Still(content=content, picture=picture, frame=Frame(index=0, planes=planes), meta=meta)
