@@ -355,6 +355,17 @@ def test_recordio_is_answered_record_by_record(server: Served) -> None:
     assert json.loads(answers[2])["error"]["code"] == "content"
 
 
+def test_records_whose_answers_grow_too_large_are_not_all_made(server: Served) -> None:
+    """Each is below the limit of 2 MiB, three of them are above it."""
+    options = {"scale": 8, "model": "nearest"}
+    line = envelope(still(), accept="application/x-vsr-planes", options=options) + b"\n"
+    before = server.metric("vsr_frames_total")
+    reply = server.invoke(line * 64, "application/jsonlines")
+    assert (reply.status, reply.error["code"]) == (413, "answer_too_large")
+    assert server.metric("vsr_frames_total") - before < 32
+    assert str(reply.error["found_bytes"]).startswith("at least ")
+
+
 def test_records_cut_off_are_400(server: Served) -> None:
     body = struct.pack("<II", 0xCED7230A, 100) + b"short"
     assert server.invoke(body, "application/x-recordio").status == 400

@@ -70,7 +70,7 @@ def payload_too_large(found: int | str, limit: int) -> Refusal:
     )
 
 
-def answer_too_large(found: int, limit: int) -> Refusal:
+def answer_too_large(found: int | str, limit: int) -> Refusal:
     return Refusal(
         413,
         "answer_too_large",

@@ -357,10 +357,12 @@ class Service:
         inner = Declared(content="json" if content == "jsonlines" else None, parameters={})
         accept = "" if content == "jsonlines" else _inner_accept(asked.accept, content)
         room, call.ahead = asyncio.Semaphore(_RECORDS_SIDE_BY_SIDE), min(len(records), _RECORDS_SIDE_BY_SIDE)
+        size = 0
 
         async def one(record: bytes) -> bytes:
+            nonlocal size
             async with room:
-                return await self._record(
+                answered = await self._record(
                     Asked(
                         body=record,
                         declared=inner,
@@ -371,6 +373,10 @@ class Service:
                     ),
                     call,
                 )
+            size += len(answered)
+            if size > self.limits.answer_bytes:  # said at once: all of them together may be gigabytes
+                raise answer_too_large(f"at least {size}", self.limits.answer_bytes)
+            return answered
 
         made = await _all_or_none([one(record) for record in records])
         body = b"\n".join(made) + b"\n" if content == "jsonlines" else join_recordio(made)
@@ -392,7 +398,7 @@ class Service:
 
 
 async def _all_or_none(tasks: Sequence[Coroutine[Any, Any, bytes]]) -> list[bytes]:
-    """All results in order; where the caller gives up, none of them goes on alone."""
+    """All results in order; where one fails or the caller gives up, none of the others goes on alone."""
     running = [asyncio.ensure_future(task) for task in tasks]
     try:
         return list(await asyncio.gather(*running))
