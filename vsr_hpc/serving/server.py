@@ -40,6 +40,10 @@ T = TypeVar("T")
 
 ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
 _BODY_S = 30.0
+_UNREAD_S = 60.0
+"""So long may a client take nothing of its answer; then it is cut off, and its place is free."""
+_PIECE_BYTES = 64 << 10
+"""Of a stream, at a time: taking one counts as going on."""
 _DISCARDED_BYTES = 16 << 20
 _MODELS_ON_A_PAGE = 100
 _ROUTES = ("/ping", "/invocations", "/metrics", "/execution-parameters", "/models")
@@ -176,7 +180,11 @@ def _unload_model(service: Service) -> Callable[[Request], Awaitable[Response]]:
 
 
 class _Answering:
-    """/invocations and its twins: let in, read, work, send. The place is kept to the last byte."""
+    """/invocations and its twins: let in, read, work, send. The place is kept to the last byte.
+
+    A plain answer is handed over as a whole, but has to wait where the one before it on the same connection
+    was not taken; a streamed one waits after every piece.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -187,11 +195,14 @@ class _Answering:
         try:
             with service.gate.entered(state["request_id"]) as call:
                 response = await self._respond(request, call)
-                await response(scope, receive, send)
+                await response(scope, receive, _in_time(send))
         except Refusal as refusal:
             if refusal.code in ("busy", "starting", "draining"):
                 await _discard(request)
             raise
+        except _Unread as exc:
+            state["facts"]["error"] = "cut_off"
+            log.warning("answer cut off id=%s error=%s", state["request_id"], exc)
 
     async def _respond(self, request: Request, call: Call) -> Response:
         service, facts = self._service, request.scope["state"]["facts"]
@@ -244,6 +255,20 @@ class _Answering:
             await asyncio.gather(working, leaving, return_exceptions=True)
 
 
+class _Unread(Exception):
+    """A client takes nothing of its answer and does not leave either."""
+
+
+def _in_time(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        try:
+            await asyncio.wait_for(send(message), _UNREAD_S)
+        except asyncio.TimeoutError:
+            raise _Unread(f"the client took nothing for {_UNREAD_S:g} s") from None
+
+    return sending
+
+
 async def _until_gone(request: Request) -> None:
     """Returns when the client has closed the connection. The body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -273,7 +298,8 @@ class _Streamed(StreamingResponse):
     async def _pieces(self) -> AsyncIterator[bytes]:
         piece = self._made.first
         while piece:
-            yield piece
+            for at in range(0, len(piece), _PIECE_BYTES):
+                yield piece[at : at + _PIECE_BYTES]
             piece = await self._aside(self._made.stream.read)
 
     async def _aside(self, work: Callable[[], T]) -> T:
@@ -436,18 +462,7 @@ def serve(settings: ServeSettings) -> None:
 
 async def _live(settings: ServeSettings, listening: socket.socket) -> None:
     service = Service(settings)
-    config = uvicorn.Config(
-        application(service),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=2,
-        h11_max_incomplete_event_size=64 << 10,
-        http="h11",
-        ws="none",
-    )
+    config = _config(service)
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -487,11 +502,29 @@ async def _live(settings: ServeSettings, listening: socket.socket) -> None:
         raise failure[0]
 
 
+def _config(service: Service) -> uvicorn.Config:
+    return uvicorn.Config(
+        application(service),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=64 << 10,
+        http="h11",
+        ws="none",
+    )
+
+
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named, asyncio switches Nagle's algorithm off; without, each answer takes 40 ms more.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # A closed connection too keeps what its client does not take, until the kernel gives up on it.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(2000 * _UNREAD_S))
     try:
         listening.bind((host, port))
         listening.listen(2048)
