@@ -55,10 +55,13 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(job: JobSpec) -> Prepared:
-    """Check everything that can be known without decoding. Raises one error with all findings."""
-    findings = _place_findings(job)
-    card = _card_or_finding(job, findings)
+def prepare(job: JobSpec, *, card: Card | None = None) -> Prepared:
+    """Check everything that can be known without decoding. Raises one error with all findings.
+
+    Whoever has the card of the job's model already gives it; it is then not looked for.
+    """
+    findings, is_given = _place_findings(job), card is not None
+    card = _card_or_finding(job, findings, card)
     findings += _time_findings(job, card) if card is not None else []
     findings += _range_findings(job.range)
     source = open_source(job.input)
@@ -72,7 +75,7 @@ def prepare(job: JobSpec) -> Prepared:
         clip = replace(clip, interlace=job.picture.field_order)
     findings += _interlace_findings(job, clip) + _rate_findings(job, clip)
     notes: list[str] = list(clip.findings)
-    if job.model == AUTO:
+    if job.model == AUTO and not is_given:
         card = find_card(_usual_model(job, clip))
         notes.append(f"the model is {card.name}; --model names another (`vsr models list`)")
     # Without its model a job is refused, but a stand-in lets the other findings be told with that one.
@@ -283,9 +286,9 @@ def _is_writable(folder: Path) -> bool:
     return True
 
 
-def _card_or_finding(job: JobSpec, findings: list[str]) -> Card | None:
+def _card_or_finding(job: JobSpec, findings: list[str], card: Card | None) -> Card | None:
     try:
-        card = find_card(job.model)
+        card = card or find_card(job.model)
         return card if job.picture.denoise is None else with_denoise(card, job.picture.denoise)
     except JobError as exc:
         findings.append(str(exc))

@@ -131,7 +131,7 @@ def plan_clip(
     source = folder / f"in.{content}"
     _check_head(source, limits)
     job = _job(folder, content, answer, model, options)
-    prepared = prepare(job)
+    prepared = prepare(job, card=model.card)
     out = prepared.picture
     if out.width * out.height > limits.pixels_out:
         raise too_many_pixels("answer's", out.width, out.height, limits.pixels_out)
