@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tests.moto_server import Moto
 from tests.serving.samples import clip, decoded, still
 from tests.serving.served import Served, vsr
 from vsr_hpc.errors import BackendError, JobError, MediaError
-from vsr_hpc.serving.client import Question, invoke
+from vsr_hpc.serving.client import Question, invoke, translated
 
 ROLE = "arn:aws:iam::123456789012:role/vsr"
 
@@ -144,3 +145,27 @@ def test_a_real_time_endpoint_cannot_take_what_is_too_large(account: Moto, tmp_p
 def test_an_endpoint_that_is_not_there_is_named(account: Moto, tmp_path: Path) -> None:
     with pytest.raises(JobError, match="nowhere"):
         invoke("nowhere", question(tmp_path, still()))
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("ThrottlingException", 400, BackendError),
+        ("Throttling", 400, BackendError),
+        ("RequestLimitExceeded", 503, BackendError),
+        ("RequestLimitExceeded", 400, BackendError),
+        ("SlowDown", 503, BackendError),
+        ("InternalServerException", 500, BackendError),
+        ("Unavailable", 502, BackendError),
+        ("TooManyRequestsException", 429, BackendError),
+        ("ModelNotReadyException", 429, BackendError),
+        ("ModelStreamError", 400, BackendError),
+        ("ResourceLimitExceeded", 400, JobError),
+        ("ValidationException", 400, JobError),
+        ("AccessDeniedException", 403, JobError),
+    ],
+)
+def test_what_passes_by_itself_is_nobodys_mistake(code: str, status: int, kind: type[Exception]) -> None:
+    response = {"Error": {"Code": code, "Message": "so"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    with pytest.raises(kind, match=f"film: {code}: so"), translated("film"):
+        raise ClientError(response, "DescribeEndpoint")

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[2] / "vsr_hpc"
 # the worker imports `finish`, since whoever finds nothing missing finishes the run; `plan` imports what
 # decides bytes (cards, clips); what lies between run and worker has its own rows.
 ORDER = """
-errors  environment  interrupts  matlab
+errors  aws_errors  environment  interrupts  matlab
 yaml_file  similarity
 job  instances  prices
 price_list  store  s3  store_s3  media/  models/

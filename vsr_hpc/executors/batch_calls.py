@@ -17,6 +17,7 @@ import boto3
 from botocore import exceptions as aws
 from botocore.config import Config
 
+from vsr_hpc.aws_errors import is_passing, status
 from vsr_hpc.errors import BackendError, JobError, VsrError
 
 log = logging.getLogger(__name__)
@@ -24,10 +25,6 @@ log = logging.getLogger(__name__)
 ENDED = frozenset({"SUCCEEDED", "FAILED"})
 _DESCRIBED_AT_ONCE = 100
 _WORDS_OF_FAILED = 3
-_PASSING = re.compile(
-    r"Throttl|TooManyRequests|RequestLimitExceeded|ServerException|InternalError|ServiceUnavailable|"
-    r"RequestTimeout|ConcurrentModification"
-)
 _DENIED = re.compile(r"AccessDenied|UnauthorizedOperation|NotAuthorized")
 _CREDENTIALS = re.compile(r"ExpiredToken|UnrecognizedClient|InvalidClientTokenId|SignatureDoesNotMatch")
 
@@ -63,13 +60,12 @@ def explained(what: str) -> Iterator[None]:
 def _refusal(exc: aws.ClientError, what: str) -> VsrError:
     error = exc.response.get("Error", {})
     code, said = str(error.get("Code", "")), str(error.get("Message", ""))
-    status = int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if _DENIED.search(code):
         return JobError(f"not allowed to {what} ({exc.operation_name}): {said}")
     if _CREDENTIALS.search(code):
         return JobError(f"{what}: AWS refused the credentials ({code}); renew them and call again")
-    if _PASSING.search(code) or status >= 500 or status in (0, 429):
-        return BackendError(f"{what}: AWS answered {status} {code}: {said}")
+    if is_passing(exc.response):
+        return BackendError(f"{what}: AWS answered {status(exc.response)} {code}: {said}")
     return JobError(f"{what}: refused by AWS ({code}): {said}")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from vsr_hpc.aws_errors import is_passing
 from vsr_hpc.errors import BackendError, JobError, MediaError, VsrError
 from vsr_hpc.serving.limits import SAGEMAKER_PAYLOAD_BYTES
 from vsr_hpc.serving.options import MEDIA_TYPES, Content
@@ -355,15 +356,8 @@ def client(service: str, timeout_s: float) -> Any:
     return boto3.client(service, config=patience)
 
 
-_THEIRS = (
-    "ThrottlingException",
-    "ServiceUnavailable",
-    "InternalFailure",
-    "ModelNotReadyException",
-    "ModelStreamError",
-    "InternalStreamFailure",
-)
-"""Codes of what is nobody's mistake, and may be gone when one comes again."""
+_BROKEN_STREAMS = ("ModelStreamError", "InternalStreamFailure")
+"""Come inside of an answer, under a status that says nothing; may be gone when one comes again."""
 
 
 @contextlib.contextmanager
@@ -380,7 +374,7 @@ def translated(endpoint: str) -> Iterator[None]:
             status = int(exc.response.get("OriginalStatusCode", 0) or 0)
             told = str(exc.response.get("OriginalMessage", text)).encode()
             raise _refused(endpoint, status or 424, told) from exc
-        if code in _THEIRS:
+        if code in _BROKEN_STREAMS or is_passing(exc.response):
             raise BackendError(f"{endpoint}: {code}: {text}") from exc
         raise JobError(f"{endpoint}: {code}: {text}") from exc
     except (aws.NoCredentialsError, aws.NoRegionError, aws.ParamValidationError) as exc:
