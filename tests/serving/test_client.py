@@ -93,6 +93,22 @@ def test_a_refusal_is_an_error_for_whoever_must_act_and_writes_nothing(
     assert [each.name for each in tmp_path.iterdir()] == ["in.png"]
 
 
+def test_a_urls_own_query_reaches_the_server(server: Served, tmp_path: Path) -> None:
+    for place in ("?scale=4", "/?scale=4", "/invocations?scale=4"):
+        reply = invoke(server.url + place, question(tmp_path, still()))
+        assert dict(reply.facts)["width"] == "256"
+    with pytest.raises(JobError, match=r"422.*'scäle' is no option"):
+        invoke(f"{server.url}?scäle=4", question(tmp_path, still()))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:80801", "http://127.0.0.1:x", "http://[::1", "http://", "http://a..b"]
+)
+def test_what_is_no_url_is_said_so(url: str, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"no URL|write http"):
+        invoke(url, question(tmp_path, still()))
+
+
 def test_the_command_answers_in_json_and_by_its_exit_code(server: Served, tmp_path: Path) -> None:
     (tmp_path / "in.mp4").write_bytes(clip())
     command = vsr(

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from vsr_hpc.aws_errors import is_passing
 from vsr_hpc.errors import BackendError, JobError, MediaError, VsrError
@@ -141,19 +141,14 @@ def _by_url(
 ) -> _Answer:
     import http.client
 
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise JobError(f"{endpoint}: write http://HOST:PORT, https://HOST, or an endpoint's name")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    path = parts.path.rstrip("/")
-    if not path.endswith(("/invocations", "/invoke")):
-        path += f"/models/{question.target_model}/invoke" if question.target_model else "/invocations"
+    is_safe, host, port, target = _address(endpoint, question.target_model)
+    kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
 
     def ask() -> HTTPResponse:
-        connection = kind(parts.hostname or "", parts.port, timeout=question.timeout_s)
+        connection = kind(host, port, timeout=question.timeout_s)
         stack.callback(connection.close)
         try:
-            connection.request("POST", path, body, dict(headers))
+            connection.request("POST", target, body, dict(headers))
             return connection.getresponse()
         except (OSError, http.client.HTTPException) as exc:
             raise BackendError(f"{endpoint} does not answer: {exc or type(exc).__name__}") from exc
@@ -175,6 +170,23 @@ def _by_url(
         media_type=answer.getheader("Content-Type", ""),
         attributes=answer.getheader("X-Amzn-SageMaker-Custom-Attributes", ""),
     )
+
+
+def _address(endpoint: str, target_model: str | None) -> tuple[bool, str, int | None, str]:
+    """(whether by TLS, host, port, path with its query). JobError where the URL is none."""
+    try:
+        parts = urlsplit(endpoint)
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")  # as the look-up of its address does
+    except ValueError as exc:  # a port above 65535, a bracket that is not closed, an empty label
+        raise JobError(f"{endpoint}: no URL ({exc})") from exc
+    if parts.scheme not in ("http", "https") or not host:
+        raise JobError(f"{endpoint}: write http://HOST:PORT, https://HOST, or an endpoint's name")
+    path = parts.path.rstrip("/")
+    if not path.endswith(("/invocations", "/invoke")):
+        path += f"/models/{target_model}/invoke" if target_model else "/invocations"
+    target = quote(f"{path}?{parts.query}" if parts.query else path, safe="/?=&%+;:,@!$'()*~-._")
+    return parts.scheme == "https", host, port, target
 
 
 def _pieces(endpoint: str, answer: HTTPResponse) -> Iterator[bytes]:
