@@ -107,9 +107,17 @@ def test_a_request_that_gave_up_is_not_computed(device: Device, batcher: Batcher
 
 
 def test_nobody_waits_for_company_that_is_not_coming(device: Device) -> None:
-    batcher = Batcher(device.upscaler, wait_s=3600, on_the_way=lambda: 1)
-    assert batcher.submit(bench(), [frame(1)]).result(5)[0].index == 1
+    batcher = Batcher(device.upscaler, wait_s=3600, on_the_way=lambda: 0)
+    assert batcher.submit(bench(), [frame(1)]).result(90)[0].index == 1
     batcher.close()
+
+
+def test_company_that_is_coming_is_waited_for(device: Device) -> None:
+    batcher = Batcher(device.upscaler, wait_s=3600, on_the_way=lambda: 1)
+    waiting = [batcher.submit(bench(), [frame(i)]) for i in range(4)]
+    assert [each.result(90)[0].index for each in waiting] == [0, 1, 2, 3]
+    batcher.close()
+    assert device.passes == [("one", [0, 1, 2, 3])]
 
 
 def test_several_faults_in_a_row_make_the_device_ill_and_a_good_pass_well(batcher: Batcher) -> None:

@@ -54,7 +54,7 @@ class Batcher:
         on_the_way: Callable[[], int] = lambda: 1 << 30,
         on_pass: PassWatcher = lambda frames, seconds: None,
     ) -> None:
-        """`on_the_way` tells how many requests have not reached the device or still wait for it."""
+        """`on_the_way` tells how many pictures will be submitted soon, which may be worth waiting for."""
         self._upscaler_for, self._wait_s = upscaler_for, wait_s
         self._on_the_way, self._on_pass = on_the_way, on_pass
         self._lanes: dict[Bench, deque[_Part]] = {}
@@ -124,8 +124,7 @@ class Batcher:
         """The bench to run next and how long to wait for company: 0 where it is full, old or alone."""
         best: tuple[Bench | None, float] = (None, 0.0)
         now = time.monotonic()
-        queued = sum(len(lane) for lane in self._lanes.values())
-        is_last = queued >= self._on_the_way()
+        is_last = self._on_the_way() <= 0
         oldest = float("inf")
         for bench, lane in self._lanes.items():
             frames = sum(len(part.frames) for part in lane)

@@ -23,7 +23,7 @@ class Call:
         self.id, self.began = request_id, time.monotonic()
         self.patience = Patience(limits.deadline_s)
         self.ahead = 1
-        """Pictures of this request that have not been through the device."""
+        """Pictures of this request on their way to the device; one until it is known what has come."""
         self.dropped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the server ends before the answer is ready."""
 
@@ -50,7 +50,7 @@ class Gate:
         return len(self._calls)
 
     def before_device(self) -> int:
-        """How many pictures of accepted requests have not been through the device yet. From any thread."""
+        """How many pictures of accepted requests are coming, but do not wait there yet. From any thread."""
         return sum(call.ahead for call in self._snapshot)
 
     @contextlib.contextmanager

@@ -129,7 +129,8 @@ def _list_models(service: Service) -> Callable[[Request], Awaitable[Response]]:
 
 def _load_model(service: Service) -> Callable[[Request], Awaitable[Response]]:
     async def load_model(request: Request) -> Response:
-        with service.gate.entered(request.scope["state"]["request_id"]):
+        with service.gate.entered(request.scope["state"]["request_id"]) as call:
+            call.ahead = 0  # brings no picture
             body = await _read_body(request, 64 << 10)
             try:
                 wanted = _ModelToLoad.model_validate_json(body)

@@ -208,6 +208,8 @@ class Service:
             if asked.is_inner:
                 raise Refusal(400, "json", "JSON inside of JSON is no picture")
             return await self._any(await self._opened(asked), call, facts)
+        if not asked.is_record:
+            call.ahead = 0  # from here on pictures count themselves, on their way to the device
         if content in RECORDS:
             return await self._records(content, asked, call)
         options = parse_options(asked.pairs)
@@ -244,9 +246,9 @@ class Service:
 
         assert self.batcher is not None
         async with self._pictures:
-            still, bench = await self._aside(decode)
+            with _coming(call):
+                still, bench = await self._aside(decode)
             (frame,) = await asyncio.wrap_future(self.batcher.submit(bench, [still.frame]))
-            call.ahead -= 1
             return await self._aside(
                 lambda: encode_still(answer, bench, frame, options, still.meta, self.limits)
             )
@@ -340,6 +342,7 @@ class Service:
             pairs=(*asked.pairs, *found.options),
             model=asked.model,
             is_inner=True,
+            is_record=asked.is_record,
             wants_json=wants_json,
         )
 
@@ -356,8 +359,7 @@ class Service:
         records = await self._aside(lambda: split(asked.body, self.limits))
         inner = Declared(content="json" if content == "jsonlines" else None, parameters={})
         accept = "" if content == "jsonlines" else _inner_accept(asked.accept, content)
-        room, call.ahead = asyncio.Semaphore(_RECORDS_SIDE_BY_SIDE), min(len(records), _RECORDS_SIDE_BY_SIDE)
-        size = 0
+        room, size = asyncio.Semaphore(_RECORDS_SIDE_BY_SIDE), 0
 
         async def one(record: bytes) -> bytes:
             nonlocal size
@@ -395,6 +397,15 @@ class Service:
     async def _aside(self, work: Callable[[], T]) -> T:
         """Work that takes a while, off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._codecs, work)
+
+
+@contextlib.contextmanager
+def _coming(call: Call) -> Iterator[None]:
+    call.ahead += 1
+    try:
+        yield
+    finally:
+        call.ahead -= 1
 
 
 async def _all_or_none(tasks: Sequence[Coroutine[Any, Any, bytes]]) -> list[bytes]:
