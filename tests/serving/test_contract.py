@@ -303,6 +303,14 @@ def test_options_are_checked_and_named(server: Served, attributes: str, said: st
     assert said in reply.error["message"]
 
 
+def test_the_same_value_in_two_places_is_no_contradiction(server: Served) -> None:
+    asked = envelope(still(), accept="image/png", options={"scale": 3, "blend": 0.5})
+    path = "/invocations?scale=3&blend=0.5"
+    assert server.invoke(asked, "application/json", path).json["width"] == "192"
+    reply = server.invoke(asked, "application/json", "/invocations?scale=2")
+    assert "given as '2' and as '3'" in reply.error["message"]
+
+
 def test_a_body_that_is_not_what_it_says_is_415(server: Served) -> None:
     assert server.invoke(still("jpeg"), "image/png").status == 415
     assert server.invoke(still(), "text/html").status == 415

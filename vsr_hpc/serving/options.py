@@ -88,7 +88,7 @@ def parse_options(pairs: Iterable[tuple[str, object]]) -> Options:
     """Options from all places together; the same key with two values is a contradiction."""
     found: dict[str, object] = {}
     for key, value in pairs:
-        if key in found and found[key] != value:
+        if key in found and _text(found[key]) != _text(value):
             raise Refusal(
                 422, "option", f"option {key[:40]!r} is given as {str(found[key])[:40]!r} "
                 f"and as {str(value)[:40]!r}; give it once"
@@ -101,6 +101,11 @@ def parse_options(pairs: Iterable[tuple[str, object]]) -> Options:
     if options.scale is not None and options.size is not None:
         raise Refusal(422, "option", "scale and size are both given; give one")
     return options
+
+
+def _text(value: object) -> str:
+    """As it is written in a query: JSON's number 2 is no other value than `2`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def attribute_pairs(header: str) -> list[tuple[str, object]]:
