@@ -303,6 +303,19 @@ def test_options_are_checked_and_named(server: Served, attributes: str, said: st
     assert said in reply.error["message"]
 
 
+def test_what_does_not_apply_is_refused_by_name(server: Served) -> None:
+    for attributes, said in (
+        ("crf=20", "crf is for clips; a still takes quality"),
+        ("scale=2;stream=true;codec=h264", "codec, stream are for clips"),
+        ("preset=fast;audio=none;deinterlace=true", "preset, audio, deinterlace are for clips"),
+    ):
+        reply = server.invoke(still(), "image/png", attributes=attributes)
+        assert (reply.status, reply.error["code"]) == (422, "option")
+        assert said in reply.error["message"]
+    reply = server.invoke(clip(), "video/mp4", attributes="quality=90")
+    assert (reply.status, reply.error["message"]) == (422, "quality is for stills; a clip takes crf")
+
+
 def test_the_same_value_in_two_places_is_no_contradiction(server: Served) -> None:
     asked = envelope(still(), accept="image/png", options={"scale": 3, "blend": 0.5})
     path = "/invocations?scale=3&blend=0.5"

@@ -33,7 +33,7 @@ from vsr_hpc.pipeline import ShardWork, Stopped, Workbench, make_segments
 from vsr_hpc.plan import Plan, Shard
 from vsr_hpc.prepare import make_plan, prepare, streams_request, upscale_request
 from vsr_hpc.serving.batcher import Batcher
-from vsr_hpc.serving.limits import Limits, Refusal, too_long, too_many_pixels
+from vsr_hpc.serving.limits import Limits, too_long, too_many_pixels
 from vsr_hpc.serving.options import Content, Options
 from vsr_hpc.serving.shelf import Bench, Model
 from vsr_hpc.serving.stills import Facts
@@ -296,8 +296,6 @@ def _job(folder: Path, content: Content, answer: Content, model: Model, options:
         "deinterlace": options.deinterlace,
     }
     video = {"codec": options.codec, "crf": options.crf, "preset": options.preset}
-    if options.quality is not None:
-        raise Refusal(422, "option", "quality is for stills; a clip takes crf")
     return parse_job(
         {
             "input": str(folder / f"in.{content}"),

@@ -44,6 +44,9 @@ STILLS: tuple[Content, ...] = ("png", "jpeg", "webp")
 CLIPS: tuple[Content, ...] = ("mp4", "mkv")
 RECORDS: tuple[Content, ...] = ("jsonlines", "recordio")
 
+_OF_CLIPS = ("codec", "crf", "preset", "audio", "deinterlace", "stream")
+_OF_STILLS = ("quality",)
+
 _MAX_ATTRIBUTES = 1024
 """Of SageMaker's custom attributes: visible ASCII."""
 
@@ -101,6 +104,16 @@ def parse_options(pairs: Iterable[tuple[str, object]]) -> Options:
     if options.scale is not None and options.size is not None:
         raise Refusal(422, "option", "scale and size are both given; give one")
     return options
+
+
+def check_options(options: Options, content: Content) -> None:
+    """Refuse what has no meaning for such a picture or clip, so that nobody takes it for done."""
+    is_clip = content in CLIPS
+    named = [key for key in (_OF_STILLS if is_clip else _OF_CLIPS) if key in options.model_fields_set]
+    if named:
+        verb = "is" if len(named) == 1 else "are"
+        way_out = "for stills; a clip takes crf" if is_clip else "for clips; a still takes quality"
+        raise Refusal(422, "option", f"{', '.join(named)} {verb} {way_out}")
 
 
 def _text(value: object) -> str:

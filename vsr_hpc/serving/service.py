@@ -31,6 +31,7 @@ from vsr_hpc.serving.options import (
     Content,
     Declared,
     Options,
+    check_options,
     choose_answer,
     parse_content_type,
     parse_options,
@@ -213,6 +214,7 @@ class Service:
         if content in RECORDS:
             return await self._records(content, asked, call)
         options = parse_options(asked.pairs)
+        check_options(options, content)
         answer, is_wrapped = choose_answer(asked.accept, content)
         is_wrapped = is_wrapped or asked.wants_json
         if asked.model is not None and options.model is not None:
