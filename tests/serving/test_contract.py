@@ -176,6 +176,14 @@ def test_a_clip_is_the_file_that_the_batch_path_makes(server: Served, tmp_path: 
     assert reply.body == (tmp_path / "out.mp4").read_bytes()
 
 
+@pytest.mark.parametrize(("kind", "codec"), [("mkv", b"V_MPEG4/ISO/AVC"), ("mp4", b"avc1")])
+def test_a_clip_of_an_unknown_codec_is_refused(server: Served, kind: str, codec: bytes) -> None:
+    body = clip(kind).replace(codec, codec[:-3] + b"zzz")
+    reply = server.invoke(body, "video/mp4" if kind == "mp4" else "video/x-matroska")
+    assert (reply.status, reply.error["code"]) == (422, "media")
+    assert "no decoder here knows" in reply.error["message"]
+
+
 def test_clips_leave_nothing_on_the_disk(server: Served, scratch: Path) -> None:
     server.invoke(clip(), "video/mp4", attributes="preset=ultrafast;stream=true")
     server.invoke(clip()[:-500], "video/mp4")

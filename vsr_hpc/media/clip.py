@@ -166,6 +166,8 @@ def probe(
     tracks, cropped = _tracks(source)
     with open_input(source) as container:
         video = _choose_video(source.uri, container, video_stream)
+        if video.codec_context is None:
+            raise MediaError(f"{source.uri}: no decoder here knows what its video is coded with")
         _check_size(source.uri, int(video.width or 0), int(video.height or 0))
         streams = tuple(_stream(each, tracks) for each in container.streams)
         chosen = next(each for each in streams if each.index == video.index)
