@@ -16,6 +16,7 @@ import pytest
 from tests.runs import planned_run, tiny_job
 from vsr_hpc import worker
 from vsr_hpc.errors import BackendError
+from vsr_hpc.executors import batch_workflow, slurm
 from vsr_hpc.finish import finish_patiently, try_finish
 from vsr_hpc.interrupts import Reason, StopFlag
 from vsr_hpc.run import Done, Heartbeat, Liveness, Process, Run
@@ -198,12 +199,24 @@ def test_an_error_of_a_merge_counts_only_where_no_other_process_has_taken_it_ove
     assert run.ending("finish", 1) is not None
 
 
-def test_the_next_attempt_of_the_same_task_takes_over_at_once(run: Run) -> None:
-    """AWS Batch starts a job whose host was lost again under its own id."""
-    taken_by(run, "finish-n9-1-abcdef", task="batch-0b1e")
-    done = finish_patiently(run, "n1", task="batch-0b1e")  # the clock stands: no silence was waited for
+@pytest.mark.parametrize("scheduler", ["slurm", "batch"])
+def test_the_next_attempt_of_the_same_task_takes_over_at_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, scheduler: str
+) -> None:
+    """Batch and Slurm start a job whose host was lost again under its own id."""
+    hurry(run, monkeypatch)
+    monkeypatch.setenv("AWS_BATCH_JOB_ID", "0b1e")
+    if scheduler == "batch":
+        taken_by(run, "finish-n9-1-abcdef", task="batch-0b1e")
+        done = batch_workflow.finish(run.uri)
+    else:
+        taken_by(run, "finish-n9-1-abcdef", task="cluster-12_0")
+        made = slurm.conclude(run, 1, task="cluster-12_0", node="n1")
+        assert isinstance(made, Done)
+        done = made
     assert done.sha256 == sha256_of(done)
     assert run.leases()["finish"].generation == 2
+    assert "another process" not in caplog.text, "no silence was waited for"
 
 
 def test_who_waits_for_a_merge_leaves_when_asked_to(run: Run) -> None:
