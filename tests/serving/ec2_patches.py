@@ -1,14 +1,17 @@
 """What an Auto Scaling group does with its instances, on a moto server. Run before moto.
 
 moto 5.2 takes no hooks when a group is made, has every instance in service at once, replaces none that is
-gone, updates no CapacityRebalance, and knows neither CompleteLifecycleAction nor StartInstanceRefresh.
+gone, updates no CapacityRebalance, tells no instance's template version, and knows neither
+CompleteLifecycleAction nor instance refreshes. A refresh here starts new instances first, ends the old ones
+once all new ones are in service, and fails when the hook has thrown two of them away.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from moto.autoscaling.models import AutoScalingBackend, FakeAutoScalingGroup
+from moto.autoscaling.exceptions import AutoscalingClientError
+from moto.autoscaling.models import AutoScalingBackend, FakeAutoScalingGroup, InstanceState
 from moto.autoscaling.responses import AutoScalingResponse
 from moto.core.responses import ActionResult, EmptyResult
 from moto.core.types import Base64EncodedString
@@ -19,7 +22,17 @@ _create, _update = (
     AutoScalingResponse.update_auto_scaling_group,
 )
 _launch = FakeAutoScalingGroup.replace_autoscaling_group_instances
-_describe = AutoScalingBackend.describe_auto_scaling_groups
+_describe, _template = AutoScalingBackend.describe_auto_scaling_groups, InstanceState.launch_template.fget
+
+
+class RefreshInProgress(AutoscalingClientError):
+    code = "InstanceRefreshInProgress"
+    message = "An Instance Refresh is already in progress and blocks the execution of this Instance Refresh."
+
+
+class NoRefresh(AutoscalingClientError):
+    code = "ActiveInstanceRefreshNotFound"
+    message = "No in progress or pending Instance Refresh found for Auto Scaling group."
 
 
 def create_auto_scaling_group(self: Any) -> ActionResult:
@@ -46,6 +59,7 @@ def launch(self: Any, count: int, tags: dict[str, str]) -> None:
     for state in self.instance_states:
         if id(state) in before:
             continue
+        state.template_version = self.ec2_launch_template.latest_version_number
         if self.autoscaling_backend.describe_lifecycle_hooks(self.name):
             state.lifecycle_state = "Pending:Wait"
         if str(share.get("OnDemandPercentageAboveBaseCapacity")) == "0":
@@ -65,9 +79,36 @@ def _reconcile(backend: Any, group: Any) -> None:
     if ill:
         backend.ec2_backend.terminate_instances([each.instance.id for each in ill])
     group.instance_states = [each for each in group.instance_states if each not in (*gone, *ill)]
-    missing = int(group.desired_capacity) - len(group.instance_states)
+    refresh = _refresh(group)
+    if refresh:
+        _go_on(backend, group, refresh)
+    are_old = (
+        [each.instance.id in group.old_ones for each in group.instance_states] if _refresh(group) else []
+    )
+    missing = int(group.desired_capacity) - len(group.instance_states) + sum(are_old)
     if missing > 0:
         group.replace_autoscaling_group_instances(missing, group.get_propagated_tags())
+
+
+def _refresh(group: Any) -> dict[str, Any] | None:
+    """That which is under way."""
+    found = group.__dict__.setdefault("refreshes", [])
+    return found[0] if found and found[0]["Status"] in ("InProgress", "Cancelling") else None
+
+
+def _go_on(backend: Any, group: Any, refresh: dict[str, Any]) -> None:
+    old = [each for each in group.instance_states if each.instance.id in group.old_ones]
+    new = [each for each in group.instance_states if each not in old]
+    if refresh["Status"] == "Cancelling":
+        refresh["Status"] = "Cancelled"
+    elif group.abandoned >= 2:
+        reason = "Instances failed to become healthy: a lifecycle action was abandoned."
+        refresh.update({"Status": "Failed", "StatusReason": reason})
+    elif len(new) >= int(group.desired_capacity) and all(each.lifecycle_state == "InService" for each in new):
+        group.instance_states = new
+        if old:
+            backend.ec2_backend.terminate_instances([each.instance.id for each in old])
+        refresh.update({"Status": "Successful", "PercentageComplete": 100})
 
 
 def complete_lifecycle_action(self: Any) -> EmptyResult:
@@ -80,14 +121,45 @@ def complete_lifecycle_action(self: Any) -> EmptyResult:
         state.lifecycle_state = "InService"
     else:
         state.health_status = "Unhealthy"
+        group.abandoned = getattr(group, "abandoned", 0) + 1
     return EmptyResult()
 
 
 def start_instance_refresh(self: Any) -> ActionResult:
     group = self.autoscaling_backend.autoscaling_groups[self._get_param("AutoScalingGroupName")]
-    for state in group.instance_states:
-        state.health_status = "Unhealthy"
-    return ActionResult({"InstanceRefreshId": "refresh-1"})
+    if _refresh(group):
+        raise RefreshInProgress()
+    group.old_ones, group.abandoned = {each.instance.id for each in group.instance_states}, 0
+    refresh = {
+        "InstanceRefreshId": f"refresh-{len(group.refreshes) + 1}",
+        "AutoScalingGroupName": group.name,
+        "Status": "InProgress",
+        "PercentageComplete": 0,
+    }
+    group.refreshes.insert(0, refresh)
+    return ActionResult({"InstanceRefreshId": refresh["InstanceRefreshId"]})
+
+
+def cancel_instance_refresh(self: Any) -> ActionResult:
+    group = self.autoscaling_backend.autoscaling_groups[self._get_param("AutoScalingGroupName")]
+    refresh = _refresh(group)
+    if not refresh:
+        raise NoRefresh()
+    refresh["Status"] = "Cancelling"
+    return ActionResult({"InstanceRefreshId": refresh["InstanceRefreshId"]})
+
+
+def describe_instance_refreshes(self: Any) -> ActionResult:
+    group = self.autoscaling_backend.autoscaling_groups[self._get_param("AutoScalingGroupName")]
+    _reconcile(self.autoscaling_backend, group)
+    return ActionResult({"InstanceRefreshes": group.refreshes[: self._get_int_param("MaxRecords")]})
+
+
+def launch_template(self: Any) -> Any:
+    """Of an instance: the version that it was started from."""
+    found = _template(self)
+    version = getattr(self, "template_version", None)
+    return {**found, "Version": str(version)} if found and version else found
 
 
 def terminate_instance(self: Any, number: str, should_decrement: bool) -> Any:
@@ -129,6 +201,9 @@ AutoScalingResponse.create_auto_scaling_group = create_auto_scaling_group
 AutoScalingResponse.update_auto_scaling_group = update_auto_scaling_group
 AutoScalingResponse.complete_lifecycle_action = complete_lifecycle_action
 AutoScalingResponse.start_instance_refresh = start_instance_refresh
+AutoScalingResponse.cancel_instance_refresh = cancel_instance_refresh
+AutoScalingResponse.describe_instance_refreshes = describe_instance_refreshes
+InstanceState.launch_template = property(launch_template)
 FakeAutoScalingGroup.replace_autoscaling_group_instances = launch
 AutoScalingBackend.describe_auto_scaling_groups = describe
 AutoScalingBackend.terminate_instance = terminate_instance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import concurrent.futures
 import json
 import re
 import shutil
@@ -62,29 +63,34 @@ def quiet(line: str) -> None:
     return
 
 
-def continue_all(aws: Moto) -> None:
-    """What first boots do when their servers answer."""
+def continue_all(aws: Moto, result: str = "CONTINUE") -> None:
+    """What first boots do when their servers answer, or with ABANDON when they do not."""
     scaling = aws.client("autoscaling")
     for group in scaling.describe_auto_scaling_groups()["AutoScalingGroups"]:
         for each in group["Instances"]:
             if each["LifecycleState"] == "Pending:Wait":
                 scaling.complete_lifecycle_action(
                     AutoScalingGroupName=group["AutoScalingGroupName"], LifecycleHookName="vsr-ready",
-                    InstanceId=each["InstanceId"], LifecycleActionResult="CONTINUE",
+                    InstanceId=each["InstanceId"], LifecycleActionResult=result,
                 )  # fmt: skip
 
 
-def raised(aws: Moto, wanted: Ec2Spec) -> list[str]:
-    """`up`, with the first boots done by the way; what it did."""
-    steps: list[Any] = []
-    thread = threading.Thread(target=lambda: steps.extend(ec2.up(wanted, quiet, patience=HURRY)))
-    thread.start()
-    until = time.monotonic() + 90
-    while thread.is_alive() and time.monotonic() < until:
-        continue_all(aws)
-        thread.join(0.05)
-    assert not thread.is_alive()
-    return [f"{each.action} {each.kind}" for each in steps]
+def raised(aws: Moto, wanted: Ec2Spec, result: str = "CONTINUE") -> list[str]:
+    """`up`, with the first boots done by the way; what it did, or the exception that it ended with."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        begun = threading.Event()
+
+        def hear(line: str) -> None:
+            if not line.startswith(("create", "update", "remove")):
+                begun.set()  # it has done what there was to do, and waits
+
+        steps = pool.submit(ec2.up, wanted, hear, patience=HURRY)
+        until = time.monotonic() + 180
+        while not steps.done() and time.monotonic() < until:
+            if begun.is_set():
+                continue_all(aws, result)
+            concurrent.futures.wait([steps], 0.05)
+        return [f"{each.action} {each.kind}" for each in steps.result(HURRY.longest_s)]
 
 
 def everything(aws: Moto) -> dict[str, Any]:
@@ -154,6 +160,55 @@ def test_a_change_of_the_file_reaches_the_instances_and_the_door(account: Moto) 
     after = ec2.status("film")["instances"]
     assert len(after) == 2 and first["id"] not in [each["id"] for each in after]
     assert raised(account, changed) == []
+    ec2.down("film", quiet, patience=HURRY)
+
+
+def test_a_new_image_that_never_answers_is_told_and_tried_again_by_the_next_call(account: Moto) -> None:
+    raised(account, spec(account))
+    (old,) = ec2.status("film")["instances"]
+    changed = spec(account, environment={"VSR_SERVE_QUEUE": "8"})
+    with pytest.raises(BackendError, match=r"film: the new .* do not take over, .* is Failed: Instances"):
+        raised(account, changed, "ABANDON")
+    assert old["id"] in [each["id"] for each in ec2.status("film")["instances"]]
+    assert raised(account, changed) == ["update group"], "its template is there, its instances are not"
+    assert old["id"] not in [each["id"] for each in ec2.status("film")["instances"]]
+    assert ec2.plan(changed) == ()
+    ec2.down("film", quiet, patience=HURRY)
+
+
+def test_a_refresh_under_way_is_waited_for_or_ended_where_the_file_is_another(account: Moto) -> None:
+    scaling, called = account.client("autoscaling"), {"AutoScalingGroupName": "vsr-ec2-film"}
+    raised(account, spec(account))
+    (first,) = ec2.status("film")["instances"]
+    scaling.start_instance_refresh(**called)
+    assert raised(account, spec(account)) == []
+    (second,) = ec2.status("film")["instances"]
+    assert second["id"] != first["id"], "not done before the new instance is there"
+    scaling.start_instance_refresh(**called)
+    changed = spec(account, environment={"VSR_SERVE_QUEUE": "8"})
+    assert raised(account, changed) == ["update launch template", "update group", "update group"]
+    refreshes = scaling.describe_instance_refreshes(**called, MaxRecords=3)["InstanceRefreshes"]
+    assert [each["Status"] for each in refreshes] == ["Successful", "Cancelled", "Successful"]
+    ec2.down("film", quiet, patience=HURRY)
+
+
+def test_workers_that_are_done_before_the_others_start_are_not_waited_for(account: Moto) -> None:
+    wanted = spec(account, role="worker", run="s3://films/runs/a", count=2)
+    scaling = account.client("autoscaling")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        steps = pool.submit(ec2.up, wanted, quiet, patience=HURRY)
+
+        def members() -> Any:
+            groups = scaling.describe_auto_scaling_groups()["AutoScalingGroups"]
+            return groups[0]["Instances"] if groups else []
+
+        waited(lambda: len(members()) == 2, lambda: "no instances")
+        scaling.terminate_instance_in_auto_scaling_group(
+            InstanceId=members()[0]["InstanceId"], ShouldDecrementDesiredCapacity=True
+        )
+        continue_all(account)
+        assert len(steps.result(90)) == 3
+    assert ec2.status("film")["wanted"] == 1
     ec2.down("film", quiet, patience=HURRY)
 
 
@@ -237,9 +292,9 @@ def test_a_first_boot_starts_the_server_says_so_and_drains_it_when_spot_takes_th
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     wanted = spec(account, port=port, environment={"VSR_SERVE_MODELS": "nearest"})
+    scaling = account.client("autoscaling")  # boto3 makes its clients in one thread at a time
     ups = threading.Thread(target=lambda: ec2.up(wanted, quiet, patience=HURRY))
     ups.start()
-    scaling = account.client("autoscaling")
 
     def instances() -> Any:
         groups = scaling.describe_auto_scaling_groups()["AutoScalingGroups"]
@@ -366,7 +421,7 @@ UNNARROWABLE = {
     "ssmmessages:CreateDataChannel", "ssmmessages:OpenControlChannel", "ssmmessages:OpenDataChannel",
     "ec2:DescribeSecurityGroups", "ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions",
     "ec2:DescribeSubnets", "ec2:DescribeInstances", "autoscaling:DescribeAutoScalingGroups",
-    "autoscaling:DescribeLifecycleHooks",
+    "autoscaling:DescribeLifecycleHooks", "autoscaling:DescribeInstanceRefreshes",
 }  # fmt: skip
 
 

@@ -15,10 +15,19 @@ from typing import Any
 from vsr_hpc.errors import BackendError, JobError
 from vsr_hpc.job import JobSpec
 from vsr_hpc.prices import hourly_price, prices
-from vsr_hpc.serving.calls import Clients, Step, check
+from vsr_hpc.serving.calls import Call, Clients, Step, check
 from vsr_hpc.serving.client import translated
 from vsr_hpc.serving.ec2_spec import HOOK, Ec2Spec, port_in, resource_name
-from vsr_hpc.serving.ec2_steps import SOURCES, TAG, Found, Request, removal, steps, with_group
+from vsr_hpc.serving.ec2_steps import (
+    SOURCES,
+    TAG,
+    Found,
+    Request,
+    is_under_way,
+    removal,
+    steps,
+    with_group,
+)
 from vsr_hpc.serving.rollout import Patience
 
 log = logging.getLogger(__name__)
@@ -56,15 +65,21 @@ def up(spec: Ec2Spec, tell: Tell, *, patience: Patience | None = None) -> tuple[
     """Make it so, and wait until every instance answers (a server) or has started its worker."""
     clients, patience = Clients(), patience or Patience(longest_s=spec.startup_s + 600)
     made = plan(spec)
-    group_id = None
+    group_id = refresh = None
     with translated(spec.name):
         for step in made:
             tell(str(step))
             for call in step.calls:
+                if call.operation == "start_instance_refresh":
+                    _await_calm(clients, spec, patience, tell)
                 group_id = group_id or _look(clients, spec.name, spec.subnets).group_id
-                answer = clients.make(with_group(call, group_id))
+                answer = _made(clients, with_group(call, group_id))
                 group_id = answer.get("GroupId", group_id)
-        _await_instances(clients, spec, patience, tell)
+                refresh = answer.get("InstanceRefreshId", refresh)
+        _await_instances(clients, spec, patience, tell, refresh)
+        left = _look(clients, spec.name, ()).outdated
+    if left:
+        raise BackendError(f"{spec.name}: {', '.join(left)} ran before this file; call `vsr ec2 up` again")
     return made
 
 
@@ -129,17 +144,60 @@ def _shown(member: Request, detail: Request, found: Found) -> dict[str, Any]:
     }
 
 
-def _await_instances(clients: Clients, spec: Ec2Spec, patience: Patience, tell: Tell) -> None:
+def _made(clients: Clients, call: Call) -> Request:
+    """AWS's answer. A refresh that was to end and is over by now is as wanted."""
+    from botocore.exceptions import ClientError
+
+    try:
+        answer: Request = clients.make(call)
+    except ClientError as exc:
+        if exc.response["Error"]["Code"] != "ActiveInstanceRefreshNotFound":
+            raise
+        return {}
+    return answer
+
+
+def _await_calm(clients: Clients, spec: Ec2Spec, patience: Patience, tell: Tell) -> None:
+    """Until an earlier refresh is over: a group has one at a time."""
+    until, last = time.monotonic() + patience.longest_s, ""
+    while is_under_way(refresh := _latest_refresh(clients, spec.resource)):
+        now = f"an earlier refresh is {refresh['Status']}" if refresh else ""
+        if now != last:
+            tell(now)
+            last = now
+        if time.monotonic() > until:
+            raise BackendError(f"{spec.name}: {now} after {patience.longest_s:.0f} s; call again")
+        time.sleep(patience.poll_s)
+
+
+def _await_instances(
+    clients: Clients, spec: Ec2Spec, patience: Patience, tell: Tell, awaited: str | None
+) -> None:
+    """Until the refresh `awaited`, or any that is under way, has done its work, and all instances answer.
+
+    Workers that find nothing left for them go, and their group wants fewer.
+    """
     until, last = time.monotonic() + patience.longest_s, ""
     while True:
-        group = _scaling_group(clients, spec.resource)
+        group, refresh = _scaling_group(clients, spec.resource), _latest_refresh(clients, spec.resource)
         members = group["Instances"] if group else []
+        wanted = min(spec.count, group["DesiredCapacity"]) if group else spec.count
         ready = [each for each in members if each["LifecycleState"] == "InService"]
-        if len(ready) >= spec.count:
+        is_moving = is_under_way(refresh)
+        if refresh and is_moving:
+            awaited = refresh["InstanceRefreshId"]
+        elif refresh and refresh["InstanceRefreshId"] == awaited and refresh["Status"] != "Successful":
+            raise BackendError(
+                f"{spec.name}: the new instances do not take over, the refresh is {refresh['Status']}: "
+                f"{refresh.get('StatusReason', 'AWS gives no reason')}; the old ones that are left still work"
+            )
+        if len(ready) >= wanted and not is_moving:
             return
-        now = f"{len(ready)} of {spec.count} ready" + "".join(
+        now = f"{len(ready)} of {wanted} ready" + "".join(
             f", {each['InstanceId']} {each['LifecycleState']}" for each in members if each not in ready
         )
+        if refresh and is_moving:
+            now += f", refresh {refresh['Status']} {refresh.get('PercentageComplete', 0)} %"
         if now != last:
             tell(now)
             last = now
@@ -197,9 +255,11 @@ def _look(clients: Clients, name: str, subnets: tuple[str, ...]) -> Found:
         rules=tuple(_open(groups[0])) if groups else (),
         port=port_in(latest.get("LaunchTemplateData", {}).get("UserData", "")),
         template_hash=latest.get("VersionDescription"),
+        template_version=latest.get("VersionNumber"),
         has_template=has_template,
         scaling=scaling_group,
         startup_s=startup_s,
+        refresh=_latest_refresh(clients, called) if scaling_group else None,
     )
 
 
@@ -207,6 +267,12 @@ def _scaling_group(clients: Clients, called: str) -> Request | None:
     found = clients.of("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[called])
     groups: list[Request] = found["AutoScalingGroups"]
     return groups[0] if groups else None
+
+
+def _latest_refresh(clients: Clients, called: str) -> Request | None:
+    found = clients.of("autoscaling").describe_instance_refreshes(AutoScalingGroupName=called, MaxRecords=1)
+    refreshes: list[Request] = found["InstanceRefreshes"]
+    return refreshes[0] if refreshes else None
 
 
 def _startup_s(clients: Clients, called: str) -> int | None:

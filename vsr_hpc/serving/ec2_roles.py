@@ -78,10 +78,11 @@ def _operator(spec: Ec2Spec, region: str) -> Iterator[Statement]:
     yield {**allow("KeepWhatIsTagged", [f"ec2:{each}" for each in verbs], places[:2]), **tagged}
     looks = ["SecurityGroups", "LaunchTemplates", "LaunchTemplateVersions", "Subnets", "Instances"]
     actions = [f"ec2:Describe{each}" for each in looks]
-    actions += [f"autoscaling:Describe{each}" for each in ("AutoScalingGroups", "LifecycleHooks")]
+    looks = ["AutoScalingGroups", "InstanceRefreshes", "LifecycleHooks"]
+    actions += [f"autoscaling:Describe{each}" for each in looks]
     yield allow("Look", actions, ["*"])
     verbs = ["CreateAutoScalingGroup", "UpdateAutoScalingGroup", "DeleteAutoScalingGroup"]
-    verbs += ["StartInstanceRefresh", "PutLifecycleHook", "CreateOrUpdateTags"]
+    verbs += ["StartInstanceRefresh", "CancelInstanceRefresh", "PutLifecycleHook", "CreateOrUpdateTags"]
     yield allow("KeepTheCount", [f"autoscaling:{each}" for each in verbs], [_group(spec, region)])
     instances = [f"{ec2}:{each}/*" for each in ("instance", "volume", "network-interface", "subnet")]
     image = f"arn:{spec.partition}:ec2:{region}::image/*"

@@ -28,11 +28,28 @@ class Found:
     port: int | None = None
     """What its server listens at; None for workers, who listen to nobody."""
     template_hash: str | None = None
+    template_version: int | None = None
+    """The latest."""
     has_template: bool = False
     scaling: Request | None = None
     """The Auto Scaling group."""
     startup_s: int | None = None
     """How long its hook gives an instance to answer; None where there is no hook."""
+    refresh: Request | None = None
+    """The latest replacement of its instances, over or not."""
+
+    @property
+    def members(self) -> tuple[Request, ...]:
+        """The group's instances, but for those that go."""
+        there = self.scaling["Instances"] if self.scaling else []
+        return tuple(each for each in there if not each["LifecycleState"].startswith("Terminat"))
+
+    @property
+    def outdated(self) -> tuple[str, ...]:
+        """Those that were started from an earlier version of the template."""
+        return tuple(
+            each["InstanceId"] for each in self.members if _version(each) not in (None, self.template_version)
+        )
 
 
 def steps(spec: Ec2Spec, found: Found, region: str, address: str | None) -> tuple[Step, ...]:
@@ -151,11 +168,32 @@ def _group(spec: Ec2Spec, found: Found, is_changed: bool) -> Iterator[Step]:
         request = {"AutoScalingGroupName": spec.resource, **_hook(spec)}
         detail = f"{spec.startup_s} s until an instance must answer"
         yield _step("update", "hook", spec, "autoscaling", "put_lifecycle_hook", request, detail)
-    if is_changed:
-        preferences = {"MinHealthyPercentage": 100, "MaxHealthyPercentage": 200}
-        request = {"AutoScalingGroupName": spec.resource, "Preferences": preferences}
-        how = "new instances first, then the old ones go"
-        yield _step("update", "group", spec, "autoscaling", "start_instance_refresh", request, how)
+    yield from _refresh(spec, found, is_changed)
+
+
+def _refresh(spec: Ec2Spec, found: Found, is_changed: bool) -> Iterator[Step]:
+    """Instances of an earlier template go. A refresh under way does it, unless the file has changed since."""
+    if not found.members or not (is_changed or (found.outdated and not is_under_way(found.refresh))):
+        return
+    which = {"AutoScalingGroupName": spec.resource}
+    if found.refresh and found.refresh["Status"] in ("Pending", "InProgress", "Baking"):
+        how = "the refresh under way ends, as its file is no longer the present one"
+        yield _step("update", "group", spec, "autoscaling", "cancel_instance_refresh", which, how)
+    # The hook says when an instance answers; by default a refresh would wait for the grace period after that.
+    preferences = {"MinHealthyPercentage": 100, "MaxHealthyPercentage": 200, "InstanceWarmup": 0}
+    request = {**which, "Preferences": preferences}
+    how = "new instances first, then the old ones go"
+    yield _step("update", "group", spec, "autoscaling", "start_instance_refresh", request, how)
+
+
+def is_under_way(refresh: Request | None) -> bool:
+    moving = ("Pending", "InProgress", "Cancelling", "RollbackInProgress", "Baking")
+    return refresh is not None and refresh["Status"] in moving
+
+
+def _version(member: Request) -> int | None:
+    text = str(member.get("LaunchTemplate", {}).get("Version", ""))
+    return int(text) if text.isdigit() else None
 
 
 def _hook(spec: Ec2Spec) -> Request:
