@@ -15,7 +15,7 @@ from moto.autoscaling.models import AutoScalingBackend, FakeAutoScalingGroup, In
 from moto.autoscaling.responses import AutoScalingResponse
 from moto.core.responses import ActionResult, EmptyResult
 from moto.core.types import Base64EncodedString
-from moto.ec2.models.launch_templates import LaunchTemplateVersion
+from moto.ec2.models.launch_templates import LaunchTemplate, LaunchTemplateVersion
 
 _create, _update = (
     AutoScalingResponse.create_auto_scaling_group,
@@ -197,6 +197,7 @@ def user_data(self: Any) -> Any:
 
 
 LaunchTemplateVersion.user_data = property(user_data)
+LaunchTemplate.tags = property(lambda self: self.get_tags(), lambda self, tags: None)  # moto keeps the first
 AutoScalingResponse.create_auto_scaling_group = create_auto_scaling_group
 AutoScalingResponse.update_auto_scaling_group = update_auto_scaling_group
 AutoScalingResponse.complete_lifecycle_action = complete_lifecycle_action

@@ -221,6 +221,12 @@ def test_a_group_follows_whatever_of_it_the_file_decides(account: Moto) -> None:
     (hook,) = scaling.describe_lifecycle_hooks(**called)["LifecycleHooks"]
     assert (group["HealthCheckGracePeriod"], hook["HeartbeatTimeout"]) == (1800, 1800)
     assert (group["MinSize"], group["CapacityRebalance"]) == (1, True)
+    tagged = spec(account, startup_s=1800, tags={"team": "film"})
+    assert "update group vsr-ec2-film: team=film" in [str(each) for each in ec2.plan(tagged)]
+    raised(account, tagged)
+    assert ec2.plan(tagged) == ()
+    (group,) = scaling.describe_auto_scaling_groups()["AutoScalingGroups"]
+    assert {each["Key"]: each["Value"] for each in group["Tags"]} == {"team": "film", "vsr:ec2": "film"}
     raised(account, spec(account, startup_s=1800, role="worker", run="s3://films/runs/a"))
     (group,) = scaling.describe_auto_scaling_groups()["AutoScalingGroups"]
     assert (group["MinSize"], group["CapacityRebalance"]) == (0, False)

@@ -238,8 +238,11 @@ def _look(clients: Clients, name: str, subnets: tuple[str, ...]) -> Found:
     templates = ec2.describe_launch_templates(Filters=[{"Name": "launch-template-name", "Values": [called]}])
     has_template = bool(templates["LaunchTemplates"])
     scaling_group = _scaling_group(clients, called)
-    for tagged in [*templates["LaunchTemplates"], *([scaling_group] if scaling_group else [])]:
-        if not any(each["Key"] == TAG and each["Value"] == name for each in tagged.get("Tags", [])):
+    there = [("GroupId", groups), ("LaunchTemplateId", templates["LaunchTemplates"])]
+    there.append(("AutoScalingGroupName", [scaling_group] if scaling_group else []))
+    tags = tuple((str(each[key]), _tags_of(each)) for key, things in there for each in things)
+    for _, found in tags:
+        if found.get(TAG) != name:
             raise JobError(
                 f"{called} is there and was not made by vsr (it lacks the tag {TAG}); it is left alone"
             )
@@ -259,8 +262,13 @@ def _look(clients: Clients, name: str, subnets: tuple[str, ...]) -> Found:
         has_template=has_template,
         scaling=scaling_group,
         startup_s=startup_s,
+        tags=tags,
         refresh=_latest_refresh(clients, called) if scaling_group else None,
     )
+
+
+def _tags_of(thing: Request) -> dict[str, str]:
+    return {each["Key"]: each["Value"] for each in thing.get("Tags", [])}
 
 
 def _scaling_group(clients: Clients, called: str) -> Request | None:

@@ -35,6 +35,8 @@ class Found:
     """The Auto Scaling group."""
     startup_s: int | None = None
     """How long its hook gives an instance to answer; None where there is no hook."""
+    tags: tuple[tuple[str, Request], ...] = ()
+    """Of each thing there: its id, or the group's name, and what it is tagged with."""
     refresh: Request | None = None
     """The latest replacement of its instances, over or not."""
 
@@ -83,6 +85,7 @@ def steps(spec: Ec2Spec, found: Found, region: str, address: str | None) -> tupl
             _step("update", "launch template", spec, "ec2", "create_launch_template_version", request)
         )
     made += _group(spec, found, is_changed)
+    made += _tagged(spec, found)
     return tuple(made)
 
 
@@ -150,15 +153,7 @@ def _group(spec: Ec2Spec, found: Found, is_changed: bool) -> Iterator[Step]:
     wanted = scaling(spec)
     detail = f"{spec.count} x {spec.purchase} {' or '.join(spec.instance_types)}"
     if found.scaling is None:
-        marks = [
-            {
-                **each,
-                "PropagateAtLaunch": False,
-                "ResourceId": spec.resource,
-                "ResourceType": "auto-scaling-group",
-            }
-            for each in _tags(spec)
-        ]
+        marks = _of_group(spec, _tags(spec))
         request = {**wanted, "LifecycleHookSpecificationList": [_hook(spec)], "Tags": marks}
         yield _step("create", "group", spec, "autoscaling", "create_auto_scaling_group", request, detail)
         return
@@ -184,6 +179,27 @@ def _refresh(spec: Ec2Spec, found: Found, is_changed: bool) -> Iterator[Step]:
     request = {**which, "Preferences": preferences}
     how = "new instances first, then the old ones go"
     yield _step("update", "group", spec, "autoscaling", "start_instance_refresh", request, how)
+
+
+def _tagged(spec: Ec2Spec, found: Found) -> Iterator[Step]:
+    """What the file's tags are now. Others stay: an account may have its own."""
+    for thing, there in found.tags:
+        missing = [each for each in _tags(spec) if there.get(each["Key"]) != each["Value"]]
+        if not missing:
+            continue
+        detail = ", ".join(f"{each['Key']}={each['Value']}" for each in missing)
+        if thing == spec.resource:
+            request: Request = {"Tags": _of_group(spec, missing)}
+            yield _step("update", "group", spec, "autoscaling", "create_or_update_tags", request, detail)
+        else:
+            kind: Kind = "security group" if thing.startswith("sg-") else "launch template"
+            request = {"Resources": [thing], "Tags": missing}
+            yield _step("update", kind, spec, "ec2", "create_tags", request, detail)
+
+
+def _of_group(spec: Ec2Spec, tags: list[dict[str, str]]) -> list[Request]:
+    where = {"ResourceId": spec.resource, "ResourceType": "auto-scaling-group", "PropagateAtLaunch": False}
+    return [{**each, **where} for each in tags]
 
 
 def is_under_way(refresh: Request | None) -> bool:
