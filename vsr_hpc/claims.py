@@ -40,11 +40,11 @@ class Claims:
 
     def next(self, control: Control) -> Lease | None:
         """Lease a missing shard, or None where all of them are held by workers that seem alive."""
-        lease = self._claim_free(control) or self._take_over(control)
+        lease = self._claim_free(control)
         if lease is None and self._is_listing_due():
-            self._list()
-            lease = self._claim_free(control) or self._take_over(control)
-        return lease
+            self._list()  # only who was looked at just now may be called silent
+            lease = self._claim_free(control)
+        return lease or self._take_over(control)
 
     def is_complete(self, control: Control) -> bool:
         """Whether nothing is missing but what was set aside, as of the last listing."""
@@ -102,11 +102,11 @@ class Claims:
             generation = self._held.get(shard, 0)
             if not generation or not self._is_abandoned(shard, generation):
                 continue
-            if self._is_set_aside(shard, generation, control):
-                continue
             if self._is_done(shard):  # by a worker that took over before us and has left since
                 self.forget(shard)
                 return self._take_over(control)
+            if self._is_set_aside(shard, generation, control):
+                continue
             self._held[shard] = generation + 1
             self._ended.discard(shard)
             lease = self.run.take(f"{shard:05d}", generation + 1, self.worker, self.node)

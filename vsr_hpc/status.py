@@ -79,18 +79,19 @@ def read_status(run: Run) -> RunStatus:
     running = {
         beat.shard: beat.shard_frames for beat in (w.heartbeat for w in alive) if beat.shard is not None
     }
+    poisoned = run.poisoned() if control.poisoned else ()
     in_hand = sum(frames for shard, frames in running.items() if shard not in finished)
     shown = min(plan.frames, frames_done + in_hand)
     fps = sum(worker.fps for worker in alive if worker.heartbeat.state == "working")
     return RunStatus(
         uri=run.uri,
         state=_state(
-            plan.shard_count == len(finished), done, is_cancelled, bool(alive), bool(control.poisoned)
+            plan.shard_count == len(finished), done, is_cancelled, bool(alive), bool(poisoned)
         ),
         shards=plan.shard_count,
         shards_done=len(finished),
         shards_running=sum(1 for shard in running if shard not in finished),
-        shards_poisoned=len(control.poisoned),
+        shards_poisoned=len(poisoned),
         frames=plan.frames,
         frames_done=frames_done,
         frames_shown=shown,
@@ -100,7 +101,7 @@ def read_status(run: Run) -> RunStatus:
         workers=workers,
         seconds=_summed(workers),
         repeated=sum(worker.heartbeat.repeated for worker in workers),
-        poisoned=run.poisoned() if control.poisoned else (),
+        poisoned=poisoned,
         rounds=rounds,
         done=done,
     )

@@ -31,7 +31,7 @@ from vsr_hpc.models import weights
 from vsr_hpc.pipeline import ChunkWriter, Stopped, Upscaling, Workbench, make_segments
 from vsr_hpc.plan import Plan, Shard
 from vsr_hpc.prepare import Prepared, check_space, make_plan, prepare, upscale_request
-from vsr_hpc.run import Cause, Control, Heartbeat, Lease, Liveness, Process, Receipt, Run, new_worker_id
+from vsr_hpc.run import Cause, Heartbeat, Lease, Liveness, Process, Receipt, Run, new_worker_id
 from vsr_hpc.runlog import RunLog
 from vsr_hpc.sample import SHORT_S, Sample, Tools, keep_sample, measure
 from vsr_hpc.source import open_source
@@ -383,10 +383,9 @@ class Worker:
 
     def _finish_if_complete(self, claims: Claims) -> bool:
         """Merge, unless another one does: who has seen that one move leaves, who has not may have to."""
-        control: Control = self._control
-        if not claims.is_complete(control):
+        if not claims.is_complete(self._control):
             return False
-        if self._stop.is_set() or not self._options.does_finish or control.poisoned:
+        if self._stop.is_set() or not self._options.does_finish or self._run.missing():
             return False
         self._say(state="finishing", shard=None)
         run, beat = self._run, self._beat
