@@ -660,19 +660,9 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _open(uri: str) -> Run:
-    """A run by its own place, or by the output beside which it lies."""
     from vsr_hpc.run import Run
 
-    beside = f"{uri.rstrip('/')}.vsr"
-    if not uri.rstrip("/").endswith(".vsr") and not _is_run(uri) and _is_run(beside):
-        return Run.open(beside)
     return Run.open(uri)
-
-
-def _is_run(uri: str) -> bool:
-    from vsr_hpc.store import open_store
-
-    return open_store(uri).exists("job.json")
 
 
 def _answer(found: Any) -> None:

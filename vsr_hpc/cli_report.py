@@ -43,7 +43,7 @@ def report(
     from vsr_hpc.report import make
     from vsr_hpc.run import Run
 
-    run = Run.open(_run_of(run_uri))
+    run = Run.open(run_uri)
     if not run.has_plan():
         raise JobError(f"{run.uri}: has no plan yet, so there is nothing to report; `vsr status` shows it")
     if truth is not None:
@@ -144,12 +144,10 @@ def dashboard(
     try:
         from vsr_hpc.dashboard.server import Settings, serve
     except ImportError as exc:
-        raise JobError(
-            f"vsr dashboard needs more packages ({exc.name}): pip install '.[serve]'"
-        ) from exc
+        raise JobError(f"vsr dashboard needs more packages ({exc.name}): pip install '.[serve]'") from exc
     from vsr_hpc.run import Run
 
-    named = tuple(Run.open(_run_of(each)).uri for each in runs)
+    named = tuple(Run.open(each).uri for each in runs)
     typer.echo(
         "Whoever has this address may start and cancel runs as you; Ctrl-C ends the page, not the runs.",
         err=True,
@@ -158,14 +156,6 @@ def dashboard(
         Settings(runs=named, host=host, port=port, uploads=uploads, names=tuple(names)),
         lambda address: typer.echo(address),
     )
-
-
-def _run_of(uri: str) -> str:
-    """A run by its own place, or by the output beside which it lies."""
-    beside = f"{uri.rstrip('/')}.vsr"
-    if "://" not in uri and not (Path(uri) / "job.json").exists() and (Path(beside) / "job.json").exists():
-        return beside
-    return uri
 
 
 def _write(path: Path, content: bytes) -> None:

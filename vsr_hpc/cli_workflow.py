@@ -39,7 +39,7 @@ IsYes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
 IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
 JobFile = Annotated[
     Path,
-    typer.Argument(metavar="JOB.yaml", help="How every clip is done; of its output only the suffix counts, its input not at all."),
+    typer.Argument(metavar="JOB.yaml", help="How every clip is done; only its output's suffix counts."),
 ]
 
 

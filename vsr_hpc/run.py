@@ -175,11 +175,13 @@ class Run:
 
     @classmethod
     def open(cls, uri: str) -> Run:
-        """Raises JobError where no run lives at `uri`."""
-        run = cls(open_store(uri))
-        if not run.store.exists("job.json"):
-            raise JobError(f"{uri}: no run here (there is no job.json in it)")
-        return run
+        """A run by its own place, or by the output beside which it lies; JobError where there is none."""
+        place = uri.rstrip("/")
+        for each in (uri,) if place.endswith(".vsr") else (uri, f"{place}.vsr"):
+            run = cls(open_store(each))
+            if run.store.exists("job.json"):
+                return run
+        raise JobError(f"{uri}: no run here (there is no job.json in it)")
 
     @property
     def uri(self) -> str:
@@ -318,9 +320,11 @@ class Run:
         self.store.create(f"control/poisoned.{name}", b"")
 
     def poisoned(self) -> tuple[Poison, ...]:
+        """What was set aside and is missing: one who was thought dead may have finished it after all."""
         return tuple(
             self._read(Poison, f"poison/{shard:05d}.g{generation}.json")
             for shard, generation in sorted(self.control().poisoned.items())
+            if not self.store.exists(f"receipts/{shard:05d}.json")
         )
 
     def retry_poisoned(self) -> int:

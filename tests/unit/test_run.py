@@ -12,6 +12,7 @@ from tests.runs import planned_run, tiny_job
 from vsr_hpc.claims import Claims
 from vsr_hpc.errors import JobError
 from vsr_hpc.run import Control, Heartbeat, Process, Receipt, Run, is_process_gone
+from vsr_hpc.status import read_status
 
 
 @pytest.fixture
@@ -46,6 +47,16 @@ def claims(run: Run, worker: str, node: str = "n1", task: str = "") -> Claims:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="no run here"):
         Run.open(str(tmp_path))
+
+
+def test_a_run_is_found_by_its_own_place_and_by_its_output(tmp_path: Path) -> None:
+    run = planned_run(tiny_job(tmp_path))
+    output = Path(run.plan.job.output)
+    assert run.uri == f"{output}.vsr"
+    for named in (run.uri, f"{run.uri}/", str(output)):
+        assert Run.open(named).uri == run.uri
+    output.write_bytes(b"a film")  # a file is no run, and no reason to fail either
+    assert Run.open(str(output)).uri == run.uri
 
 
 def test_what_is_missing_is_the_plan_minus_the_receipts(run: Run) -> None:
@@ -133,6 +144,22 @@ def test_a_silent_holder_is_worth_waiting_for(run: Run, monkeypatch: pytest.Monk
     assert not waiting.may_come_free(run.control()), "it has moved"
 
 
+def test_a_holder_that_moved_while_nobody_looked_is_not_silent(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was busy with its own shard for longer than the window looks before it takes."""
+    moves = heartbeat("far", host="elsewhere", boot="other")
+    run.beat(moves)
+    assert Claims(run=run, worker="far", node="n1").next(run.control()) is not None
+    busy = claims(run, "busy")
+    while busy.next(run.control()) is not None:
+        pass
+    began = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: began + 2 * run.store.lease_window_s)
+    run.beat(moves.model_copy(update={"counter": 1}))
+    assert busy.next(run.control()) is None
+
+
 def test_the_same_array_task_come_back_takes_its_own_shard_again(run: Run) -> None:
     before = claims(run, "first-life", task="77_3")
     lease = before.next(run.control())
@@ -157,6 +184,20 @@ def test_a_shard_that_fails_too_often_is_set_aside_and_named(run: Run, cause: st
     (poison,) = run.poisoned()
     assert poison.shard == 0
     assert poison.reason == ("frame 3 is broken" if cause == "media" else "the worker died without a word")
+
+
+def test_a_shard_that_was_finished_after_all_is_not_set_aside(run: Run) -> None:
+    for generation in (1, 2):
+        lease = run.take("00000", generation, "w", "n1")
+        assert lease is not None
+        run.give_back(lease, "media", "n1", "broken")
+    worker = claims(run, "w0")
+    while worker.next(run.control()) is not None:
+        pass
+    assert [each.shard for each in run.poisoned()] == [0]
+    assert run.record(receipt(0))
+    assert run.poisoned() == ()
+    assert read_status(run).shards_poisoned == 0
 
 
 def test_announced_stops_and_backend_errors_never_set_a_shard_aside(run: Run) -> None:
