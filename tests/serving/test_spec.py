@@ -191,6 +191,8 @@ def test_whoever_asks_may_see_that_an_answer_is_not_there_yet_and_lets_sagemaker
     assert found["LetSageMakerUseTheKey"]["Action"] == ["kms:CreateGrant"]
     assert set(found["UseTheKey"]["Action"]) == {"kms:Decrypt", "kms:GenerateDataKey"}
     assert found["UseTheKey"]["Resource"] == found["LetSageMakerUseTheKey"]["Resource"] == [key]
+    (own,) = [each for each in roles.document(wanted, "endpoint")["Statement"] if each["Sid"] == "UseTheKey"]
+    assert set(own["Action"]) == {"kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey"}
     plain = {each["Sid"] for each in roles.document(spec(), "you")["Statement"]}
     assert not plain & {"SeeAnswers", "SeeFailures", "UseTheKey", "LetSageMakerUseTheKey"}
 

@@ -46,7 +46,7 @@ def _endpoint(spec: EndpointSpec, region: str) -> Iterator[Statement]:
     yield from _model(spec)
     yield from _answers(spec)
     if spec.kms_key:
-        yield allow("UseTheKey", ["kms:Decrypt", "kms:GenerateDataKey"], [spec.kms_key])
+        yield allow("UseTheKey", ["kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey"], [spec.kms_key])
     logs = _arn(spec, "logs", region)
     groups = [f"{logs}:log-group:/aws/sagemaker/Endpoints/{spec.name}:*"] if spec.is_served else []
     groups += [f"{logs}:log-group:/aws/sagemaker/TransformJobs:*"] if spec.transform else []
