@@ -175,9 +175,13 @@ def start_elsewhere(run: Run, job: JobSpec, after: Run | None = None) -> str:
 
 
 def executor_of(run: Run) -> str:
-    """Where the run's latest round went; where its job wants to, before the first."""
+    """Where the run's latest round went; where its job wants to, before the first.
+
+    A workflow's workers are jobs of AWS Batch: without the workflow the run goes on there.
+    """
     rounds = run.rounds()
-    return rounds[-1].executor if rounds else run.job().on
+    where = rounds[-1].executor if rounds else run.job().on
+    return "aws-batch" if where == "step-functions" else where
 
 
 def cancel(run: Run) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from tests.runs import planned_run, tiny_job
 from vsr_hpc.claims import Claims
 from vsr_hpc.errors import JobError
+from vsr_hpc.launch import executor_of
 from vsr_hpc.run import Control, Heartbeat, Process, Receipt, Run, is_process_gone
 from vsr_hpc.status import read_status
 
@@ -233,6 +234,12 @@ def test_a_cancel_holds_for_its_round_and_not_for_the_next(run: Run) -> None:
     assert run.is_cancelled()
     assert run.start_round("local", 1, 6) is not None
     assert not run.is_cancelled()
+
+
+def test_the_run_of_a_workflow_goes_on_in_batch(run: Run) -> None:
+    assert executor_of(run) == "local"
+    assert run.start_round("step-functions", 2, 6) is not None
+    assert executor_of(run) == "aws-batch"
 
 
 def test_a_worker_of_no_round_is_not_cancelled() -> None:
