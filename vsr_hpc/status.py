@@ -85,9 +85,7 @@ def read_status(run: Run) -> RunStatus:
     fps = sum(worker.fps for worker in alive if worker.heartbeat.state == "working")
     return RunStatus(
         uri=run.uri,
-        state=_state(
-            plan.shard_count == len(finished), done, is_cancelled, bool(alive), bool(poisoned)
-        ),
+        state=_state(plan.shard_count == len(finished), done, is_cancelled, bool(alive), bool(poisoned)),
         shards=plan.shard_count,
         shards_done=len(finished),
         shards_running=sum(1 for shard in running if shard not in finished),
