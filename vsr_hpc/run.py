@@ -1,6 +1,7 @@
 """A run in a store: a plan that never changes and receipts that only accumulate.
 
     job.json  plan.json  timeline.bin            what to do; written once
+    weights/  card.json                          what a worker needs of a model; the card only of one's own
     segments/00042-<sha>.mp4                     encoded chunks, named by content
     receipts/00042.json                          shard done: names its segments; the first one wins for ever
     leases/00042.g1.json  …g1.end.json           who claimed a shard, and how that ended unless by a receipt

@@ -1,4 +1,7 @@
-"""Weights travel with the run: put into its store at submission, so that no worker needs the internet."""
+"""Weights travel with the run: put into its store at submission, so that no worker needs the internet.
+
+So does the card of a model that only the submitting machine knows: an imported one, or a file of weights.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,20 @@ import secrets
 import shutil
 
 from vsr_hpc.models import weights
-from vsr_hpc.models.cards import find_card
+from vsr_hpc.models.cards import Card, find_card, packaged_models
 from vsr_hpc.models.recognise import file_sha256
 from vsr_hpc.run import Run
 
 log = logging.getLogger(__name__)
 
+_CARD = "card.json"
+
 
 def stage(run: Run, model: str, denoise: float | None = None) -> None:
     """Put the model's weights into the run's store, under their sha256."""
     card = find_card(model)
+    if model not in packaged_models():
+        run.store.create(_CARD, card.model_dump_json().encode())
     if card.denoise_partner is not None and denoise not in (None, 1):
         stage(run, card.denoise_partner)
     if card.weights is None:
@@ -30,6 +37,11 @@ def stage(run: Run, model: str, denoise: float | None = None) -> None:
     shutil.copyfile(path, copy)
     run.store.put_file(name, copy)
     log.info("weights staged name=%s", name)
+
+
+def card_of(run: Run) -> Card | None:
+    """The card that came with the run; None where every installation has the job's model."""
+    return Card.model_validate_json(run.store.read(_CARD)) if run.store.exists(_CARD) else None
 
 
 def bring(run: Run) -> None:

@@ -462,7 +462,7 @@ def check_encoder(plan: Plan) -> None:
 
 def plan_run(run: Run, threads: int = 0) -> None:
     """Make the plan of a run that has only its job yet; what was measured for it is kept beside."""
-    prepared = prepare(run.job())
+    prepared = prepare(run.job(), card=staging.card_of(run))
     plan, timeline = make_plan(prepared, lambda ready, index: _measured(run, ready, index, threads))
     check_space(plan, run.uri, run.store.free_bytes())
     run.write_plan(plan, timeline)
