@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +17,7 @@ from vsr_hpc.media.demo import make_demo_clip
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.reader import read_segment
 from vsr_hpc.models.cards import Card, Precision, card_of_file, find_card
+from vsr_hpc.models.weights import ensure
 from vsr_hpc.upscale.colour import Coding
 from vsr_hpc.upscale.device import DevicePath, as_float, as_samples
 from vsr_hpc.upscale.engine import Upscaler, UpscaleRequest, output_picture, resolve_settings
@@ -187,8 +189,17 @@ def test_the_fast_way_is_the_plain_float_way_within_50_db(
     assert min(psnr(a, b) for a, b in zip(made, wanted, strict=True)) >= 50
 
 
+@pytest.mark.parametrize("name", ["vsr-clean-x2", "vsr-video-x4"])
+def test_our_own_networks_are_within_50_db(name: str, demo_frames: list[Frame]) -> None:
+    card, shown = find_card(name), picture(96, 64)
+    fast, plain = (upscaler(card, shown, ensure(card), precision=each) for each in ("bf16", "fp32"))
+    plain._planes = None
+    made, wanted = fast(demo_frames), plain(demo_frames)
+    assert min(psnr(a, b) for a, b in zip(made, wanted, strict=True)) >= 50
+
+
 def test_trained_weights_on_a_filmed_frame_are_within_50_db() -> None:
-    material = Path(__file__).parents[3] / "shared" / "data"
+    material = Path(os.environ.get("VSR_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
     clip, weights = material / "videos" / "bikes.mp4", material / "weights" / "realesr-animevideov3.pth"
     if not (clip.exists() and weights.exists()):
         pytest.skip(f"no filmed clip or trained weights in {material}")
