@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from vsr_hpc.aws_errors import is_passing
 from vsr_hpc.errors import BackendError, JobError
 
 log = logging.getLogger(__name__)
@@ -237,12 +238,9 @@ def _explained(region: str | None) -> Iterator[None]:
     try:
         yield
     except aws.ClientError as exc:
-        error, status = (
-            exc.response.get("Error", {}),
-            exc.response["ResponseMetadata"].get("HTTPStatusCode", 0),
-        )
+        error = exc.response.get("Error", {})
         code, text = str(error.get("Code", "")), str(error.get("Message", exc))
-        if code in ("ThrottlingException", "ServerException") or status >= 500:
+        if is_passing(exc.response):
             raise BackendError(f"{where}: {code}: {text}") from exc
         if code in ("AccessDeniedException", "UnrecognizedClientException", "ExpiredTokenException"):
             text += "; who pushes needs ecr:GetAuthorizationToken, and to upload to the repository"

@@ -195,18 +195,23 @@ class Worker:
         if time.monotonic() - self._said_at > _QUIET_S:
             self._say(**changes)
         else:
-            with self._lock:
-                self._beat = self._beat.model_copy(update=changes)
+            self._note(lambda beat: changes)
+
+    def _note(self, changes: Callable[[Heartbeat], dict[str, object]]) -> Heartbeat:
+        """Change what the next heartbeat says, which another thread may be about to say."""
+        with self._lock:
+            self._beat = self._beat.model_copy(update=changes(self._beat))
+            return self._beat
 
     def _write_log(self) -> None:
         self._log.flush_to(self._run.store, f"{self._beat.worker}.{self._beat.restart}")
 
     def _note_frames(self, count: int) -> None:
-        with self._lock:
-            update = {"shard_frames": self._beat.shard_frames + count, "frames": self._beat.frames + count}
-            self._beat = self._beat.model_copy(update=update)
-            beat = self._beat
-        self._on_beat(beat)
+        self._on_beat(
+            self._note(
+                lambda beat: {"shard_frames": beat.shard_frames + count, "frames": beat.frames + count}
+            )
+        )
 
     # Life
 
@@ -253,7 +258,7 @@ class Worker:
             )
             if claims.is_complete(self._control) or not (self._options.waits and is_patient):
                 return
-            self._beat = self._beat.model_copy(update={"state": "waiting", "shard": None})
+            self._note(lambda beat: {"state": "waiting", "shard": None})
             self._stop.wait(min(store.poll_s, 1.0))
 
     def _attempt(self, bench: Workbench, lease: Lease, claims: Claims) -> None:
@@ -314,7 +319,7 @@ class Worker:
         upscaler, self._platform = build_upscaler(plan, self._threads())
         self._check_platform(self._platform)
         upscaler.canary()
-        self._beat = self._beat.model_copy(update={"device": self._platform["device"]})
+        self._note(lambda beat: {"device": self._platform["device"]})
         store = self._run.store
         bench = workbench(plan, self._run.timeline, upscaler, store.scratch, self._threads())
         return replace(bench, publish=store.put_file)
@@ -356,21 +361,21 @@ class Worker:
             log.info("shard was done by another worker shard=%05d", shard.index)
         took = time.monotonic() - began
         self._seconds_per_frame = took / shard.frames
-        total = dict(self._beat.seconds)
+        total = dict(self._beat.seconds)  # changed by this thread alone
         for stage, seconds in work_done.seconds.items():
             total[stage] = round(total.get(stage, 0.0) + seconds, 3)
-        self._beat = self._beat.model_copy(
-            update={
-                "shards": self._beat.shards + 1,
+        self._note(
+            lambda beat: {
+                "shards": beat.shards + 1,
                 "seconds": total,
-                "repeated": self._beat.repeated + work_done.repeated,
+                "repeated": beat.repeated + work_done.repeated,
             }
         )
         log.info("shard done shard=%05d frames=%d seconds=%.2f", shard.index, shard.frames, took)
 
     def _give_back(self, lease: Lease, cause: Cause, text: str) -> None:
         if cause in ("media", "backend"):
-            self._beat = self._beat.model_copy(update={"failed": self._beat.failed + 1})
+            self._note(lambda beat: {"failed": beat.failed + 1})
         try:
             self._run.give_back(lease, cause, self._beat.node, text)
         except VsrError as exc:
