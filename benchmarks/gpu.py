@@ -12,6 +12,7 @@ there). Weights are random where none are given: speed does not depend on them.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -348,12 +349,10 @@ def _pipelines(report: Report, model: tuple[Card, Path], folder: Path, wanted: a
 
 def _baseline(report: Report, weights: Path, folder: Path, wanted: argparse.Namespace) -> None:
     """The usual way at 720p on the same GPU, one process and several; only where its packages are there."""
-    try:
-        import basicsr  # noqa: F401
-    except Exception as exc:  # its own imports are broken on most machines; the loop patches them
-        if isinstance(exc, ModuleNotFoundError) and exc.name == "basicsr":
-            report.add("baseline", None, "the usual way: basicsr and realesrgan are not installed, left out")
-            return
+    missing = [name for name in ("basicsr", "realesrgan") if importlib.util.find_spec(name) is None]
+    if missing:  # looked for, not imported: their imports are broken on most machines, the loop patches them
+        report.add("baseline", None, f"the usual way: {' and '.join(missing)} not installed, left out")
+        return
     size = (96, 64) if wanted.tiny else SIZES["720p"]
     frames = 6 if wanted.tiny else 64
     clip = _clip(folder / "usual.mp4", size, frames)
