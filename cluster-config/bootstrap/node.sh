@@ -93,25 +93,19 @@ switch() {
 
 pull_container() {
   local registry=${image%%/*}
-  if command -v enroot >/dev/null; then
-    local file
-    file=$home/containers/$(printf '%s' "$image" | tr -c 'a-zA-Z0-9.-' _).sqsh
-    mkdir -p "$home/containers"
-    if [[ ! -e $file ]]; then
-      printf 'machine %s login AWS password %s\n' "$registry" "$(aws ecr get-login-password)" >"$home/.enroot"
-      chmod 600 "$home/.enroot"
-      ENROOT_CONFIG_PATH=$home enroot import --output "$file.new" "docker://${image/\//#}"
-      rm -f "$home/.enroot"
-      mv -T "$file.new" "$file"
-    fi
-    switch "$file" "$home/container.sqsh"
-  elif command -v docker >/dev/null; then
-    aws ecr get-login-password | docker login --username AWS --password-stdin "$registry"
-    docker pull --quiet "$image"
-    docker logout "$registry"
-  else
-    fail "--container $image: neither enroot nor docker is on this image; use the packed environment"
+  command -v enroot >/dev/null ||
+    fail "--container $image: enroot is not on this image, and jobs run containers by it; use the packed environment"
+  local file
+  file=$home/containers/$(printf '%s' "$image" | tr -c 'a-zA-Z0-9.-' _).sqsh
+  mkdir -p "$home/containers"
+  if [[ ! -e $file ]]; then
+    printf 'machine %s login AWS password %s\n' "$registry" "$(aws ecr get-login-password)" >"$home/.enroot"
+    chmod 600 "$home/.enroot"
+    ENROOT_CONFIG_PATH=$home enroot import --output "$file.new" "docker://${image/\//#}"
+    rm -f "$home/.enroot"
+    mv -T "$file.new" "$file"
   fi
+  switch "$file" "$home/container.sqsh"
   say "container $image is here"
 }
 
@@ -169,6 +163,9 @@ slurm:
   standby_after_min: 15
   python: $home/current/bin/python
 YAML
+  if [[ -n $image ]]; then    # without this line a job runs outside, where GPU nodes have no CUDA then
+    printf '  container: {runtime: enroot, image: %s/container.sqsh}\n' "$home" >>"$home/first-job.yaml.new"
+  fi
   mv -T "$home/first-job.yaml.new" "$home/first-job.yaml"
 }
 

@@ -205,6 +205,15 @@ def test_head_node_has_a_first_job_that_loads_and_fits_the_standard_cluster(
     assert job.input == f"{STORE}/incoming/clip.mp4" and job.run_uri == f"{STORE}/runs/clip"
     queues = {pool.queue for pool in pools(parse(render(find_template("spot-gpu"), values).text, "x"))}
     assert set(job.slurm.partitions) <= queues
+    assert job.slurm.container is None
+
+
+def test_first_job_runs_in_the_container_where_the_cluster_has_one(node: Node) -> None:
+    assert node.boot("head", "--container", "registry.example.org/vsr-hpc:1").returncode == 0
+    container = load_job(node.root / "opt/vsr/first-job.yaml").slurm.container
+    assert container is not None
+    assert (container.runtime, container.image) == ("enroot", "/opt/vsr/container.sqsh")
+    assert node.boot("head").returncode == 0
 
 
 def test_new_environment_is_switched_to_and_the_old_one_stays(node: Node) -> None:
