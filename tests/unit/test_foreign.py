@@ -210,7 +210,7 @@ def test_where_spandrel_is_missing_the_import_says_how_to_get_it(
 ) -> None:
     path, _ = span(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UnknownNetworkError, match=r"pip install 'vsr-hpc\[spandrel\]'"):
+    with pytest.raises(UnknownNetworkError, match=r"pip install '\.\[spandrel\]'"):
         import_weights(path)
 
 
