@@ -36,6 +36,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     numbered_clip(desk / "in.mkv", frames=8, audio=True)
     numbered_clip(desk / "in.mp4", frames=8)
     numbered_clip(desk / "film.mkv", frames=8)
+    (desk / "clips").mkdir()
+    for name in ("a.mkv", "b.mp4"):
+        numbered_clip(desk / "clips" / name, frames=4)
     state = Compact(num_feat=8, num_conv=1, scale=2).state_dict()
     blank = {name: torch.zeros_like(values) for name, values in state.items()}  # leaves the enlarged input
     torch.save({"params": blank}, desk / "my-weights.pth")
