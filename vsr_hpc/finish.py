@@ -24,7 +24,6 @@ from vsr_hpc.prepare import streams_request
 from vsr_hpc.report.make import write_at_end
 from vsr_hpc.run import (
     Done,
-    Heartbeat,
     Liveness,
     Process,
     Receipt,
@@ -99,17 +98,7 @@ def _beating(run: Run, worker: str, node: str, task: str) -> Iterator[None]:
 
     It belongs to no round, whose workers' speed is told from their heartbeats.
     """
-    me, ended = Process.current(), threading.Event()
-    beat = Heartbeat(
-        worker=worker,
-        host=me.host,
-        node=node,
-        pid=me.pid,
-        process_start=me.process_start,
-        boot=me.boot,
-        task=task,
-        started_s=time.time(),
-    )
+    beat, ended = Process.current().heartbeat(worker, node, task=task), threading.Event()
 
     def say(state: Literal["finishing", "left"]) -> None:
         nonlocal beat

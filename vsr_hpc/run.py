@@ -435,6 +435,23 @@ class Process:
             boot=_boot(),
         )
 
+    def heartbeat(
+        self, worker: str, node: str, *, task: str = "", round: int = 0, restart: int = 0
+    ) -> Heartbeat:
+        """The first one of a worker that lives in this process."""
+        return Heartbeat(
+            worker=worker,
+            host=self.host,
+            node=node,
+            pid=self.pid,
+            process_start=self.process_start,
+            boot=self.boot,
+            task=task,
+            round=round,
+            restart=restart,
+            started_s=time.time(),
+        )
+
 
 def is_process_gone(heartbeat: Heartbeat) -> bool:
     """Whether the worker's process is known to be dead: only a process of the same boot can tell."""

@@ -99,21 +99,15 @@ class Worker:
     """The state that a worker's threads share: its heartbeat and its view of the run."""
 
     def __init__(self, run: Run, options: WorkerOptions, stop: StopFlag, on_beat: Watcher) -> None:
-        process = Process.current()
         self._run, self._options, self._stop, self._on_beat = run, options, stop, on_beat
         self._lock = threading.Lock()
         self._control = run.control()
-        self._beat = Heartbeat(
-            worker=new_worker_id(options.node),
-            host=process.host,
-            node=options.node,
-            pid=process.pid,
-            process_start=process.process_start,
-            boot=process.boot,
+        self._beat = Process.current().heartbeat(
+            new_worker_id(options.node),
+            options.node,
             task=options.task,
             round=run.round_number(),
             restart=options.restart,
-            started_s=time.time(),
         )
         self._backend_errors = 0
         self._said_at = float("-inf")
