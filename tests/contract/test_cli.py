@@ -107,7 +107,9 @@ def test_a_bare_vsr_shows_the_commands() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_can_complete_commands(here: Path, shell: str) -> None:
-    said = process("--show-completion", shell, cwd=here)
+    # by name: otherwise it is the shell that these tests were started from, which may be none of the three
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    said = process("--show-completion", shell, cwd=here, **named)
     assert said.code == 0, said.err
     assert "complet" in said.out
 
