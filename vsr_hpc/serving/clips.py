@@ -43,14 +43,6 @@ _STREAMED_CHUNK_S = 1.0
 """A chunk goes out when the next one is done: short ones make an early first piece."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MadeClip:
-    """The finished file, in the request's own folder."""
-
-    path: Path
-    facts: Facts
-
-
 class Patience:
     """Until when a request is worked on: its deadline, or somebody saying that nobody waits any more."""
 
@@ -159,8 +151,8 @@ def plan_clip(
     )
 
 
-def make_clip(clip: PlannedClip) -> MadeClip:
-    """The whole file. Stopped where the patience ends first."""
+def make_clip(clip: PlannedClip) -> None:
+    """Write the whole file to the clip's output. Stopped where the patience ends first."""
     paths: dict[str, Path] = {}
     work = clip.segments(paths.__setitem__)
     parts = [
@@ -174,7 +166,6 @@ def make_clip(clip: PlannedClip) -> MadeClip:
     ]
     plan, request = clip.plan, streams_request(clip.plan.job)
     merge(parts, plan.clip, clip.timeline, clip.source, plan.picture, clip.encoding, clip.output, request)
-    return MadeClip(path=clip.output, facts=clip.facts)
 
 
 class ClipStream:

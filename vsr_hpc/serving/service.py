@@ -20,7 +20,7 @@ from vsr_hpc.media.pixels import pixel_format
 from vsr_hpc.models.defaults import default_model, kind_of_still, shipped_models
 from vsr_hpc.pipeline import Stopped
 from vsr_hpc.serving.batcher import Batcher
-from vsr_hpc.serving.clips import ClipStream, MadeClip, PlannedClip, make_clip, plan_clip
+from vsr_hpc.serving.clips import ClipStream, PlannedClip, make_clip, plan_clip
 from vsr_hpc.serving.gate import Call, Gate
 from vsr_hpc.serving.limits import Limits, Refusal, answer_too_large, past_deadline, refusal_for
 from vsr_hpc.serving.metrics import Metrics
@@ -268,8 +268,9 @@ class Service:
         def make() -> Answer:
             with self._folder(call) as folder:
                 try:
-                    made = make_clip(self._planned(folder, content, answer, asked, model, options, call))
-                    return _clip_answer(made, answer, self.limits, is_wrapped)
+                    planned = self._planned(folder, content, answer, asked, model, options, call)
+                    make_clip(planned)
+                    return _clip_answer(planned, answer, self.limits, is_wrapped)
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
 
@@ -434,11 +435,11 @@ def _refused(folder: Path | None = None) -> Iterator[None]:
         ) from exc
 
 
-def _clip_answer(made: MadeClip, answer: Content, limits: Limits, is_wrapped: bool) -> Answer:
-    size = made.path.stat().st_size
+def _clip_answer(made: PlannedClip, answer: Content, limits: Limits, is_wrapped: bool) -> Answer:
+    size = made.output.stat().st_size
     if size > limits.answer_bytes:
         raise answer_too_large(size, limits.answer_bytes)
-    plain = Answer(body=made.path.read_bytes(), media_type=MEDIA_TYPES[answer], facts=made.facts)
+    plain = Answer(body=made.output.read_bytes(), media_type=MEDIA_TYPES[answer], facts=made.facts)
     return _enveloped(plain, limits) if is_wrapped else plain
 
 
