@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/python -m vsr_hpc.demo
+	$(BIN)/python -m vsr_hpc.bench.demo
 
 test: install tools lint types tests
 

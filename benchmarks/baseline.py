@@ -183,18 +183,18 @@ def _float_reference(clip: Path, weights: Path, frames: int) -> list[Any]:
 
     import torch
 
-    from vsr_hpc.media import clip as clips
-    from vsr_hpc.media.clip import local_source
-    from vsr_hpc.media.reader import read_segment
+    from vsr_hpc.engine.colour import Coding
+    from vsr_hpc.media.clip.probe import probe
+    from vsr_hpc.media.clip.reader import read_segment
+    from vsr_hpc.media.source import local_source
     from vsr_hpc.models.cards import find_card
     from vsr_hpc.models.networks import build
     from vsr_hpc.models.weights import load
-    from vsr_hpc.upscale.colour import Coding
 
     card = find_card(str(weights))
     network = build(card)
     network.load_state_dict(load(weights, card))
-    coding = Coding(clips.probe(local_source(clip)).picture)
+    coding = Coding(probe(local_source(clip)).picture)
     found = []
     with torch.inference_mode():
         for frame in itertools.islice(read_segment(clip), frames):
@@ -209,12 +209,12 @@ def _rgb(path: Path, frames: int) -> list[Any]:
 
     import torch
 
-    from vsr_hpc.media import clip as clips
-    from vsr_hpc.media.clip import local_source
-    from vsr_hpc.media.reader import read_segment
-    from vsr_hpc.upscale.colour import Coding
+    from vsr_hpc.engine.colour import Coding
+    from vsr_hpc.media.clip.probe import probe
+    from vsr_hpc.media.clip.reader import read_segment
+    from vsr_hpc.media.source import local_source
 
-    coding = Coding(clips.probe(local_source(path)).picture)
+    coding = Coding(probe(local_source(path)).picture)
     return [
         coding.to_rgb([torch.from_numpy(plane.astype(np.float32))[None] for plane in frame.planes])[0]
         .clamp(0, 1)
@@ -259,7 +259,7 @@ def _environment(torch: str | None) -> Path:
 
 
 def _clip(folder: Path, frames: int) -> Path:
-    from vsr_hpc.media.demo import make_demo_clip
+    from vsr_hpc.bench.made_clip import make_demo_clip
 
     return make_demo_clip(folder / "clip.mp4", seconds=frames / 24, audio=False)
 

@@ -25,15 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vsr_hpc.media import clip as clips
-from vsr_hpc.media.clip import local_source
-from vsr_hpc.media.reader import read_frames
+from vsr_hpc.engine.colour import Coding
+from vsr_hpc.engine.recurrent import Propagation
+from vsr_hpc.media.clip.probe import index, probe
+from vsr_hpc.media.clip.reader import read_frames
+from vsr_hpc.media.source import local_source
 from vsr_hpc.models.cards import Card, card_of_file, find_card
 from vsr_hpc.models.networks import build
 from vsr_hpc.models.weights import ensure, open_network
-from vsr_hpc.plan import Temporal, windows
-from vsr_hpc.upscale.colour import Coding
-from vsr_hpc.upscale.temporal import Propagation
+from vsr_hpc.planning.plan import Temporal, windows
 
 SIDE = 80
 LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
@@ -42,8 +42,8 @@ LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
 def pictures_of(path: Path, most: int, side: int) -> Tensor:
     """(frames, 3, rows, columns) in [0, 1] of one scene, the middle of each frame, sides a multiple of 16."""
     source = local_source(path)
-    clip = clips.probe(source)
-    timeline = clips.index(clip, source)
+    clip = probe(source)
+    timeline = index(clip, source)
     coding, made = Coding(clip.picture), []
     for frame in read_frames(clip, timeline, source, 0, min(most, len(timeline))):
         rgb = coding.to_rgb([torch.from_numpy(each.astype(np.float32))[None] for each in frame.planes])

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from vsr_hpc.media.demo import make_demo_clip
+from vsr_hpc.bench.made_clip import make_demo_clip
 from vsr_hpc.models.networks import Compact
 
 BAR = 0.25

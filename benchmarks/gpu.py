@@ -30,25 +30,30 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from vsr_hpc.environment import set_thread_policy  # noqa: E402
+from vsr_hpc.system.environment import set_thread_policy
 
 set_thread_policy()
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 
-from benchmarks.random_weights import random_models  # noqa: E402
-from vsr_hpc.media.picture import Frame, Picture  # noqa: E402
-from vsr_hpc.models.cards import Card, Precision  # noqa: E402
-from vsr_hpc.upscale.engine import (  # noqa: E402
-    DeviceFacts,
-    Upscaler,
-    UpscaleRequest,
-    device_facts,
-    output_picture,
-    resolve_settings,
-    tune_allocator,
+from benchmarks.random_weights import random_models
+from vsr_hpc.bench.device_rates import (
+    matrix_gflops,
+    memory_gb_per_s,
+    network_floor,
+    seconds_of,
 )
-from vsr_hpc.upscale.rates import matrix_gflops, memory_gb_per_s, network_floor, seconds_of  # noqa: E402
+from vsr_hpc.engine.geometry import output_picture
+from vsr_hpc.engine.settings import DeviceFacts, UpscaleRequest, device_facts, resolve_settings
+from vsr_hpc.engine.upscaler import Upscaler, tune_allocator
+from vsr_hpc.media.picture import (
+    Frame,
+    Picture,
+)
+from vsr_hpc.models.cards import (
+    Card,
+    Precision,
+)
 
 SIZES = {"480p": (854, 480), "720p": (1280, 720), "1080p": (1920, 1080)}
 
@@ -181,7 +186,8 @@ def _clip(path: Path, size: tuple[int, int], count: int) -> Path:
     """An H.264 clip of such frames; two dozen different ones over and over, since they take time to draw."""
     from fractions import Fraction
 
-    from vsr_hpc.media.writer import SegmentWriter, VideoRequest, resolve_encoding
+    from vsr_hpc.media.encode.resolution import VideoRequest, resolve_encoding
+    from vsr_hpc.media.encode.segment_writer import SegmentWriter
 
     shown = _picture(size)
     encoding = resolve_encoding(VideoRequest(codec="h264", preset="veryfast", crf=18, threads=4), shown)
@@ -314,7 +320,7 @@ def _profile(report: Report, key: str, run: Any, device: torch.device) -> None:
 
 def _pipelines(report: Report, model: tuple[Card, Path], folder: Path, wanted: argparse.Namespace) -> None:
     """From file to file, and each stage alone, by what `vsr bench` measures."""
-    from vsr_hpc.bench import measure
+    from vsr_hpc.bench.speed import measure
 
     sizes = {"tiny": (96, 64)} if wanted.tiny else SIZES
     frames = {"480p": 240, "720p": 160, "1080p": 96}

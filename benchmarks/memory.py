@@ -14,7 +14,7 @@ from pathlib import Path
 
 import av
 
-from vsr_hpc.media.demo import make_demo_clip
+from vsr_hpc.bench.made_clip import make_demo_clip
 
 _CLIP_S = 6
 

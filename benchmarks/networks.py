@@ -23,17 +23,23 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vsr_hpc.environment import set_thread_policy
+from vsr_hpc.system.environment import set_thread_policy
 
 set_thread_policy()
-import torch  # noqa: E402
+import torch
 
-from benchmarks.random_weights import random_models  # noqa: E402
-from vsr_hpc.models import weights  # noqa: E402
-from vsr_hpc.models.cards import Card  # noqa: E402
-from vsr_hpc.upscale.engine import tune_allocator  # noqa: E402
-from vsr_hpc.upscale.rates import matrix_gflops, seconds_of  # noqa: E402
-from vsr_hpc.upscale.settings import cpu_flags, cpu_name  # noqa: E402
+from benchmarks.random_weights import random_models
+from vsr_hpc.bench.device_rates import (
+    matrix_gflops,
+    seconds_of,
+)
+from vsr_hpc.engine.settings import (
+    cpu_flags,
+    cpu_name,
+)
+from vsr_hpc.engine.upscaler import tune_allocator
+from vsr_hpc.models import weights
+from vsr_hpc.models.cards import Card
 
 SIZES = {"compact": (320, 180), "compact32": (320, 180), "rrdb": (160, 90)}
 CPU = torch.device("cpu")

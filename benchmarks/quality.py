@@ -20,16 +20,18 @@ from pathlib import Path
 
 import numpy as np
 
-from vsr_hpc.matlab import Picture8
-from vsr_hpc.media.images import write_image
+from vsr_hpc.bench.imresize import Picture8
+from vsr_hpc.bench.originals import STILLS, Lows, degraded, read_truth, to_rgb8
+from vsr_hpc.bench.quality import ModelRow, measure_quality, upscaled
+from vsr_hpc.engine.geometry import output_geometry
+from vsr_hpc.engine.settings import UpscaleRequest, device_facts, resolve_settings
+from vsr_hpc.engine.upscaler import Upscaler
 from vsr_hpc.media.picture import Colour, Frame, Picture
 from vsr_hpc.media.pixels import pixel_format
+from vsr_hpc.media.stills.still import write_image
 from vsr_hpc.models import weights
 from vsr_hpc.models.cards import Card, find_card
 from vsr_hpc.models.defaults import shipped_models
-from vsr_hpc.originals import STILLS, Lows, degraded, read_truth, to_rgb8
-from vsr_hpc.quality import ModelRow, measure_quality, upscaled
-from vsr_hpc.upscale.engine import Upscaler, UpscaleRequest, device_facts, output_geometry, resolve_settings
 
 FILTERS = ("bicubic", "lanczos")
 COLUMNS = ((2, "clean"), (2, "h264:23"), (4, "clean"), (4, "h264:23"), (4, "h264:35"))

@@ -86,10 +86,10 @@ def main() -> None:
 
 def _measure(folder: Path, clip: Path, count: int, wanted: argparse.Namespace) -> Steady:
     """One run with `count` workers of its own."""
-    from vsr_hpc.job import parse_job
-    from vsr_hpc.prepare import make_plan, prepare
-    from vsr_hpc.run import Run
-    from vsr_hpc.store import FolderStore
+    from vsr_hpc.job.spec import parse_job
+    from vsr_hpc.planning.preparation import make_plan, prepare
+    from vsr_hpc.run.run import Run
+    from vsr_hpc.storage.folder_store import FolderStore
 
     place = folder / f"run{count}"
     job = parse_job(
@@ -148,7 +148,7 @@ def _measure(folder: Path, clip: Path, count: int, wanted: argparse.Namespace) -
 
 
 def _startup(clip: Path, folder: Path, model: str) -> None:
-    from vsr_hpc.bench import bench_job, worker_startup
+    from vsr_hpc.bench.speed import bench_job, worker_startup
 
     job = bench_job(clip, folder, model, {}, {})
     rounds = [worker_startup(job, folder, len(os.sched_getaffinity(0))) for _ in range(3)]
@@ -159,13 +159,14 @@ def _startup(clip: Path, folder: Path, model: str) -> None:
 
 def _merge(folder: Path, size_mib: int) -> None:
     """Packets of a large lossless segment merged, flushed and hashed, against `cp` and sync of the same."""
-    from vsr_hpc.job import parse_job
-    from vsr_hpc.media.demo import make_demo_clip
-    from vsr_hpc.media.mux import SegmentPart, merge
-    from vsr_hpc.media.reader import read_frames
+    from vsr_hpc.bench.made_clip import make_demo_clip
+    from vsr_hpc.job.spec import parse_job
+    from vsr_hpc.media.clip.reader import read_frames
+    from vsr_hpc.media.encode.segment_writer import SegmentWriter
+    from vsr_hpc.media.merge.merge import merge
+    from vsr_hpc.media.merge.segment_packets import SegmentPart
     from vsr_hpc.media.timeline import Timeline
-    from vsr_hpc.media.writer import SegmentWriter
-    from vsr_hpc.prepare import make_plan, prepare, streams_request
+    from vsr_hpc.planning.preparation import make_plan, prepare, streams_request
 
     seconds = max(1.0, size_mib / 20)
     clip = make_demo_clip(folder / "large.mp4", seconds=seconds, size=(640, 360), audio=True)
@@ -183,8 +184,9 @@ def _merge(folder: Path, size_mib: int) -> None:
     plan, packed = make_plan(prepared, lambda ready, index: None)
     timeline = Timeline.from_bytes(packed)
     assert plan.encoding is not None
-    from vsr_hpc.prepare import upscale_request
-    from vsr_hpc.upscale.engine import Upscaler, resolve_settings
+    from vsr_hpc.engine.settings import resolve_settings
+    from vsr_hpc.engine.upscaler import Upscaler
+    from vsr_hpc.planning.preparation import upscale_request
 
     settings = resolve_settings(upscale_request(job, plan.picture), plan.card, plan.clip.picture)
     upscaler = Upscaler(plan.card, None, plan.clip.picture, plan.picture, settings, threads=1)
@@ -218,7 +220,7 @@ def _merge(folder: Path, size_mib: int) -> None:
 
 
 def _clip(folder: Path, frames: int) -> Path:
-    from vsr_hpc.media.demo import make_demo_clip
+    from vsr_hpc.bench.made_clip import make_demo_clip
 
     return make_demo_clip(folder / "clip.mp4", seconds=frames / 24, size=(96, 64), audio=False)
 

@@ -20,10 +20,10 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vsr_hpc.media import clip as clips
-from vsr_hpc.media.clip import local_source
-from vsr_hpc.media.reader import read_frames
-from vsr_hpc.media.scenes import find_cuts
+from vsr_hpc.media.clip.probe import index, probe
+from vsr_hpc.media.clip.reader import read_frames
+from vsr_hpc.media.clip.scenes import find_cuts
+from vsr_hpc.media.source import local_source
 
 SIZE = (192, 108)
 SHOTS = 12
@@ -77,8 +77,8 @@ def made_clip(path: Path, images: list[NDArray[np.uint8]], seed: int) -> tuple[i
 
 def ours(path: Path) -> tuple[int, ...]:
     source = local_source(path)
-    clip = clips.probe(source)
-    timeline = clips.index(clip, source)
+    clip = probe(source)
+    timeline = index(clip, source)
     return find_cuts(read_frames(clip, timeline, source, 0, len(timeline)), clip.picture)
 
 

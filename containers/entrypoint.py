@@ -111,7 +111,7 @@ def leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def run(arguments: list[str]) -> None:
-    from vsr_hpc import cli
+    from vsr_hpc.cli import main as cli
 
     sys.argv = ["vsr", *arguments]
     cli.main()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from vsr_hpc import cli
+from vsr_hpc.cli import main as cli
 
 MODULE = (sys.executable, "-m", "vsr_hpc")
 _NO_OVERRIDE = "-dac_override,-dac_read_search"

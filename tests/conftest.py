@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from vsr_hpc.environment import set_thread_policy
+from vsr_hpc.system.environment import set_thread_policy
 
 set_thread_policy()

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from tests.clips import numbered_clip
 from vsr_hpc.errors import VsrError
-from vsr_hpc.run import Run
-from vsr_hpc.status import read_status
+from vsr_hpc.run.run import Run
+from vsr_hpc.run.status import read_status
 
 _LIMIT_S = 240
 

@@ -11,7 +11,7 @@ from tests.require import require
 from vsr_hpc.errors import ModelError
 from vsr_hpc.models.cards import Card, Weights, write_card
 from vsr_hpc.models.networks import build
-from vsr_hpc.models.recognise import file_sha256
+from vsr_hpc.models.recognition import file_sha256
 
 
 def tiny_network(card: Card, seed: int = 3) -> nn.Module:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.clips import numbered_clip
-from vsr_hpc.interrupts import StopFlag
-from vsr_hpc.job import JobSpec, parse_job
-from vsr_hpc.prepare import make_plan, prepare
-from vsr_hpc.run import Done, Run
-from vsr_hpc.store import FolderStore
+from vsr_hpc.job.spec import JobSpec, parse_job
+from vsr_hpc.planning.preparation import make_plan, prepare
+from vsr_hpc.run.run import Done, Run
+from vsr_hpc.storage.folder_store import FolderStore
+from vsr_hpc.system.interrupts import StopFlag
 
 
 def tiny_job(folder: Path, *, frames: int = 24, **sections: Any) -> JobSpec:

@@ -22,13 +22,13 @@ from unittest import mock
 
 from tests.moto_server import moto_server
 from tests.runs import planned_run, tiny_job
-from vsr_hpc import worker
-from vsr_hpc.interrupts import StopFlag
-from vsr_hpc.pipeline import ShardWork, Workbench
-from vsr_hpc.plan import Shard
-from vsr_hpc.run import Run, SegmentFacts
-from vsr_hpc.status import read_status
-from vsr_hpc.store import FolderStore, Store, open_store
+from vsr_hpc.planning.plan import Shard
+from vsr_hpc.run.run import Run, SegmentFacts
+from vsr_hpc.run.status import read_status
+from vsr_hpc.storage.folder_store import FolderStore, Store, open_store
+from vsr_hpc.system.interrupts import StopFlag
+from vsr_hpc.work import worker
+from vsr_hpc.work.pipeline import ShardWork, Workbench
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +94,8 @@ def measure(run: Run, workers: int, stores: list[Store]) -> Scale:
     with (
         mock.patch.object(worker, "make_segments", no_pixels),
         mock.patch.object(worker, "build_upscaler", lambda plan, threads: (stub, {"device": "none"})),
-        mock.patch("vsr_hpc.run.open_store", lambda uri: next(supply)),
-        mock.patch("vsr_hpc.source.open_source", mock.Mock()),
+        mock.patch("vsr_hpc.run.run.open_store", lambda uri: next(supply)),
+        mock.patch("vsr_hpc.storage.s3_source.open_source", mock.Mock()),
     ):
         threads = [
             threading.Thread(target=worker.work, args=(run.uri, options, StopFlag())) for _ in range(workers)

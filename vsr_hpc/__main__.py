@@ -1,3 +1,3 @@
-from vsr_hpc.cli import main
+from vsr_hpc.cli.main import main
 
 main()

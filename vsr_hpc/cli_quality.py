@@ -19,8 +19,8 @@ def measure(
     folder: Path, *, models: str | None, scale: float | None, degrade: str, threads: int, is_json: bool
 ) -> None:
     """Print PSNR and SSIM (LPIPS where installed) of every model, as a table in Markdown or as JSON."""
+    from vsr_hpc.bench.quality import measure_quality, rows_of_text
     from vsr_hpc.models.defaults import shipped_models
-    from vsr_hpc.quality import measure_quality, rows_of_text
 
     factor = 4.0 if scale is None else scale
     if factor != int(factor):

@@ -11,24 +11,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsr_hpc import forecast
 from vsr_hpc.errors import BackendError, JobError, MediaError, VsrError
 from vsr_hpc.executors import local
-from vsr_hpc.finish import is_in_place
-from vsr_hpc.interrupts import StopFlag
-from vsr_hpc.job import JobSpec, RangeSection, RunSection, StreamsSection
-from vsr_hpc.media import clip as clips
-from vsr_hpc.media.writer import encoder_build
+from vsr_hpc.forecast import forecast
+from vsr_hpc.job.spec import JobSpec, RangeSection, RunSection, StreamsSection
+from vsr_hpc.media.clip.probe import content_hash
+from vsr_hpc.media.encode.segment_writer import encoder_build
 from vsr_hpc.models.cards import WEIGHT_SUFFIXES
-from vsr_hpc.plan import Plan, PlanError, check_same, fingerprint, window_of
-from vsr_hpc.prepare import Prepared, check_space, frame_range, prepare
-from vsr_hpc.run import Done, Heartbeat, Run
-from vsr_hpc.source import open_source
-from vsr_hpc.status import RunStatus, read_status, with_costs
-from vsr_hpc.store import Store, open_store
+from vsr_hpc.planning.plan import Plan, PlanError, check_same, fingerprint, window_of
+from vsr_hpc.planning.preparation import Prepared, check_space, frame_range, prepare
+from vsr_hpc.run.run import Done, Heartbeat, Run
+from vsr_hpc.run.status import RunStatus, read_status, with_costs
+from vsr_hpc.storage.folder_store import Store, open_store
+from vsr_hpc.storage.s3_source import open_source
+from vsr_hpc.system.interrupts import StopFlag
+from vsr_hpc.work.finish import is_in_place
 
 if TYPE_CHECKING:
-    from vsr_hpc.verify import Verification
+    from vsr_hpc.verification.verify import Verification
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def ensure_plan(run: Run, *, is_new: bool = False) -> None:
     """
     try:
         if not run.has_plan():
-            from vsr_hpc.worker import plan_run
+            from vsr_hpc.work.worker import plan_run
 
             plan_run(run)
         stored = sum(facts.size_bytes for facts in run.store.list("segments/"))
@@ -111,7 +111,7 @@ def already_done(run: Run) -> Done | None:
 
 def _check_executor(job: JobSpec) -> None:
     if job.on == "aws-batch":
-        from vsr_hpc.executors import aws_batch
+        from vsr_hpc.executors.aws_batch import submission as aws_batch
 
         aws_batch.check(job)
 
@@ -128,8 +128,8 @@ def run_here(
 
     `how` says with how many workers, GPUs and threads this time; the plan's job where it is left out.
     """
-    from vsr_hpc import worker
-    from vsr_hpc.finish import finish_patiently
+    from vsr_hpc.work import worker
+    from vsr_hpc.work.finish import finish_patiently
 
     how = how or run.plan.job.run
     gpus = local.visible_gpus() if how.gpus is None else how.gpus
@@ -163,11 +163,11 @@ def start_elsewhere(run: Run, job: JobSpec, after: Run | None = None) -> str:
     _check_executor(job)
     begun: str
     if job.on == "aws-batch":
-        from vsr_hpc.executors import aws_batch
+        from vsr_hpc.executors.aws_batch import submission as aws_batch
 
         begun = aws_batch.start(run, job, after).text()
     else:
-        from vsr_hpc.executors import slurm
+        from vsr_hpc.executors.slurm import submission as slurm
 
         begun = slurm.start(run, job).text()
     forecast.note(run, job)
@@ -194,11 +194,11 @@ def cancel(run: Run) -> bool:
     run.cancel()
     where = executor_of(run)
     if where == "slurm":
-        from vsr_hpc.executors import slurm
+        from vsr_hpc.executors.slurm import submission as slurm
 
         slurm.cancel(run)
     if where == "aws-batch":
-        from vsr_hpc.executors import aws_batch
+        from vsr_hpc.executors.aws_batch import submission as aws_batch
 
         aws_batch.cancel(run)
     return True
@@ -209,11 +209,11 @@ def whole_status(run: Run) -> RunStatus:
     found = with_costs(read_status(run), run)
     where = found.rounds[-1].executor if found.rounds else "local"
     if where == "aws-batch":
-        from vsr_hpc.executors import aws_batch
+        from vsr_hpc.executors.aws_batch import submission as aws_batch
 
         lines, is_open = aws_batch.queue_of(run)
     elif any(each.executor == "slurm" for each in found.rounds):
-        from vsr_hpc.executors import slurm
+        from vsr_hpc.executors.slurm import submission as slurm
 
         lines, is_open = slurm.queue_of(run)
     else:
@@ -247,7 +247,7 @@ def retry(run: Run, *, retries_poisoned: bool = False) -> int:
 
 def finish_here(run: Run) -> Done:
     """Merge and verify a complete run in this process, or see another process do it."""
-    from vsr_hpc.finish import finish_patiently
+    from vsr_hpc.work.finish import finish_patiently
 
     return already_done(run) or finish_patiently(run, os.uname().nodename)
 
@@ -267,7 +267,7 @@ def verify_here(
     source: str, output: str, *, is_deep: bool, streams: StreamsSection, wanted: RangeSection
 ) -> Verification:
     """Compare an output with its source; a run beside the output tells what was asked for."""
-    from vsr_hpc.verify import verify
+    from vsr_hpc.verification.verify import verify
 
     beside = open_store(f"{output.rstrip('/')}.vsr")
     plan = _plan_beside(beside)
@@ -399,7 +399,7 @@ def _fingerprint(run: Run, prepared: Prepared) -> dict[str, str]:
     job = prepared.job
     return fingerprint(
         job,
-        content_sha256=clips.content_hash(prepared.source),
+        content_sha256=content_hash(prepared.source),
         card=prepared.card,
         picture=prepared.picture,
         encoding=prepared.encoding,

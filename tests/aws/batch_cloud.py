@@ -19,14 +19,14 @@ import yaml
 from tests.clips import numbered_clip
 from tests.commands import Said, vsr
 from tests.moto_server import Moto, moto_server
-from vsr_hpc.batch.lifecycle import init
-from vsr_hpc.batch.looks import Account
-from vsr_hpc.batch.wanted import Settings
-from vsr_hpc.interrupts import StopFlag
-from vsr_hpc.job import load_job
+from vsr_hpc.aws.batch.installation import init
+from vsr_hpc.aws.batch.inventory import Account
+from vsr_hpc.aws.batch.resources import Settings
+from vsr_hpc.job.spec import load_job
 from vsr_hpc.launch import ensure_plan, run_here, submit
-from vsr_hpc.run import Run
-from vsr_hpc.store_s3 import S3Store
+from vsr_hpc.run.run import Run
+from vsr_hpc.storage.s3_store import S3Store
+from vsr_hpc.system.interrupts import StopFlag
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -44,7 +44,7 @@ def slow(module):
         time.sleep(float(os.environ.get("SLOW_S", "0")) * len(frames))
         return upscale(self, frames)
     module.Upscaler.__call__ = slowly
-CHANGES = {"vsr_hpc.store_s3": shorten, "vsr_hpc.upscale.engine": slow}
+CHANGES = {"vsr_hpc.storage.s3_store": shorten, "vsr_hpc.engine.upscaler": slow}
 class Hook(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name not in CHANGES:

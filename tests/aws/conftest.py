@@ -10,8 +10,8 @@ import pytest
 
 from tests.aws.batch_cloud import cloud, installed_cloud
 from tests.require import require
-from vsr_hpc.cluster.pcluster import Tool, find_tool
-from vsr_hpc.cluster.values import Values, load_values
+from vsr_hpc.aws.cluster.pcluster import Tool, find_tool
+from vsr_hpc.aws.cluster.values import Values, load_values
 
 __all__ = ["cloud", "installed_cloud"]
 

@@ -12,14 +12,14 @@ import pytest
 
 from tests.aws.batch_cloud import PREFIX, REGION, Cloud, Film
 from tests.commands import vsr
-from vsr_hpc.executors import aws_batch
-from vsr_hpc.executors.batch_definition import Wanted
-from vsr_hpc.executors.batch_task import Place, exit_code, work_here
-from vsr_hpc.interrupts import Reason
-from vsr_hpc.job import load_job
+from vsr_hpc.aws.batch.definition import Wanted
+from vsr_hpc.executors.aws_batch import submission as aws_batch
+from vsr_hpc.executors.aws_batch.worker_task import Place, exit_code, work_here
+from vsr_hpc.job.spec import load_job
 from vsr_hpc.launch import placed
-from vsr_hpc.run import Run
-from vsr_hpc.store import open_store
+from vsr_hpc.run.run import Run
+from vsr_hpc.storage.folder_store import open_store
+from vsr_hpc.system.interrupts import Reason
 
 pytestmark = pytest.mark.aws
 

@@ -13,11 +13,11 @@ from botocore.exceptions import ClientError
 from moto import mock_aws
 
 from tests.aws.conftest import VALUES
-from vsr_hpc.cluster.account import examine
-from vsr_hpc.cluster.document import Finding, parse
-from vsr_hpc.cluster.render import find_template, render
-from vsr_hpc.cluster.rules import Subject
-from vsr_hpc.cluster.values import load_values
+from vsr_hpc.aws.cluster.account_rules import examine
+from vsr_hpc.aws.cluster.instance_rules import Subject
+from vsr_hpc.aws.cluster.render import find_template, render
+from vsr_hpc.aws.cluster.values import load_values
+from vsr_hpc.aws.cluster.yaml_document import Finding, parse
 
 
 @dataclass(frozen=True)

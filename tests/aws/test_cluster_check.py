@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vsr_hpc.cluster.check import CheckReport, check, check_named, load
-from vsr_hpc.cluster.document import Finding, parse
-from vsr_hpc.cluster.pcluster import Tool, validate_offline
-from vsr_hpc.cluster.render import Rendered, find_template, render
-from vsr_hpc.cluster.values import Values
+from vsr_hpc.aws.cluster.check import CheckReport, check, check_named, load
+from vsr_hpc.aws.cluster.pcluster import Tool, validate_offline
+from vsr_hpc.aws.cluster.render import Rendered, find_template, render
+from vsr_hpc.aws.cluster.values import Values
+from vsr_hpc.aws.cluster.yaml_document import Finding, parse
 from vsr_hpc.errors import JobError
 
 
@@ -130,7 +130,7 @@ def test_template_without_values_is_refused_with_the_way_out() -> None:
 
 
 def test_model_too_large_for_a_gpu_names_the_type(values: Values, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vsr_hpc.cluster.check._need", lambda _: 20000)
+    monkeypatch.setattr("vsr_hpc.aws.cluster.check._need", lambda _: 20000)
     report = check(load("dev", values), model="big", ask_account=False, ask_pcluster=False)
     told = [each for each in report.findings if each.rule == "gpu-memory"]
     assert len(told) == 2 and all("g4dn.xlarge" in each.message and "16384" in each.message for each in told)
@@ -147,7 +147,7 @@ def test_models_of_the_package_fit_the_smallest_gpu_of_the_standard_cluster(valu
 def test_missing_parallelcluster_is_a_warning_with_the_one_command(
     values: Values, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vsr_hpc.cluster.pcluster.find_tool", lambda: None)
+    monkeypatch.setattr("vsr_hpc.aws.cluster.pcluster.find_tool", lambda: None)
     report = check(load("dev", values), ask_account=False)
     assert [each.message for each in report.findings if "vsr cluster setup" in each.message]
     assert report.exit_code == 1

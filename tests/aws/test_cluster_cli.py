@@ -16,10 +16,10 @@ import yaml
 from typer.testing import CliRunner
 
 from tests.aws.conftest import VALUES
-from vsr_hpc.cli_cluster import app, storage_app
-from vsr_hpc.cluster import lifecycle
-from vsr_hpc.cluster.lifecycle import ClusterState
-from vsr_hpc.cluster.render import config_folder
+from vsr_hpc.aws.cluster import lifecycle
+from vsr_hpc.aws.cluster.lifecycle import ClusterState
+from vsr_hpc.aws.cluster.render import config_folder
+from vsr_hpc.cli.cluster import app, storage_app
 from vsr_hpc.errors import JobError
 
 READY = ClusterState(
@@ -130,8 +130,8 @@ def test_storage_init_refuses_names_that_would_reach_further(values_file: Path) 
 
 def test_cluster_modules_import_neither_torch_nor_parallelcluster() -> None:
     code = (
-        "import sys, vsr_hpc.cli_cluster;"
-        "from vsr_hpc.cluster import check, lifecycle, pack;"
+        "import sys, vsr_hpc.cli.cluster;"
+        "from vsr_hpc.aws.cluster import check, lifecycle, pack;"
         "sys.exit(bool({'torch', 'pcluster', 'av', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -23,13 +23,13 @@ from typer.testing import CliRunner
 from tests.aws.conftest import VALUES
 from tests.moto_server import moto_server
 from tests.require import require
-from vsr_hpc.cli_cluster import app
-from vsr_hpc.cluster import lifecycle
-from vsr_hpc.cluster.pack import upload_bootstrap
-from vsr_hpc.cluster.pcluster import Tool, call
-from vsr_hpc.cluster.render import config_folder, find_template, render
-from vsr_hpc.cluster.storage import Place, find_account, init
-from vsr_hpc.cluster.values import Values, load_values
+from vsr_hpc.aws.bucket import Place, find_account, init
+from vsr_hpc.aws.cluster import lifecycle
+from vsr_hpc.aws.cluster.node_environment import upload_bootstrap
+from vsr_hpc.aws.cluster.pcluster import Tool, call
+from vsr_hpc.aws.cluster.render import config_folder, find_template, render
+from vsr_hpc.aws.cluster.values import Values, load_values
+from vsr_hpc.cli.cluster import app
 from vsr_hpc.errors import JobError
 
 HERE = Path(__file__).parent

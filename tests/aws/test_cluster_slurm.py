@@ -13,10 +13,10 @@ import yaml
 
 from tests.aws.conftest import VALUES
 from tests.slurm.fixtures import ROOT, DevCluster, Options, started
-from vsr_hpc.cluster.document import parse
-from vsr_hpc.cluster.render import find_template, render
-from vsr_hpc.cluster.slurm_settings import check_slurm_settings
-from vsr_hpc.cluster.values import load_values
+from vsr_hpc.aws.cluster.render import find_template, render
+from vsr_hpc.aws.cluster.slurm_rules import check_slurm_settings
+from vsr_hpc.aws.cluster.values import load_values
+from vsr_hpc.aws.cluster.yaml_document import parse
 
 pytestmark = [pytest.mark.aws, pytest.mark.slurm]
 

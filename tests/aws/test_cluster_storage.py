@@ -15,10 +15,10 @@ from moto import mock_aws
 from moto.iam.access_control import PermissionResult
 from moto.s3.models import FakeBucket
 
-from vsr_hpc.cluster.lifecycle import active_runs
-from vsr_hpc.cluster.pack import pack, upload, upload_bootstrap
-from vsr_hpc.cluster.render import config_folder
-from vsr_hpc.cluster.storage import Place, init, plan_storage, policy
+from vsr_hpc.aws.bucket import Place, init, plan_storage, policy
+from vsr_hpc.aws.cluster.lifecycle import active_runs
+from vsr_hpc.aws.cluster.node_environment import pack, upload, upload_bootstrap
+from vsr_hpc.aws.cluster.render import config_folder
 from vsr_hpc.errors import JobError
 
 POLICIES = sorted(path.stem for path in (config_folder() / "iam").glob("*.json"))
@@ -229,7 +229,7 @@ def test_run_whose_workers_fell_silent_is_not_active(aws: None, monkeypatch: pyt
     s3 = boto3.client("s3", region_name="eu-west-1")
     s3.put_object(Bucket=PLACE.bucket, Key="vsr/runs/a/workers/w.json", Body=b"{}")
     late = datetime.now(timezone.utc) + timedelta(minutes=11)
-    monkeypatch.setattr("vsr_hpc.cluster.lifecycle._date", lambda _: late)
+    monkeypatch.setattr("vsr_hpc.aws.cluster.lifecycle._date", lambda _: late)
     assert active_runs(PLACE.bucket, "vsr", "eu-west-1") == ()
 
 

@@ -14,14 +14,15 @@ from tests.aws.test_batch_init import account as account
 from tests.aws.test_batch_init import elsewhere as elsewhere
 from tests.aws.test_batch_init import listed, quiet
 from tests.aws.test_batch_init import settings as settings
-from vsr_hpc import workflow_life, workflow_runs
-from vsr_hpc.batch.lifecycle import init
-from vsr_hpc.batch.looks import Account
-from vsr_hpc.batch.removal import delete
-from vsr_hpc.batch.state import state_of
-from vsr_hpc.batch.wanted import Settings, policy
-from vsr_hpc.job import parse_job
-from vsr_hpc.workflow import Kind
+from vsr_hpc.aws.batch.installation import init
+from vsr_hpc.aws.batch.inventory import Account
+from vsr_hpc.aws.batch.removal import delete
+from vsr_hpc.aws.batch.resources import Settings, policy
+from vsr_hpc.aws.batch.status import state_of
+from vsr_hpc.aws.workflow import executions as workflow_runs
+from vsr_hpc.aws.workflow import installation as workflow_life
+from vsr_hpc.aws.workflow.state_machine import Kind
+from vsr_hpc.job.spec import parse_job
 
 # Where IAM calls an operation by another name (service authorization reference).
 ACTIONS = {

@@ -15,7 +15,7 @@ import pytest
 from tests.browser.chromium import Browser, browser, why_not
 from tests.browser.pages import made_run
 from tests.require import require
-from vsr_hpc.report.make import make_report
+from vsr_hpc.report.report import make_report
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,11 @@ from PIL import Image
 
 from tests.browser.chromium import PATIENCE_S, Browser, browser, why_not
 from tests.browser.pages import large_history
-from vsr_hpc.media.demo import make_demo_clip
-from vsr_hpc.preview import png, preview
-from vsr_hpc.report.make import gather
+from vsr_hpc.bench.made_clip import make_demo_clip
 from vsr_hpc.report.page import page
-from vsr_hpc.run import Run
+from vsr_hpc.report.preview import png, preview
+from vsr_hpc.report.report import gather
+from vsr_hpc.run.run import Run
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 MOST_BYTES = 300_000

@@ -18,8 +18,8 @@ from tests.browser.conftest import Live, dashboard
 from tests.clips import numbered_clip
 from tests.moto_server import moto_server
 from tests.require import require
-from vsr_hpc.run import Run
-from vsr_hpc.status import read_status
+from vsr_hpc.run.run import Run
+from vsr_hpc.run.status import read_status
 
 pytestmark = pytest.mark.browser
 

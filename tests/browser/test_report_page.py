@@ -10,8 +10,8 @@ import pytest
 
 from tests.browser.chromium import Browser
 from tests.browser.pages import large_history, made_run
-from vsr_hpc.report.make import gather
 from vsr_hpc.report.page import page
+from vsr_hpc.report.report import gather
 
 pytestmark = pytest.mark.browser
 

@@ -141,7 +141,7 @@ def test_moto_has_the_version_that_the_tests_use() -> None:
 def test_composes_commands_are_ours(name: str) -> None:
     from typer.main import get_command
 
-    from vsr_hpc import cli
+    from vsr_hpc.cli import main as cli
 
     root: Any = get_command(cli.app)
     first, *rest = services()[name]["command"]

@@ -30,7 +30,7 @@ from tests.moto_server import moto_server
 from tests.runs import finished, planned_run, tiny_job
 from tests.serving.samples import still
 from tests.serving.served import served
-from vsr_hpc.run import Run
+from vsr_hpc.run.run import Run
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]
 

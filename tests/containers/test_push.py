@@ -17,8 +17,8 @@ import pytest
 from tests.commands import vsr
 from tests.containers.files import ROOT
 from tests.moto_server import Moto, moto_server
+from vsr_hpc.aws.image_registry import Login, Target, read_login
 from vsr_hpc.errors import BackendError, JobError
-from vsr_hpc.image import Login, Target, read_login
 
 FAKE = ROOT / "tests" / "containers" / "fake_engine.py"
 REGION = "eu-central-1"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.moto_server import Moto, moto_server
 from tests.require import require
-from vsr_hpc.store import Store, open_store
+from vsr_hpc.storage.folder_store import Store, open_store
 
 
 @pytest.fixture(scope="session")

@@ -21,13 +21,14 @@ import typer
 
 from tests.clips import frame_number, numbered_clip, numbered_planes, picture
 from tests.commands import MODULE, process, vsr
-from vsr_hpc import __version__, cli
+from vsr_hpc import __version__
+from vsr_hpc.bench.made_clip import make_demo_clip
+from vsr_hpc.cli import main as cli
 from vsr_hpc.errors import VsrError
-from vsr_hpc.job import load_job
-from vsr_hpc.media.demo import make_demo_clip
-from vsr_hpc.media.images import read_image, write_image
-from vsr_hpc.media.reader import read_segment
-from vsr_hpc.run import Run, is_process_gone
+from vsr_hpc.job.spec import load_job
+from vsr_hpc.media.clip.reader import read_segment
+from vsr_hpc.media.stills.still import read_image, write_image
+from vsr_hpc.run.run import Run, is_process_gone
 
 _FAST = ("--model", "bicubic", "--preset", "ultrafast", "--scale", "2")
 ROOT = Path(__file__).parents[2]
@@ -84,7 +85,7 @@ def test_every_command_explains_itself_with_an_example(name: str, command: Any) 
 def test_help_imports_no_library_that_is_slow_to_load() -> None:
     heavy = ["torch", "numpy", "av", "boto3", "submitit", "imageio", "starlette"]
     program = (
-        "import sys; from vsr_hpc.cli import main; sys.argv = ['vsr', *sys.argv[1:]]\n"
+        "import sys; from vsr_hpc.cli.main import main; sys.argv = ['vsr', *sys.argv[1:]]\n"
         "try: main()\n"
         f"except SystemExit: print(sorted(set({heavy}) & set(sys.modules)))"
     )
@@ -233,7 +234,7 @@ def test_a_cancelled_run_goes_on_with_resume_from_any_folder(
 
 def _begun(document: dict[str, Any]) -> Run:
     """A run with its plan and a round, as if its workers had just been started."""
-    from vsr_hpc.job import parse_job
+    from vsr_hpc.job.spec import parse_job
     from vsr_hpc.launch import ensure_plan, submit
 
     run = submit(parse_job(document, "test")).run
@@ -290,7 +291,7 @@ def test_new_throws_the_earlier_run_away_only_for_a_job_that_can_run(made: Path)
 def test_a_run_that_was_begun_with_other_settings_and_has_no_plan_is_not_continued(
     clip: Path, here: Path
 ) -> None:
-    from vsr_hpc.job import parse_job
+    from vsr_hpc.job.spec import parse_job
     from vsr_hpc.launch import submit
 
     document: dict[str, Any] = {"input": str(clip), "output": "out.mkv", "model": "nearest"}

@@ -21,13 +21,14 @@ from safetensors.torch import save_file
 
 from tests.clips import _tag, picture
 from tests.runs import finished, planned_run, tiny_job
-from vsr_hpc.media.clip import local_source, probe
-from vsr_hpc.media.headers import with_track_header
+from vsr_hpc.media.clip.probe import probe
+from vsr_hpc.media.clip.reader import read_segment
+from vsr_hpc.media.merge.header_edits import with_track_header
 from vsr_hpc.media.picture import Colour, Frame, Mastering, Picture
-from vsr_hpc.media.reader import read_segment
+from vsr_hpc.media.source import local_source
 from vsr_hpc.models.cards import Card, find_card
 from vsr_hpc.models.networks import build
-from vsr_hpc.verify import verify
+from vsr_hpc.verification.verify import verify
 
 Planes = tuple[NDArray[Any], ...]
 Siting = Literal["left", "center", "topleft"]

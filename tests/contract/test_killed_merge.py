@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.runs import planned_run, tiny_job
-from vsr_hpc import worker
-from vsr_hpc.interrupts import StopFlag
-from vsr_hpc.run import Run
+from vsr_hpc.run.run import Run
+from vsr_hpc.system.interrupts import StopFlag
+from vsr_hpc.work import worker
 
 LIMIT_S = 120.0
 FINISH, RESUME, BATCH = ("finish",), ("resume",), ("batch", "finish")

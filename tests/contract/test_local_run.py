@@ -21,21 +21,21 @@ import torch
 from tests.clips import frame_number, numbered_clip
 from tests.kills import killed, undisturbed
 from tests.runs import finished, planned_run, tiny_job
-from vsr_hpc import worker
 from vsr_hpc.errors import BackendError, JobError, MediaError
-from vsr_hpc.interrupts import Reason, StopFlag
-from vsr_hpc.job import RangeSection, StreamsSection
+from vsr_hpc.job.spec import RangeSection, StreamsSection
 from vsr_hpc.launch import ensure_plan, run_here, submit, verify_here
-from vsr_hpc.media.clip import Source
+from vsr_hpc.media.clip.reader import read_segment
 from vsr_hpc.media.decoder import open_decoder
 from vsr_hpc.media.picture import Frame
-from vsr_hpc.media.reader import read_segment
+from vsr_hpc.media.source import Source
 from vsr_hpc.models.networks import Compact
-from vsr_hpc.outputs import open_output
-from vsr_hpc.report.make import verify_whole
-from vsr_hpc.run import Run, is_process_gone
-from vsr_hpc.status import read_status
-from vsr_hpc.verify import verify
+from vsr_hpc.report.report import verify_whole
+from vsr_hpc.run.run import Run, is_process_gone
+from vsr_hpc.run.status import read_status
+from vsr_hpc.storage.output import open_output
+from vsr_hpc.system.interrupts import Reason, StopFlag
+from vsr_hpc.verification.verify import verify
+from vsr_hpc.work import worker
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +138,7 @@ def test_a_merge_that_dies_leaves_no_output_and_starts_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("vsr_hpc.finish.merge", dies)
+        patched.setattr("vsr_hpc.work.finish.merge", dies)
         with pytest.raises(KeyboardInterrupt):
             finished(run)
     assert not Path(job.output).exists()
@@ -181,7 +181,7 @@ def test_two_workers_making_other_bytes_for_one_shard_do_no_harm(
         return taken(self, name, generation, who, node)
 
     monkeypatch.setattr(Run, "take", take_both)
-    monkeypatch.setattr("vsr_hpc.claims.random.randrange", lambda count: 0)
+    monkeypatch.setattr("vsr_hpc.run.claims.random.randrange", lambda count: 0)
     options = worker.WorkerOptions(threads=1)
     threads = [threading.Thread(target=worker.work, args=(run.uri, options, StopFlag())) for _ in range(2)]
     for thread in threads:
@@ -441,8 +441,10 @@ def test_a_shard_of_several_chunks_reads_its_source_in_one_go(
         opened.append(source.uri)
         return open_decoder(source, *given, **named)
 
-    monkeypatch.setattr("vsr_hpc.finish.write_at_end", lambda run, receipts: None)  # it reads pictures, too
-    monkeypatch.setattr("vsr_hpc.media.reader.open_decoder", noted)
+    monkeypatch.setattr(
+        "vsr_hpc.work.finish.write_at_end", lambda run, receipts: None
+    )  # it reads pictures, too
+    monkeypatch.setattr("vsr_hpc.media.clip.reader.open_decoder", noted)
     assert finished(run).sha256 == wanted
     assert opened.count(run.plan.clip.uri) == run.plan.shard_count
 

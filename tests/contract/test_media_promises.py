@@ -15,13 +15,14 @@ from tests.clips import frame_number, numbered_clip
 from tests.runs import finished, planned_run
 from tests.unit.test_mux import QUARTER_TURN, rich_source
 from vsr_hpc.errors import JobError
-from vsr_hpc.job import parse_job
-from vsr_hpc.media.clip import index, local_source, probe
-from vsr_hpc.media.headers import with_track_header
+from vsr_hpc.job.spec import parse_job
+from vsr_hpc.media.clip.probe import index, probe
+from vsr_hpc.media.clip.reader import read_frames
+from vsr_hpc.media.merge.header_edits import with_track_header
 from vsr_hpc.media.picture import Frame
-from vsr_hpc.media.reader import read_frames
-from vsr_hpc.run import Run
-from vsr_hpc.verify import Verification, verify
+from vsr_hpc.media.source import local_source
+from vsr_hpc.run.run import Run
+from vsr_hpc.verification.verify import Verification, verify
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,12 @@ from tests.commands import vsr
 from tests.moto_server import Moto
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.errors import JobError
-from vsr_hpc.inputs import expand
+from vsr_hpc.job.inputs import expand
 from vsr_hpc.launch import submit
-from vsr_hpc.outputs import open_output
-from vsr_hpc.prepare import prepare
-from vsr_hpc.run import Run
-from vsr_hpc.store import open_store
+from vsr_hpc.planning.preparation import prepare
+from vsr_hpc.run.run import Run
+from vsr_hpc.storage.folder_store import open_store
+from vsr_hpc.storage.output import open_output
 
 
 @pytest.fixture(autouse=True)

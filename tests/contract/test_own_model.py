@@ -8,10 +8,11 @@ import pytest
 
 from tests.contract.test_repeats import small_card
 from tests.runs import tiny_job
-from vsr_hpc import staging, worker
-from vsr_hpc.interrupts import StopFlag
-from vsr_hpc.run import Run
-from vsr_hpc.store import FolderStore
+from vsr_hpc.run import model_copy as staging
+from vsr_hpc.run.run import Run
+from vsr_hpc.storage.folder_store import FolderStore
+from vsr_hpc.system.interrupts import StopFlag
+from vsr_hpc.work import worker
 
 
 @pytest.mark.parametrize("kind", ["a file", "an imported card"])

@@ -21,12 +21,12 @@ from tests.clips import numbered_clip
 from tests.recurrent import tiny_model
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.errors import JobError
-from vsr_hpc.interrupts import StopFlag
-from vsr_hpc.job import JobSpec
+from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.launch import submit
-from vsr_hpc.media.reader import read_segment
-from vsr_hpc.run import Run
-from vsr_hpc.worker import WorkerOptions, work
+from vsr_hpc.media.clip.reader import read_segment
+from vsr_hpc.run.run import Run
+from vsr_hpc.system.interrupts import StopFlag
+from vsr_hpc.work.worker import WorkerOptions, work
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ import pytest
 from tests.clips import numbered_clip, numbered_planes, picture
 from tests.commands import Said, as_ordinary_user, process, vsr
 from tests.require import require
-from vsr_hpc.media.images import write_image
+from vsr_hpc.media.stills.still import write_image
 
 JOB, MEDIA, MODEL = 2, 3, 4
 _FASTEST = ("--preset", "ultrafast")

@@ -13,19 +13,20 @@ import torch
 
 from tests.clips import picture, video_frame
 from tests.runs import finished, planned_run, tiny_job
-from vsr_hpc import prepare, staging
 from vsr_hpc.errors import JobError
-from vsr_hpc.job import JobSpec
+from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.launch import submit
 from vsr_hpc.models import cards
 from vsr_hpc.models.cards import Card, Weights, find_card, with_denoise, write_card
 from vsr_hpc.models.networks import Compact
-from vsr_hpc.models.recognise import file_sha256
+from vsr_hpc.models.recognition import file_sha256
 from vsr_hpc.models.weights import load
-from vsr_hpc.plan import Plan
-from vsr_hpc.run import Receipt, Run
-from vsr_hpc.status import read_status
-from vsr_hpc.store import FolderStore
+from vsr_hpc.planning import preparation as prepare
+from vsr_hpc.planning.plan import Plan
+from vsr_hpc.run import model_copy as staging
+from vsr_hpc.run.run import Receipt, Run
+from vsr_hpc.run.status import read_status
+from vsr_hpc.storage.folder_store import FolderStore
 
 
 @pytest.fixture(autouse=True)

@@ -20,11 +20,11 @@ from tests.clips import frame_number, numbered_clip
 from tests.moto_server import Moto
 from tests.require import require
 from vsr_hpc.errors import BackendError, JobError, MediaError
-from vsr_hpc.media.clip import index, probe
-from vsr_hpc.media.reader import read_frames
+from vsr_hpc.media.clip.probe import index, probe
+from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.source import FileSource, local_source
-from vsr_hpc.s3 import S3Address, S3Connection, S3Options
-from vsr_hpc.source import RangedSource, SourceSettings, open_source
+from vsr_hpc.storage.s3_connection import S3Address, S3Connection, S3Options
+from vsr_hpc.storage.s3_source import RangedSource, SourceSettings, open_source
 
 _BLOCK = 16 << 10
 _CONTENT = random.Random(0).randbytes(16 * _BLOCK + 777)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vsr_hpc.errors import JobError
-from vsr_hpc.store import MissingObject, Store, open_store
+from vsr_hpc.storage.folder_store import MissingObject, Store, open_store
 
 
 def test_put_replaces_what_read_gives_back(store: Store) -> None:

@@ -12,7 +12,8 @@ import pytest
 from tests.moto_server import Moto, moto_server
 from tests.serving.samples import network_file
 from tests.serving.served import Served, served
-from vsr_hpc.serving import calls, transform
+from vsr_hpc.serving import client as calls
+from vsr_hpc.serving import client as transform
 from vsr_hpc.serving.client import client
 
 

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.moto_server import Moto
-from vsr_hpc.serving import endpoints
-from vsr_hpc.serving.calls import Step
-from vsr_hpc.serving.rollout import Patience
-from vsr_hpc.serving.spec import EndpointSpec
+from vsr_hpc.aws.calls import Step
+from vsr_hpc.aws.endpoint import endpoint as endpoints
+from vsr_hpc.aws.endpoint import spec_file
+from vsr_hpc.aws.endpoint.rollout import Patience
+from vsr_hpc.aws.endpoint.spec import EndpointSpec
 
 ACCOUNT = "123456789012"
 IMAGE = f"{ACCOUNT}.dkr.ecr.eu-central-1.amazonaws.com/vsr:1"
@@ -35,7 +36,7 @@ def document(url: str = "http://127.0.0.1:1", **more: Any) -> dict[str, Any]:
 
 
 def spec(url: str = "http://127.0.0.1:1", **more: Any) -> EndpointSpec:
-    return endpoints.parse_spec(document(url, **more), "endpoint.yaml")
+    return spec_file.parse_spec(document(url, **more), "endpoint.yaml")
 
 
 def apply(wanted: EndpointSpec, **more: Any) -> tuple[Step, ...]:

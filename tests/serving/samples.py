@@ -12,7 +12,7 @@ import numpy as np
 from tests.clips import numbered_clip
 from vsr_hpc.media.picture import Colour, Frame, Picture
 from vsr_hpc.media.pixels import pixel_format
-from vsr_hpc.media.stills import encode_image, read_image, resolve_image_encoding, still_picture
+from vsr_hpc.media.stills.still import encode_image, read_image, resolve_image_encoding, still_picture
 
 
 def rgb(width: int = 64, height: int = 48) -> Picture:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from tests.serving.samples import rgb
+from vsr_hpc.engine.settings import UpscaleRequest, device_facts, resolve_settings
 from vsr_hpc.errors import BackendError
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.models.cards import find_card
 from vsr_hpc.serving.batcher import Batcher
-from vsr_hpc.serving.shelf import Bench, Model
-from vsr_hpc.upscale.settings import UpscaleRequest, device_facts, resolve_settings
+from vsr_hpc.serving.loaded_models import Bench, Model
 
 
 def bench(batch: int = 4, name: str = "one") -> Bench:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tests.serving.inside import loaded
 from tests.serving.samples import clip, still
-from vsr_hpc.serving.gate import Call
+from vsr_hpc.serving.admission import Call
+from vsr_hpc.serving.bodies import join_recordio
 from vsr_hpc.serving.limits import Limits
-from vsr_hpc.serving.options import parse_content_type
-from vsr_hpc.serving.records import join_recordio
+from vsr_hpc.serving.request import parse_content_type
 from vsr_hpc.serving.service import Asked
 from vsr_hpc.serving.stills import Answer
 

@@ -15,9 +15,11 @@ from tests.moto_server import Moto
 from tests.serving.endpoint_files import HURRY, ROLE, TOPIC, apply, document, kinds, pass_time, spec
 from tests.serving.samples import still
 from tests.serving.served import Served
-from vsr_hpc import cli_endpoint
+from vsr_hpc.aws.endpoint import endpoint as endpoints
+from vsr_hpc.aws.endpoint import requests as wanted
+from vsr_hpc.aws.endpoint import spec_file, transform
+from vsr_hpc.cli import endpoint as cli_endpoint
 from vsr_hpc.errors import BackendError, JobError
-from vsr_hpc.serving import endpoints, transform, wanted
 from vsr_hpc.serving.client import Question, invoke
 
 
@@ -199,7 +201,7 @@ def test_a_plan_that_aws_would_refuse_is_refused_before_anything_is_made(account
         apply(spec(instance_type="ml.g5.tiny"))
     elsewhere = document(image="123456789012.dkr.ecr.us-east-1.amazonaws.com/vsr:1")
     with pytest.raises(JobError, match="lies in us-east-1, and you are working in eu-central-1"):
-        apply(endpoints.parse_spec(elsewhere, "endpoint.yaml"))
+        apply(spec_file.parse_spec(elsewhere, "endpoint.yaml"))
     assert not any(everything(account).values())
 
 

@@ -12,10 +12,10 @@ from tests.serving.samples import still
 from vsr_hpc.errors import MediaError
 from vsr_hpc.media.picture import Colour, Picture
 from vsr_hpc.media.pixels import pixel_format
-from vsr_hpc.media.stills import encode_image, resolve_image_encoding
-from vsr_hpc.serving import stills
+from vsr_hpc.media.stills import still as stills
+from vsr_hpc.media.stills.still import encode_image, resolve_image_encoding
 from vsr_hpc.serving.limits import Limits, Refusal
-from vsr_hpc.serving.options import Content
+from vsr_hpc.serving.request import Content
 from vsr_hpc.serving.stills import decode_still
 
 WIDTH, HEIGHT = 2600, 1800

@@ -165,13 +165,13 @@ def test_ping_answers_while_the_device_and_the_clients_are_busy(narrow: Served) 
 
 def test_answers_do_not_wait_for_the_acknowledgement_of_their_head() -> None:
     """asyncio sets TCP_NODELAY only where the listening socket names its protocol (40 ms a request)."""
-    from vsr_hpc.serving.server import _bound
+    from vsr_hpc.serving.app import _bound
 
     with _bound("127.0.0.1", 0) as listening:
         assert listening.proto == socket.IPPROTO_TCP
 
 
 def test_the_server_listens_before_torch_is_imported() -> None:
-    code = "import sys, vsr_hpc.serving.server; print('torch' in sys.modules)"
+    code = "import sys, vsr_hpc.serving.app; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

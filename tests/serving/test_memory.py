@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.serving.samples import clip
-from vsr_hpc.media.clip import local_source, probe
+from vsr_hpc.media.clip.probe import probe
+from vsr_hpc.media.source import local_source
 
 _FIELDS = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks")
 

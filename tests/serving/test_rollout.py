@@ -13,10 +13,11 @@ from tests.moto_server import Moto
 from tests.serving.endpoint_files import HURRY, TOPIC, apply, broken_server, pass_time, spec
 from tests.serving.samples import still
 from tests.serving.served import Served
+from vsr_hpc.aws.calls import Clients
+from vsr_hpc.aws.endpoint import endpoint as endpoints
+from vsr_hpc.aws.endpoint import inventory as accounts
+from vsr_hpc.aws.endpoint import promotion, roles
 from vsr_hpc.errors import BackendError, JobError, VerifyError
-from vsr_hpc.serving import account as accounts
-from vsr_hpc.serving import endpoints, promotion, roles
-from vsr_hpc.serving.calls import Clients
 
 CANARY = {"traffic": "canary", "percent": 10, "bake_s": 300}
 ALARMS = {"errors_percent": 5, "minutes": 3, "topic": TOPIC}

@@ -8,12 +8,12 @@ import pytest
 
 from tests.recurrent import tiny_model
 from tests.serving.samples import network_file, rgb
+from vsr_hpc.engine.settings import device_facts
 from vsr_hpc.errors import JobError
 from vsr_hpc.serving.limits import Limits, Refusal
-from vsr_hpc.serving.options import Options
-from vsr_hpc.serving.shelf import Bench, Model, Shelf, model_named, models_in
+from vsr_hpc.serving.loaded_models import Bench, Model, Shelf, model_named, models_in
+from vsr_hpc.serving.request import Options
 from vsr_hpc.serving.stills import Still, bench_for, decode_still
-from vsr_hpc.upscale.settings import device_facts
 
 CPU = device_facts("cpu")
 

@@ -11,12 +11,16 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.serving.endpoint_files import ROLE, document, spec
-from vsr_hpc import cli_endpoint
+from vsr_hpc.aws import calls
+from vsr_hpc.aws.calls import check, findings
+from vsr_hpc.aws.endpoint import bill as costs
+from vsr_hpc.aws.endpoint import changes as diff
+from vsr_hpc.aws.endpoint import endpoint as endpoints
+from vsr_hpc.aws.endpoint import roles, transform
+from vsr_hpc.aws.endpoint.requests import alarm_requests, config_request, model_request
+from vsr_hpc.aws.endpoint.spec_file import load_spec, parse_spec
+from vsr_hpc.cli import endpoint as cli_endpoint
 from vsr_hpc.errors import JobError
-from vsr_hpc.serving import costs, diff, endpoints, roles, transform
-from vsr_hpc.serving.calls import check, findings
-from vsr_hpc.serving.spec_file import load_spec, parse_spec
-from vsr_hpc.serving.wanted import alarm_requests, config_request, model_request
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "jobs").glob("endpoint-*.yaml"))
 REGION = "eu-central-1"
@@ -32,7 +36,7 @@ def test_every_example_loads_and_every_call_it_makes_is_one_that_aws_takes(path:
     if wanted.transform:
         job = transform.job_request(wanted, transform.job_name(wanted.name))
         assert not list(
-            findings(diff.Call(service="sagemaker", operation="create_transform_job", parameters=job))
+            findings(calls.Call(service="sagemaker", operation="create_transform_job", parameters=job))
         )
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.clips import numbered_clip
 from tests.serving.inside import listening, loaded, silent_client
-from vsr_hpc.serving import server
+from vsr_hpc.serving import app as server
 
 
 def asked(kind: str, options: str, body: bytes) -> bytes:

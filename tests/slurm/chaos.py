@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.slurm.fixtures import DevCluster, Options, why_not
 from tests.slurm.submitted import Submitted
-from vsr_hpc.job import RangeSection, StreamsSection
+from vsr_hpc.job.spec import RangeSection, StreamsSection
 from vsr_hpc.launch import verify_here
-from vsr_hpc.run import Run
+from vsr_hpc.run.run import Run
 
 import cluster_processes as processes  # isort: skip  (fixtures put it on the path)
 

@@ -12,17 +12,17 @@ import yaml
 
 from tests.clips import numbered_clip
 from tests.slurm.fixtures import DevCluster
-from vsr_hpc.executors.slurm import names_of
-from vsr_hpc.interrupts import StopFlag
-from vsr_hpc.job import load_job
+from vsr_hpc.executors.slurm.submission import names_of
+from vsr_hpc.job.spec import load_job
 from vsr_hpc.launch import ensure_plan, run_here, submit
-from vsr_hpc.run import Run
+from vsr_hpc.run.run import Run
+from vsr_hpc.system.interrupts import StopFlag
 
 PATIENCE_S = 300.0
 HOOK = """import importlib.abc, importlib.machinery, os, sys, time
 class Hook(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "vsr_hpc.upscale.engine":
+        if name != "vsr_hpc.engine.upscaler":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         load = spec.loader.exec_module

@@ -11,14 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 from tests.unit.test_engine import random_network
-from vsr_hpc import bench as benching
-from vsr_hpc.bench import measure
-from vsr_hpc.cli import app
-from vsr_hpc.cli_bench import table
+from vsr_hpc.bench import speed as benching
+from vsr_hpc.bench.device_rates import matrix_gflops, memory_gb_per_s, network_floor, seconds_of
+from vsr_hpc.bench.speed import measure
+from vsr_hpc.cli.bench import table
+from vsr_hpc.cli.main import app
 from vsr_hpc.errors import VsrError
+from vsr_hpc.forecast.profiles import load_profiles
 from vsr_hpc.models.networks import build
-from vsr_hpc.profiles import load_profiles
-from vsr_hpc.upscale.rates import matrix_gflops, memory_gb_per_s, network_floor, seconds_of
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from vsr_hpc.errors import JobError, ModelError
 from vsr_hpc.models.cards import Card, all_cards, find_card, user_cards_folder, write_card
 from vsr_hpc.models.defaults import shipped_models
-from vsr_hpc.models.recognise import theoretical_radius
+from vsr_hpc.models.network_costs import theoretical_radius
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +118,6 @@ def test_a_broken_user_card_names_its_file() -> None:
 
 
 def test_settings_and_geometry_import_no_torch() -> None:
-    code = "import sys, vsr_hpc.upscale.settings, vsr_hpc.upscale.geometry; print('torch' in sys.modules)"
+    code = "import sys, vsr_hpc.engine.settings, vsr_hpc.engine.geometry; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -16,20 +16,13 @@ from pydantic import TypeAdapter
 
 from tests.clips import Caption, Chapter, numbered_clip, picture, video_frame
 from vsr_hpc.errors import JobError, MediaError
-from vsr_hpc.media.boxes import Edit, Track, _has_crop, matroska_crops
-from vsr_hpc.media.clip import (
-    Clip,
-    Timeline,
-    content_hash,
-    index,
-    local_source,
-    parse_position,
-    probe,
-    select_range,
-)
-from vsr_hpc.media.interlace import Scan, judge_scan
+from vsr_hpc.media.clip.container_facts import Edit, Track, _has_crop, matroska_crops
+from vsr_hpc.media.clip.interlace import Scan, judge_scan
+from vsr_hpc.media.clip.probe import Clip, content_hash, index, probe
 from vsr_hpc.media.picture import Colour, Mastering
-from vsr_hpc.media.sidedata import _dolby_vision_profile
+from vsr_hpc.media.side_data import _dolby_vision_profile
+from vsr_hpc.media.source import local_source
+from vsr_hpc.media.timeline import Timeline, parse_position, select_range
 
 
 def clip_and_timeline(path: Path) -> tuple[Clip, Timeline]:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from vsr_hpc.engine.colour import Coding, quantise, shape, unshape
+from vsr_hpc.engine.filters import plane_axes, resample
+from vsr_hpc.engine.geometry import check_rgb_path
 from vsr_hpc.errors import MediaError
 from vsr_hpc.media.picture import Colour, Picture, PixelFormat
-from vsr_hpc.upscale.colour import Coding, quantise, shape, unshape
-from vsr_hpc.upscale.filters import plane_axes, resample
-from vsr_hpc.upscale.geometry import check_rgb_path
 
 SUBSAMPLING = {"420": (1, 1), "422": (1, 0), "444": (0, 0)}
 WIDTH, HEIGHT = 160, 64

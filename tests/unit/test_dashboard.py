@@ -10,9 +10,9 @@ import pytest
 
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.dashboard.guard import Door
-from vsr_hpc.dashboard.intake import Asked, Carrying, Folder, default_output, safe_name
 from vsr_hpc.dashboard.server import Board
-from vsr_hpc.dashboard.watch import Telling, Watched, read_line
+from vsr_hpc.dashboard.snapshots import Telling, Watched, read_line
+from vsr_hpc.dashboard.uploads import Asked, Carrying, Folder, default_output, safe_name
 from vsr_hpc.errors import JobError
 
 

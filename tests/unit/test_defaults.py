@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from tests.clips import numbered_planes, picture
+from vsr_hpc.bench.imresize import luma, resize, shrink
+from vsr_hpc.bench.made_clip import make_demo_clip
 from vsr_hpc.errors import JobError, ModelError
-from vsr_hpc.job import parse_job
-from vsr_hpc.matlab import luma, resize, shrink
-from vsr_hpc.media.demo import make_demo_clip
-from vsr_hpc.media.images import write_image
+from vsr_hpc.job.spec import parse_job
 from vsr_hpc.media.picture import Colour
+from vsr_hpc.media.stills.still import write_image
 from vsr_hpc.models import weights
 from vsr_hpc.models.cards import find_card
 from vsr_hpc.models.defaults import AUTO, default_model, kind_of_still, shipped_models
 from vsr_hpc.models.networks import build
-from vsr_hpc.prepare import prepare
-from vsr_hpc.similarity import psnr
+from vsr_hpc.planning.preparation import prepare
 from vsr_hpc.training.session import images_sha256
+from vsr_hpc.verification.similarity import psnr
 
 SHIPPED = Path(weights.__file__).parent / "shipped"
 

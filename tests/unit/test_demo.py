@@ -8,9 +8,10 @@ from pathlib import Path
 import av
 import pytest
 
+from vsr_hpc.bench.made_clip import make_demo_clip
 from vsr_hpc.errors import JobError
-from vsr_hpc.media.clip import index, local_source, probe
-from vsr_hpc.media.demo import make_demo_clip
+from vsr_hpc.media.clip.probe import index, probe
+from vsr_hpc.media.source import local_source
 
 
 def test_demo_clip_is_the_same_each_time(tmp_path: Path) -> None:

@@ -13,15 +13,16 @@ import pytest
 import torch
 
 from tests.unit.test_engine import CPU, noise_frame, picture, pixel, random_network, upscaler
-from vsr_hpc.media.demo import make_demo_clip
+from vsr_hpc.bench.made_clip import make_demo_clip
+from vsr_hpc.engine.colour import Coding
+from vsr_hpc.engine.device_path import DevicePath, as_float, as_samples
+from vsr_hpc.engine.geometry import output_picture
+from vsr_hpc.engine.settings import UpscaleRequest, choose_lanes, resolve_settings
+from vsr_hpc.engine.upscaler import Upscaler
+from vsr_hpc.media.clip.reader import read_segment
 from vsr_hpc.media.picture import Frame
-from vsr_hpc.media.reader import read_segment
 from vsr_hpc.models.cards import Card, Precision, card_of_file, find_card
 from vsr_hpc.models.weights import ensure
-from vsr_hpc.upscale.colour import Coding
-from vsr_hpc.upscale.device import DevicePath, as_float, as_samples
-from vsr_hpc.upscale.engine import Upscaler, UpscaleRequest, output_picture, resolve_settings
-from vsr_hpc.upscale.settings import choose_lanes
 
 
 @pytest.fixture(scope="module")

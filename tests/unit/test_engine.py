@@ -13,20 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vsr_hpc.engine import upscaler as engine
+from vsr_hpc.engine.geometry import output_picture
+from vsr_hpc.engine.settings import DeviceFacts, UpscaleRequest, UpscaleSettings, resolve_settings
+from vsr_hpc.engine.upscaler import Upscaler, platform_record
 from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError
 from vsr_hpc.media.picture import Colour, Frame, Picture, PixelFormat
 from vsr_hpc.models.cards import Card, Precision, card_of_file, find_card
 from vsr_hpc.models.networks import Rrdb, build
-from vsr_hpc.upscale import engine
-from vsr_hpc.upscale.engine import (
-    DeviceFacts,
-    Upscaler,
-    UpscaleRequest,
-    UpscaleSettings,
-    output_picture,
-    platform_record,
-    resolve_settings,
-)
 
 CPU = DeviceFacts(kind="cpu", name="test", memory_gib=4, has_fast_bf16=False, has_fast_fp16=False)
 SUBSAMPLING = {"420": (1, 1), "422": (1, 0), "444": (0, 0)}

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsr_hpc.estimate import (
+from vsr_hpc.aws.prices import prices
+from vsr_hpc.forecast.job_ways import (
     WORKER_COUNTS,
     Option,
     Place,
@@ -25,9 +26,8 @@ from vsr_hpc.estimate import (
     refusal,
     rounded,
 )
+from vsr_hpc.forecast.worker_speed import FrameWork, Pace
 from vsr_hpc.models.cards import find_card
-from vsr_hpc.pace import FrameWork, Pace
-from vsr_hpc.prices import prices
 
 CARD = find_card("RealESRGAN_x4plus")
 TABLE = prices("us-east-1")

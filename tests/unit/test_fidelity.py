@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests import clips
-from vsr_hpc.fidelity import Matcher, compare, luma_thumbnail, thumbnail, thumbnail_shape
 from vsr_hpc.media.picture import Colour, Frame
+from vsr_hpc.verification.frame_match import Matcher, compare, luma_thumbnail, thumbnail, thumbnail_shape
 
 Pictures = NDArray[np.float32]
 WIDTH, HEIGHT = 160, 96

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from vsr_hpc.engine.filters import Axis, Filter, code_map, plane_axes, resample, scaling_axis
 from vsr_hpc.media.picture import Colour, Picture, PixelFormat
-from vsr_hpc.upscale.filters import Axis, Filter, code_map, plane_axes, resample, scaling_axis
 
 
 def pixel(sub: str = "420", depth: int = 8) -> PixelFormat:

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from tests.runs import planned_run, tiny_job
-from vsr_hpc import worker
 from vsr_hpc.errors import BackendError
-from vsr_hpc.executors import batch_workflow, slurm
-from vsr_hpc.finish import finish_patiently, try_finish
-from vsr_hpc.interrupts import Reason, StopFlag
-from vsr_hpc.run import Done, Heartbeat, Liveness, Process, Run
-from vsr_hpc.store import FolderStore
+from vsr_hpc.executors.aws_batch import workflow_steps as batch_workflow
+from vsr_hpc.executors.slurm import submission as slurm
+from vsr_hpc.run.run import Done, Heartbeat, Liveness, Process, Run
+from vsr_hpc.storage.folder_store import FolderStore
+from vsr_hpc.system.interrupts import Reason, StopFlag
+from vsr_hpc.work import worker
+from vsr_hpc.work.finish import finish_patiently, try_finish
 
 LIMIT_S = 120.0
 
@@ -171,7 +172,7 @@ def test_a_merge_that_goes_on_after_it_was_taken_over_harms_nothing_and_ends_wel
     with merging(slow, lambda: finish_patiently(run, "frozen")) as (first,):
         with monkeypatch.context() as patched:
             patched.setattr(Run, "beat", lambda self, heartbeat: None)
-            patched.setattr("vsr_hpc.run.is_process_gone", lambda heartbeat: False)
+            patched.setattr("vsr_hpc.run.run.is_process_gone", lambda heartbeat: False)
             hurry(run, patched)
             second = finish_patiently(run, "awake")
         assert run.store.list("segments/") == ()
@@ -191,7 +192,7 @@ def test_an_error_of_a_merge_counts_only_where_no_other_process_has_taken_it_ove
             assert run.take("finish", 2, "finish-far", "n9") is not None
         raise BackendError("the partial file is gone")
 
-    monkeypatch.setattr("vsr_hpc.finish.finish", fails)
+    monkeypatch.setattr("vsr_hpc.work.finish.finish", fails)
     observer = Liveness(run=run, task="", worker="frozen")
     refusal = contextlib.nullcontext() if is_taken_over else pytest.raises(BackendError, match="is gone")
     with refusal:

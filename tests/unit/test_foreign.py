@@ -16,14 +16,14 @@ from torch import nn
 
 from tests.clips import numbered_frame, picture
 from tests.require import require
+from vsr_hpc.engine.geometry import output_picture
+from vsr_hpc.engine.settings import UpscaleRequest, device_facts, resolve_settings
+from vsr_hpc.engine.upscaler import Upscaler
 from vsr_hpc.errors import ModelError
 from vsr_hpc.models.cards import Card, Weights, card_of_file, find_card
 from vsr_hpc.models.networks import build
-from vsr_hpc.models.recognise import UnknownNetworkError
+from vsr_hpc.models.recognition import UnknownNetworkError
 from vsr_hpc.models.weights import import_weights, load, open_network
-from vsr_hpc.upscale.engine import Upscaler
-from vsr_hpc.upscale.geometry import output_picture
-from vsr_hpc.upscale.settings import UpscaleRequest, device_facts, resolve_settings
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ def test_the_published_swinir_cards_fit_their_network() -> None:
 
 def need_spandrel() -> Any:
     try:
-        from vsr_hpc.models.foreign import _spandrel
+        from vsr_hpc.models.spandrel_networks import _spandrel
 
         return _spandrel()
     except ModelError as exc:
@@ -198,7 +198,7 @@ def test_spandrel_loads_where_torchvision_is_absent_or_broken_and_no_stand_in_st
         "        if name.partition('.')[0] == 'torchvision':\n"
         "            raise RuntimeError('operator torchvision::nms does not exist')\n"
         "sys.meta_path.insert(0, Broken())\n"
-        "from vsr_hpc.models.foreign import _spandrel\n"
+        "from vsr_hpc.models.spandrel_networks import _spandrel\n"
         "print(len(_spandrel().MAIN_REGISTRY.architectures()) > 40, 'torchvision' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -6,9 +6,9 @@ from fractions import Fraction
 
 import pytest
 
+from vsr_hpc.engine.geometry import MAX_SIDE, output_geometry, output_picture
 from vsr_hpc.errors import JobError
 from vsr_hpc.media.picture import Colour, Picture, PixelFormat
-from vsr_hpc.upscale.geometry import MAX_SIDE, output_geometry, output_picture
 
 YUV420 = PixelFormat(name="yuv420p", kind="yuv", depth=8, log2_chroma_w=1, log2_chroma_h=1)
 YUV444 = PixelFormat(name="yuv444p", kind="yuv", depth=8)

@@ -13,24 +13,20 @@ import numpy as np
 import pytest
 
 from vsr_hpc.errors import JobError, MediaError, VerifyError
-from vsr_hpc.media.images import (
-    ArchiveWriter,
-    ImageSequence,
-    StillNames,
+from vsr_hpc.media.encode.still_archive import ArchiveWriter, extract_archives, read_archive
+from vsr_hpc.media.merge.segment_packets import SegmentPart
+from vsr_hpc.media.picture import Colour, Frame, Picture
+from vsr_hpc.media.pixels import pixel_format
+from vsr_hpc.media.stills.metadata import StillMeta
+from vsr_hpc.media.stills.names import ImageSequence, StillNames, find_sequence
+from vsr_hpc.media.stills.sequence import read_still
+from vsr_hpc.media.stills.still import (
     encode_image,
-    extract_archives,
-    find_sequence,
-    read_archive,
     read_image,
     resolve_image_encoding,
     still_picture,
     write_image,
 )
-from vsr_hpc.media.mux import SegmentPart
-from vsr_hpc.media.picture import Colour, Frame, Picture
-from vsr_hpc.media.pixels import pixel_format
-from vsr_hpc.media.sequence import read_still
-from vsr_hpc.media.stillmeta import StillMeta
 
 PROFILE = b"not a real profile, but kept " * 9
 

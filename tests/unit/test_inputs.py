@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vsr_hpc.errors import JobError
-from vsr_hpc.inputs import expand
+from vsr_hpc.job.inputs import expand
 
 
 @pytest.fixture(autouse=True)

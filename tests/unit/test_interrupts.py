@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from vsr_hpc.interrupts import Reason, StopFlag, signals_set, spot_watched
+from vsr_hpc.system.interrupts import Reason, StopFlag, signals_set, spot_watched
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.runs import finished, planned_run, tiny_job
-from vsr_hpc.estimate import Option, Range
+from vsr_hpc.cli.progress import status_lines
+from vsr_hpc.forecast.job_ways import Option, Range
 from vsr_hpc.launch import whole_status
-from vsr_hpc.ledger import (
+from vsr_hpc.run.run import Done, Heartbeat, LeaseState, Round
+from vsr_hpc.run.spending import (
     lines,
     node_seconds,
     note_estimate,
@@ -20,8 +22,6 @@ from vsr_hpc.ledger import (
     shards_lost,
     spent_by,
 )
-from vsr_hpc.progress import status_lines
-from vsr_hpc.run import Done, Heartbeat, LeaseState, Round
 
 
 @pytest.fixture(autouse=True)

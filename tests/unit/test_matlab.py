@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vsr_hpc import matlab
+from vsr_hpc.bench import imresize as matlab
 
 
 def _noise(rows: int, columns: int) -> NDArray[np.uint8]:

@@ -15,22 +15,19 @@ import pytest
 
 from tests.clips import Caption, Chapter, frame_number, numbered_clip, numbered_frame
 from vsr_hpc.errors import JobError, SpaceError, VerifyError
-from vsr_hpc.media.clip import Clip, index, local_source, probe
-from vsr_hpc.media.images import write_image
-from vsr_hpc.media.mux import (
-    MergeReport,
-    SegmentPart,
-    StreamsRequest,
-    check_container,
-    default_output_path,
-    merge,
-)
+from vsr_hpc.media.clip.probe import Clip, index, probe
+from vsr_hpc.media.clip.reader import read_segment
+from vsr_hpc.media.encode.resolution import Encoding, VideoRequest, resolve_encoding
+from vsr_hpc.media.encode.segment_writer import SegmentWriter
+from vsr_hpc.media.merge.container_plan import StreamsRequest, check_container, default_output_path
+from vsr_hpc.media.merge.merge import MergeReport, merge
+from vsr_hpc.media.merge.segment_packets import SegmentPart
 from vsr_hpc.media.picture import Colour, Frame, Mastering, Picture
 from vsr_hpc.media.pixels import pixel_format, to_planes
-from vsr_hpc.media.reader import read_segment
-from vsr_hpc.media.sidedata import read_side_data
+from vsr_hpc.media.side_data import read_side_data
+from vsr_hpc.media.source import local_source
+from vsr_hpc.media.stills.still import write_image
 from vsr_hpc.media.timeline import Timeline
-from vsr_hpc.media.writer import Encoding, SegmentWriter, VideoRequest, resolve_encoding
 
 Codec = Literal["h264", "h265", "av1", "ffv1", "prores"]
 HDR = Mastering(

@@ -14,10 +14,11 @@ import pytest
 from tests.clips import numbered_clip
 from tests.unit.test_mux import B_FRAMES, HDR, PQ, QUARTER_TURN, Case, case, packets, rich_source, shown
 from vsr_hpc.errors import JobError, VerifyError
-from vsr_hpc.media.clip import local_source
-from vsr_hpc.media.mux import StreamsRequest, merged
-from vsr_hpc.media.outlet import Outlet
-from vsr_hpc.media.sidedata import read_side_data
+from vsr_hpc.media.merge.container_plan import StreamsRequest
+from vsr_hpc.media.merge.live_output import Outlet
+from vsr_hpc.media.merge.merge import merged
+from vsr_hpc.media.side_data import read_side_data
+from vsr_hpc.media.source import local_source
 
 WITHOUT_FONT = StreamsRequest(drop=("attachment",))
 

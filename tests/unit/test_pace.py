@@ -7,9 +7,15 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.test_profiles import profile
-from vsr_hpc.instances import find_instance
+from vsr_hpc.aws.instances import find_instance
+from vsr_hpc.forecast.worker_speed import (
+    DENSE_FP16_TFLOPS,
+    NETWORK_EFFICIENCY,
+    FrameWork,
+    effective_cores,
+    pace_on,
+)
 from vsr_hpc.models.cards import find_card
-from vsr_hpc.pace import DENSE_FP16_TFLOPS, NETWORK_EFFICIENCY, FrameWork, effective_cores, pace_on
 
 CARD = find_card("realesr-animevideov3")
 PIXELS = 320 * 180
@@ -89,7 +95,7 @@ def test_two_threads_of_a_core_are_less_than_two_cores() -> None:
 
 
 def test_a_scaled_pace_has_the_widest_range_and_a_measured_one_the_narrowest() -> None:
-    from vsr_hpc.pace import SPREAD
+    from vsr_hpc.forecast.worker_speed import SPREAD
 
     widths = {basis: high / low for basis, (low, high) in SPREAD.items()}
     assert widths["measured"] < widths["profile"] < widths["scaled"]

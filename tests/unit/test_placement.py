@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from vsr_hpc.placement import LABELS, Offer, Placement, Rates, Shape, Traffic, Way, place
-from vsr_hpc.prices import prices
+from vsr_hpc.aws.prices import prices
+from vsr_hpc.forecast.serving_ways import LABELS, Offer, Placement, Rates, Shape, Traffic, Way, place
 
 RATES = Rates.of(prices("us-east-1"), "g5.xlarge")
 KB, MB, GB = 1_000, 1_000_000, 1_000_000_000

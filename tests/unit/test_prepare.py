@@ -11,15 +11,15 @@ import pytest
 
 from tests.clips import numbered_clip, numbered_planes, picture
 from tests.runs import planned_run, tiny_job
-from vsr_hpc import worker
 from vsr_hpc.errors import JobError, MediaError, SpaceError
-from vsr_hpc.executors.slurm import plan_here
-from vsr_hpc.interrupts import StopFlag
-from vsr_hpc.media.clip import index
-from vsr_hpc.media.images import write_image
-from vsr_hpc.prepare import check_space, prepare
-from vsr_hpc.run import Run
-from vsr_hpc.store import FolderStore
+from vsr_hpc.executors.slurm.submission import plan_here
+from vsr_hpc.media.clip.probe import index
+from vsr_hpc.media.stills.still import write_image
+from vsr_hpc.planning.preparation import check_space, prepare
+from vsr_hpc.run.run import Run
+from vsr_hpc.storage.folder_store import FolderStore
+from vsr_hpc.system.interrupts import StopFlag
+from vsr_hpc.work import worker
 
 
 def refused(folder: Path, **sections: Any) -> str:
@@ -140,7 +140,7 @@ def test_space_for_a_merge_is_asked_for_where_it_happens(
     plan = planned_run(tiny_job(tmp_path, frames=8)).plan
     away = plan.model_copy(update={"job": plan.job.model_copy(update={"output": "s3://films/out.mkv"})})
     nearly_full = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
-    monkeypatch.setattr("vsr_hpc.prepare.shutil.disk_usage", lambda path: nearly_full)
+    monkeypatch.setattr("vsr_hpc.planning.preparation.shutil.disk_usage", lambda path: nearly_full)
     with pytest.raises(SpaceError, match="put the output elsewhere"):
         check_space(away, "s3://films/run", None)
     check_space(away, "s3://films/run", None, is_merged_here=False)

@@ -9,9 +9,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.clips import numbered_clip
-from vsr_hpc.cli import app
+from vsr_hpc.cli.main import app
 from vsr_hpc.errors import JobError
-from vsr_hpc.preview import content, label, png, preview
+from vsr_hpc.report.preview import content, label, png, preview
 
 
 @pytest.fixture(scope="module")

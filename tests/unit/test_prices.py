@@ -11,9 +11,9 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
+from vsr_hpc.aws.price_list import refresh, spot_prices
+from vsr_hpc.aws.prices import Refreshed, hourly_price, prices, refreshed_path, save
 from vsr_hpc.errors import BackendError, JobError
-from vsr_hpc.price_list import refresh, spot_prices
-from vsr_hpc.prices import Refreshed, hourly_price, prices, refreshed_path, save
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from vsr_hpc.forecast.profiles import (
+    Profile,
+    card_hash,
+    find_profile,
+    load_profiles,
+    profiles_folder,
+    save_profile,
+)
 from vsr_hpc.models.cards import find_card
-from vsr_hpc.profiles import Profile, card_hash, find_profile, load_profiles, profiles_folder, save_profile
 
 
 def profile(**changes: object) -> Profile:

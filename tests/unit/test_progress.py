@@ -9,11 +9,12 @@ from rich.console import Console
 
 from tests.runs import planned_run, tiny_job
 from tests.unit.test_run import heartbeat, receipt
-from vsr_hpc import progress
-from vsr_hpc.interrupts import Reason, StopFlag
-from vsr_hpc.progress import Watching, duration, say_status, status_lines, watch, workers_table
-from vsr_hpc.run import Poison, Run
-from vsr_hpc.status import RunStatus, read_status
+from vsr_hpc.cli import progress
+from vsr_hpc.cli.progress import Watching, duration, say_status, status_lines, watch, workers_table
+from vsr_hpc.run import status
+from vsr_hpc.run.run import Poison, Run
+from vsr_hpc.run.status import RunStatus, read_status
+from vsr_hpc.system.interrupts import Reason, StopFlag
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_workers_in_other_processes_are_read_from_the_store_once_a_second(
     run: Run, clock: _Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[float] = []
-    monkeypatch.setattr(progress, "read_status", lambda run: reads.append(clock.now) or read_status(run))
+    monkeypatch.setattr(status, "read_status", lambda run: reads.append(clock.now) or read_status(run))
     with Watching(run) as watching:
         run.beat(heartbeat("w", state="working", shard=0, shard_frames=3))
         for _ in range(8):

@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.commands import vsr
-from vsr_hpc import matlab
+from vsr_hpc.bench import imresize as matlab
+from vsr_hpc.bench.originals import degraded, read_truth, to_rgb8
+from vsr_hpc.bench.quality import measure_quality, rows_of_text
 from vsr_hpc.errors import JobError, MediaError
-from vsr_hpc.originals import degraded, read_truth, to_rgb8
-from vsr_hpc.quality import measure_quality, rows_of_text
-from vsr_hpc.similarity import psnr, ssim
+from vsr_hpc.verification.similarity import psnr, ssim
 
 
 def _picture(seed: int, rows: int = 96, columns: int = 112) -> NDArray[np.uint8]:

@@ -18,9 +18,12 @@ from pydantic import TypeAdapter
 
 from tests.clips import frame_number, number_in, numbered_clip, numbered_planes, picture, video_frame
 from vsr_hpc.errors import MediaError
-from vsr_hpc.media.clip import Clip, Timeline, content_hash, index, local_source, probe
+from vsr_hpc.media.clip.probe import Clip, content_hash, index, probe
+from vsr_hpc.media.clip.reader import read_frames, read_segment
 from vsr_hpc.media.picture import Frame
-from vsr_hpc.media.reader import pixel_format, read_frames, read_segment, to_planes
+from vsr_hpc.media.pixels import pixel_format, to_planes
+from vsr_hpc.media.source import local_source
+from vsr_hpc.media.timeline import Timeline
 
 REAL_CLIPS = Path(__file__).parents[2].parent / "shared" / "data" / "videos"
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from vsr_hpc.engine.duplicates import REMEMBERED, Repeats
 from vsr_hpc.media.picture import Frame
-from vsr_hpc.upscale.repeats import REMEMBERED, Repeats
 
 
 def frames(values: Sequence[int], first: int = 0) -> list[Frame]:

@@ -18,20 +18,21 @@ from typer.testing import CliRunner
 
 from tests.clips import numbered_clip
 from tests.runs import finished, planned_run, tiny_job
-from vsr_hpc.cli import app
+from vsr_hpc.cli.main import app
 from vsr_hpc.errors import JobError
-from vsr_hpc.job import JobSpec, parse_job
+from vsr_hpc.job.spec import JobSpec, parse_job
 from vsr_hpc.media.picture import Colour, Frame, Picture, PixelFormat
-from vsr_hpc.report import make, page
-from vsr_hpc.report.display import data_uri, to_image, within
+from vsr_hpc.report import page
+from vsr_hpc.report import report as make
 from vsr_hpc.report.facts import reproduce
 from vsr_hpc.report.history import Bar, read_history, throughput
-from vsr_hpc.report.make import NAME, gather, make_report
 from vsr_hpc.report.pictures import busiest, spread
-from vsr_hpc.report.quality import figures
-from vsr_hpc.run import Run
-from vsr_hpc.similarity import psnr, ssim
-from vsr_hpc.status import read_status
+from vsr_hpc.report.report import NAME, gather, make_report
+from vsr_hpc.report.srgb import data_uri, to_image, within
+from vsr_hpc.report.truth import figures
+from vsr_hpc.run.run import Run
+from vsr_hpc.run.status import read_status
+from vsr_hpc.verification.similarity import psnr, ssim
 
 
 def data_of(content: bytes) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.runs import planned_run, tiny_job
-from vsr_hpc.claims import Claims
 from vsr_hpc.errors import JobError
 from vsr_hpc.launch import executor_of
-from vsr_hpc.run import Control, Heartbeat, Process, Receipt, Run, is_process_gone
-from vsr_hpc.status import read_status
+from vsr_hpc.run.claims import Claims
+from vsr_hpc.run.run import Control, Heartbeat, Process, Receipt, Run, is_process_gone
+from vsr_hpc.run.status import read_status
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.clips import picture
-from vsr_hpc.media import clip as clips
-from vsr_hpc.media.clip import local_source
+from vsr_hpc.media.clip.probe import index, probe
+from vsr_hpc.media.clip.reader import read_frames
+from vsr_hpc.media.clip.scenes import find_cuts
 from vsr_hpc.media.picture import Frame
-from vsr_hpc.media.reader import read_frames
-from vsr_hpc.media.scenes import find_cuts
+from vsr_hpc.media.source import local_source
 
 SHAPE = picture((64, 48), "yuv420p")
 VIDEOS = Path(__file__).parents[3] / "shared" / "data" / "videos"
@@ -107,6 +107,6 @@ def test_cuts_of_real_clips(name: str, wanted: tuple[int, ...]) -> None:
     if not (VIDEOS / name).exists():
         pytest.skip(f"{VIDEOS / name} is not here")
     source = local_source(VIDEOS / name)
-    clip = clips.probe(source)
-    timeline = clips.index(clip, source)
+    clip = probe(source)
+    timeline = index(clip, source)
     assert find_cuts(read_frames(clip, timeline, source, 0, len(timeline)), clip.picture) == wanted

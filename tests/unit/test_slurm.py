@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 
 from tests.runs import planned_run, tiny_job
 from vsr_hpc.errors import JobError
-from vsr_hpc.executors import slurm_commands
-from vsr_hpc.executors.slurm import names_of, parameters, was_cancelled_by_user, why_no_other_round
-from vsr_hpc.executors.slurm_task import Place, inside
-from vsr_hpc.job import ContainerSection, SlurmSection, parse_job
+from vsr_hpc.executors.slurm import commands as slurm_commands
+from vsr_hpc.executors.slurm.submission import names_of, parameters, was_cancelled_by_user, why_no_other_round
+from vsr_hpc.executors.slurm.worker_task import Place, inside
+from vsr_hpc.job.spec import ContainerSection, SlurmSection, parse_job
 from vsr_hpc.models import weights
 from vsr_hpc.models.networks import Compact
-from vsr_hpc.run import Heartbeat, Poison
-from vsr_hpc.staging import bring, stage
+from vsr_hpc.run.model_copy import bring, stage
+from vsr_hpc.run.run import Heartbeat, Poison
 
 
 def given(section: SlurmSection, **flags: str) -> dict[str, object]:
@@ -122,7 +122,7 @@ def test_nothing_follows_where_all_that_is_missing_was_set_aside(tmp_path: Path)
 
 def test_executor_and_its_tasks_import_no_torch() -> None:
     code = (
-        "import sys, vsr_hpc.executors.slurm, vsr_hpc.executors.slurm_task, vsr_hpc.launch;"
+        "import sys, vsr_hpc.executors.slurm.submission, vsr_hpc.executors.slurm.worker_task, vsr_hpc.launch;"
         "print('torch' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

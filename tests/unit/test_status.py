@@ -8,8 +8,8 @@ import pytest
 
 from tests.runs import planned_run, tiny_job
 from tests.unit.test_run import heartbeat, receipt
-from vsr_hpc.run import Done, Poison, Run
-from vsr_hpc.status import read_status
+from vsr_hpc.run.run import Done, Poison, Run
+from vsr_hpc.run.status import read_status
 
 
 @pytest.fixture

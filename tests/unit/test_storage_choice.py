@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vsr_hpc.prices import prices
-from vsr_hpc.storage_choice import GB, Footprint, StorageOffer, storage_offers
+from vsr_hpc.aws.prices import prices
+from vsr_hpc.forecast.storage_ways import GB, Footprint, StorageOffer, storage_offers
 
 TABLE = prices("us-east-1")
 FILM = Footprint(

@@ -13,7 +13,13 @@ import pytest
 
 from tests.require import require
 from vsr_hpc.errors import BackendError, JobError, SpaceError
-from vsr_hpc.store import FolderStore, file_system_among, node_folder, open_store, process_folder
+from vsr_hpc.storage.folder_store import (
+    FolderStore,
+    file_system_among,
+    node_folder,
+    open_store,
+    process_folder,
+)
 
 _MOUNTS = r"""
 proc /proc proc rw 0 0
@@ -53,7 +59,7 @@ def test_file_system_unknown_to_the_kernel_has_no_name() -> None:
 def test_shared_file_systems_get_a_longer_lease_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, window_s: float
 ) -> None:
-    monkeypatch.setattr("vsr_hpc.store.file_system_of", lambda path: kind)
+    monkeypatch.setattr("vsr_hpc.storage.folder_store.file_system_of", lambda path: kind)
     assert FolderStore(tmp_path).lease_window_s == window_s
 
 
@@ -190,7 +196,7 @@ def test_folder_of_a_killed_process_is_swept_and_of_a_living_one_kept(
     mine = process_folder("scratch")
     dead = subprocess.run([sys.executable, "-c", _DIES], stdout=subprocess.PIPE, text=True).stdout.strip()
     assert (Path(dead) / "half").exists()
-    script = "from vsr_hpc.store import process_folder; print(process_folder('scratch'))"
+    script = "from vsr_hpc.storage.folder_store import process_folder; print(process_folder('scratch'))"
     other = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True).stdout.strip()
     assert not Path(dead).exists()
     assert not Path(other).exists(), "a process that ends well takes its folder with it"

@@ -12,9 +12,9 @@ import pytest
 from tests.require import require
 from tests.runs import planned_run, tiny_job
 from vsr_hpc.errors import JobError
-from vsr_hpc.interrupts import StopFlag
-from vsr_hpc.run import Heartbeat
-from vsr_hpc.telemetry import (
+from vsr_hpc.run.run import Heartbeat
+from vsr_hpc.system.interrupts import StopFlag
+from vsr_hpc.work.metrics import (
     CloudWatch,
     EmfLines,
     Figures,
@@ -24,7 +24,7 @@ from vsr_hpc.telemetry import (
     exposition,
     figures_between,
 )
-from vsr_hpc.worker import WorkerOptions, work
+from vsr_hpc.work.worker import WorkerOptions, work
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.require import require
+from vsr_hpc.engine.recurrent import Propagation, set_type
 from vsr_hpc.errors import ModelError
 from vsr_hpc.models.cards import Card, Weights, all_cards
 from vsr_hpc.models.networks import basicsr_module, build
 from vsr_hpc.models.warping import deform_conv2d
-from vsr_hpc.upscale.temporal import Propagation, set_type
 
 ROWS, COLUMNS = 36, 44
 WHOLE = [(slice(0, ROWS), slice(0, COLUMNS))]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr_hpc.upscale.tiles import feather, grid, padded, smallest_tile, spans
+from vsr_hpc.engine.tiles import feather, grid, padded, smallest_tile, spans
 
 multiples = st.sampled_from([1, 2, 4])
 

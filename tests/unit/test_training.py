@@ -18,7 +18,7 @@ from vsr_hpc.models.cards import find_card, read_card
 from vsr_hpc.models.networks import build
 from vsr_hpc.models.weights import load
 from vsr_hpc.training.data import Pair, Patches, clean_pairs, list_images
-from vsr_hpc.training.degrade import BankSize, video_pairs
+from vsr_hpc.training.degradation import BankSize, video_pairs
 from vsr_hpc.training.loop import CHECKPOINT, LOG, Recipe, rate_at
 from vsr_hpc.training.network import Prelu, TrainedCompact, plain_state
 from vsr_hpc.training.session import Wish, train_model

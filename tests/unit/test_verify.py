@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from tests import clips
 from vsr_hpc.errors import MediaError
-from vsr_hpc.media.images import write_image
 from vsr_hpc.media.picture import Colour
-from vsr_hpc.packets import Track, recoded_faults, skip_faults, text_faults
-from vsr_hpc.promises import picture_faults
-from vsr_hpc.verify import Verification, verify
+from vsr_hpc.media.stills.still import write_image
+from vsr_hpc.verification.headers import picture_faults
+from vsr_hpc.verification.packets import Track, recoded_faults, skip_faults, text_faults
+from vsr_hpc.verification.verify import Verification, verify
 
 Sheets = list[NDArray[np.uint8]]
 BT709 = Colour(matrix=1, primaries=1, transfer=1, is_range_tagged=True)

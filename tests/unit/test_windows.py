@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 
 from tests.clips import numbered_clip
 from tests.runs import tiny_job
-from vsr_hpc import pipeline
-from vsr_hpc.media.clip import Timeline, local_source
+from vsr_hpc.media.clip import reader as pipeline
+from vsr_hpc.media.clip.reader import read_segment
+from vsr_hpc.media.encode.segment_writer import SegmentWriter
 from vsr_hpc.media.picture import Frame
-from vsr_hpc.media.reader import read_segment
-from vsr_hpc.media.writer import SegmentWriter
+from vsr_hpc.media.source import local_source
+from vsr_hpc.media.timeline import Timeline
 from vsr_hpc.models.cards import find_card
-from vsr_hpc.pipeline import Workbench, make_segments
-from vsr_hpc.plan import WINDOW_BYTES, Temporal, chunk_borders, longest_window, windows
-from vsr_hpc.prepare import make_plan, prepare
+from vsr_hpc.planning.plan import WINDOW_BYTES, Temporal, chunk_borders, longest_window, windows
+from vsr_hpc.planning.preparation import make_plan, prepare
+from vsr_hpc.work.pipeline import Workbench, make_segments
 
 
 def borders(frames: int, temporal: Temporal | None, operations: float = 1.0) -> tuple[int, ...]:

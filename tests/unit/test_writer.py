@@ -13,19 +13,17 @@ import pytest
 from pydantic import TypeAdapter
 
 from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError
-from vsr_hpc.media.picture import Colour, Frame, Mastering, Picture
-from vsr_hpc.media.pixels import pixel_format
-from vsr_hpc.media.sidedata import read_side_data
-from vsr_hpc.media.writer import (
+from vsr_hpc.media.encode.resolution import (
     Encoding,
-    SegmentFacts,
-    SegmentWriter,
     VideoRequest,
-    encoder_build,
     encoder_options,
     nominal_rate,
     resolve_encoding,
 )
+from vsr_hpc.media.encode.segment_writer import SegmentFacts, SegmentWriter, encoder_build
+from vsr_hpc.media.picture import Colour, Frame, Mastering, Picture
+from vsr_hpc.media.pixels import pixel_format
+from vsr_hpc.media.side_data import read_side_data
 
 HDR = Mastering(
     red=(34000, 16000),

@@ -28,13 +28,13 @@ from starlette.types import ASGIApp
 
 from vsr_hpc import launch
 from vsr_hpc.dashboard.guard import LOOPBACK, REPORT_POLICY, Door, Guard
-from vsr_hpc.dashboard.intake import Asked, Began, Bucket, Carrying, Folder, begin_run, preview_of
-from vsr_hpc.dashboard.watch import Telling, Watched, read_line, run_id
+from vsr_hpc.dashboard.snapshots import Telling, Watched, read_line, run_id
+from vsr_hpc.dashboard.uploads import Asked, Began, Bucket, Carrying, Folder, begin_run, preview_of
 from vsr_hpc.errors import BackendError, JobError, VsrError
 from vsr_hpc.models.cards import all_cards
-from vsr_hpc.report.make import NAME
 from vsr_hpc.report.page import SHARED
-from vsr_hpc.store import MissingObject
+from vsr_hpc.report.report import NAME
+from vsr_hpc.storage.folder_store import MissingObject
 
 log = logging.getLogger(__name__)
 
@@ -389,6 +389,3 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 def _state_folder() -> Path:
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
     return Path(state) / "vsr_hpc" / "dashboard"
-
-
-__all__ = ["Settings", "application", "serve"]

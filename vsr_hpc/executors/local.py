@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError, SpaceError, VsrError
-from vsr_hpc.interrupts import StopFlag
-from vsr_hpc.run import Run
+from vsr_hpc.run.run import Run
+from vsr_hpc.system.interrupts import StopFlag
 
 log = logging.getLogger(__name__)
 

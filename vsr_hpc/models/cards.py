@@ -23,9 +23,9 @@ from pydantic import (
 )
 
 from vsr_hpc.errors import JobError, ModelError
-from vsr_hpc.models.costs import operations_per_pixel, theoretical_radius
 from vsr_hpc.models.defaults import AUTO, default_model
-from vsr_hpc.models.recognise import UnknownNetworkError, file_sha256, read_shapes, recognise
+from vsr_hpc.models.network_costs import operations_per_pixel, theoretical_radius
+from vsr_hpc.models.recognition import UnknownNetworkError, file_sha256, read_shapes, recognise
 
 Kind = Literal["filter", "image", "recurrent"]
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from vsr_hpc.errors import ModelError
 from vsr_hpc.models.cards import Card
-from vsr_hpc.models.costs import whole_numbers
+from vsr_hpc.models.network_costs import whole_numbers
 from vsr_hpc.models.warping import deform_conv2d, flow_warp
 
 _ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {

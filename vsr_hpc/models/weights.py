@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from vsr_hpc.errors import BackendError, ModelError, SpaceError
 from vsr_hpc.models.cards import Card, Weights, card_name, card_of_file, write_card
-from vsr_hpc.models.recognise import UnknownNetworkError, file_sha256, pick_state, plain_names
+from vsr_hpc.models.recognition import UnknownNetworkError, file_sha256, pick_state, plain_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -110,7 +110,7 @@ def _foreign_card(path: Path, name: str | None, unknown: UnknownNetworkError) ->
     """A card for a network that spandrel builds; what we said of the file where spandrel is not there."""
     if importlib.util.find_spec("spandrel") is None:
         raise unknown
-    from vsr_hpc.models.foreign import describe
+    from vsr_hpc.models.spandrel_networks import describe
 
     found = describe(_read(path), str(path))
     weights = Weights(
@@ -139,7 +139,7 @@ def _foreign_card(path: Path, name: str | None, unknown: UnknownNetworkError) ->
 def open_network(card: Card, path: Path) -> nn.Module:
     """The card's network with its weights, for inference."""
     if card.network == "spandrel":
-        from vsr_hpc.models.foreign import build_foreign
+        from vsr_hpc.models.spandrel_networks import build_foreign
 
         return build_foreign(_read(path), str(path))
     from vsr_hpc.models.networks import build, upright

@@ -14,11 +14,11 @@ from typing import Any
 import yaml
 
 from vsr_hpc import __version__
-from vsr_hpc.job import JobSpec
+from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.media.picture import MATRIX_NAMES, Picture
-from vsr_hpc.plan import Plan, fingerprint_id
-from vsr_hpc.run import Done, Receipt, Run
-from vsr_hpc.store import MissingObject
+from vsr_hpc.planning.plan import Plan, fingerprint_id
+from vsr_hpc.run.run import Done, Receipt, Run
+from vsr_hpc.storage.folder_store import MissingObject
 
 log = logging.getLogger(__name__)
 

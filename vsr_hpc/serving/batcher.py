@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from vsr_hpc.errors import BackendError
 from vsr_hpc.media.picture import Frame
-from vsr_hpc.serving.shelf import Bench
+from vsr_hpc.serving.loaded_models import Bench
 
 if TYPE_CHECKING:
-    from vsr_hpc.upscale.engine import Upscaler
+    from vsr_hpc.engine.upscaler import Upscaler
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
-from vsr_hpc.aws_errors import is_passing
+from vsr_hpc.aws.errors import is_passing
 from vsr_hpc.errors import BackendError, JobError, MediaError, VsrError
 from vsr_hpc.serving.limits import SAGEMAKER_PAYLOAD_BYTES
-from vsr_hpc.serving.options import MEDIA_TYPES, Content
+from vsr_hpc.serving.request import MEDIA_TYPES, Content
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse

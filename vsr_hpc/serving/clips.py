@@ -20,24 +20,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vsr_hpc.engine.settings import DeviceFacts, resolve_settings
 from vsr_hpc.errors import MediaError
-from vsr_hpc.job import JobSpec, parse_job
-from vsr_hpc.media.clip import Source, Timeline, local_source
-from vsr_hpc.media.encoding import Encoding
-from vsr_hpc.media.mux import SegmentPart, merge, merged
+from vsr_hpc.job.spec import JobSpec, parse_job
+from vsr_hpc.media.clip.reader import read_segment
+from vsr_hpc.media.encode.resolution import Encoding
+from vsr_hpc.media.encode.segment_writer import SegmentWriter
+from vsr_hpc.media.merge.merge import merge, merged
+from vsr_hpc.media.merge.segment_packets import SegmentPart
 from vsr_hpc.media.picture import Frame
-from vsr_hpc.media.reader import read_segment
-from vsr_hpc.media.source import open_input
-from vsr_hpc.media.writer import SegmentWriter
-from vsr_hpc.pipeline import ShardWork, Stopped, Workbench, make_segments
-from vsr_hpc.plan import Plan, Shard
-from vsr_hpc.prepare import make_plan, prepare, streams_request, upscale_request
+from vsr_hpc.media.source import Source, local_source, open_input
+from vsr_hpc.media.timeline import Timeline
+from vsr_hpc.planning.plan import Plan, Shard
+from vsr_hpc.planning.preparation import make_plan, prepare, streams_request, upscale_request
 from vsr_hpc.serving.batcher import Batcher
 from vsr_hpc.serving.limits import Limits, too_long, too_many_pixels
-from vsr_hpc.serving.options import Content, Options
-from vsr_hpc.serving.shelf import Bench, Model
+from vsr_hpc.serving.loaded_models import Bench, Model
+from vsr_hpc.serving.request import Content, Options
 from vsr_hpc.serving.stills import Facts
-from vsr_hpc.upscale.settings import DeviceFacts, resolve_settings
+from vsr_hpc.work.pipeline import ShardWork, Stopped, Workbench, make_segments
 
 _STREAMED_CHUNK_S = 1.0
 """A chunk goes out when the next one is done: short ones make an early first piece."""

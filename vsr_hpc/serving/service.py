@@ -14,17 +14,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vsr_hpc.engine.settings import DeviceFacts, DeviceKind, device_facts
 from vsr_hpc.errors import VsrError
 from vsr_hpc.media.picture import Colour, Frame, Picture
 from vsr_hpc.media.pixels import pixel_format
 from vsr_hpc.models.defaults import default_model, kind_of_still, shipped_models
-from vsr_hpc.pipeline import Stopped
+from vsr_hpc.serving.admission import Call, Gate
 from vsr_hpc.serving.batcher import Batcher
+from vsr_hpc.serving.bodies import (
+    envelope,
+    error_document,
+    join_recordio,
+    open_envelope,
+    split_lines,
+    split_recordio,
+)
 from vsr_hpc.serving.clips import ClipStream, PlannedClip, make_clip, plan_clip
-from vsr_hpc.serving.gate import Call, Gate
 from vsr_hpc.serving.limits import Limits, Refusal, answer_too_large, past_deadline, refusal_for
+from vsr_hpc.serving.loaded_models import Bench, Model, Shelf, model_named, models_in
 from vsr_hpc.serving.metrics import Metrics
-from vsr_hpc.serving.options import (
+from vsr_hpc.serving.request import (
     CLIPS,
     MEDIA_TYPES,
     RECORDS,
@@ -37,17 +46,8 @@ from vsr_hpc.serving.options import (
     parse_options,
     recognise,
 )
-from vsr_hpc.serving.records import (
-    envelope,
-    error_document,
-    join_recordio,
-    open_envelope,
-    split_lines,
-    split_recordio,
-)
-from vsr_hpc.serving.shelf import Bench, Model, Shelf, model_named, models_in
 from vsr_hpc.serving.stills import Answer, Still, bench_for, decode_still, encode_still
-from vsr_hpc.upscale.settings import DeviceFacts, DeviceKind, device_facts
+from vsr_hpc.work.pipeline import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Service:
         self.gate.state = "ready" if self.gate.state == "starting" else self.gate.state
 
     def _load(self) -> None:
-        from vsr_hpc.upscale.engine import tune_allocator
+        from vsr_hpc.engine.upscaler import tune_allocator
 
         settings = self.settings
         tune_allocator()
@@ -480,5 +480,3 @@ def _small_still() -> Still:
 
 
 _SMALL = _small_still()
-
-__all__ = ["Asked", "ServeSettings", "Service", "StreamedAnswer"]

@@ -11,8 +11,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from vsr_hpc.bench.imresize import Picture8, luma, resize, shrink, whole
 from vsr_hpc.errors import JobError, MediaError
-from vsr_hpc.matlab import Picture8, luma, resize, shrink, whole
 
 SUFFIXES = (".png", ".webp", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 LEVELS = (1.0, 0.7, 0.5)

@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vsr_hpc.bench.imresize import luma, resize
 from vsr_hpc.errors import JobError, ModelError
-from vsr_hpc.matlab import luma, resize
 from vsr_hpc.training.data import Pair, Patches
 from vsr_hpc.training.network import TrainedCompact, body_of
 

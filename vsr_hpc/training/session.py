@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vsr_hpc.bench.imresize import shrink, whole
+from vsr_hpc.bench.originals import through_h264, to_rgb8
+from vsr_hpc.engine.settings import cpu_name
 from vsr_hpc.errors import JobError
-from vsr_hpc.matlab import shrink, whole
-from vsr_hpc.originals import through_h264, to_rgb8
 from vsr_hpc.training.data import ImageFile, Pair, clean_pairs, list_images, read_rgb, sizes_of
-from vsr_hpc.training.degrade import BankSize, video_pairs
+from vsr_hpc.training.degradation import BankSize, video_pairs
 from vsr_hpc.training.export import Exported, export
 from vsr_hpc.training.loop import CHECKPOINT, LOG, Progress, Recipe, read_checkpoint, train
-from vsr_hpc.upscale.settings import cpu_name
 
 IMAGES = "images.json"
 _LEAST_SIDE = 48

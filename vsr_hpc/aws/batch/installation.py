@@ -1,0 +1,268 @@
+"""Make, keep and take away what AWS Batch needs. Every step looks first, so that all may be repeated.
+
+What carries our tag is ours; anything else of the same name is refused, never changed and never deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vsr_hpc.aws.batch import jobs as calls
+from vsr_hpc.aws.batch import resources as wanted
+from vsr_hpc.aws.batch.definition import OWNER_TAG, log_group
+from vsr_hpc.aws.batch.inventory import (
+    POLL_S,
+    Account,
+    Say,
+    Verdict,
+    find_environment,
+    find_launch_template,
+    find_log_group,
+    find_queue,
+    find_role,
+    find_security_group,
+    holds,
+    listed,
+    named,
+    or_none,
+    role_verdict,
+    same_queue,
+)
+from vsr_hpc.aws.batch.resources import Role, Settings
+from vsr_hpc.errors import JobError
+
+log = logging.getLogger(__name__)
+
+
+_PROFILE_TRIES = 12
+"""IAM tells Batch of a new instance profile some seconds late."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One thing that is made or kept, and what would become of it."""
+
+    what: str
+    verdict: Verdict
+
+
+def init(settings: Settings, account: Account, say: Say, *, is_plan: bool = False) -> tuple[Change, ...]:
+    """Do what is missing, saying each; with `is_plan` only say it."""
+    maker = Maker(settings=settings, account=account, say=say, is_plan=is_plan)
+    with calls.explained("set up AWS Batch"):
+        network = maker.network()  # first: a wrong subnet leaves nothing half made
+        maker.log_group()
+        for role in wanted.roles(settings):
+            maker.role(role)
+        maker.instance_profile()
+        group = maker.security_group(network)
+        template, version = maker.launch_template()
+        for name, resources in wanted.environments(
+            settings, security_group=group, template=template, version=version
+        ).items():
+            maker.environment(name, resources)
+        for name, arguments in wanted.queues(settings).items():
+            maker.queue(name, arguments)
+    return tuple(maker.changes)
+
+
+@dataclass(slots=True, kw_only=True)
+class Maker:
+    """Looks at one thing after the other, says what becomes of it, and does that."""
+
+    settings: Settings
+    account: Account
+    say: Say
+    is_plan: bool
+    changes: list[Change] = field(default_factory=list)
+
+    def _note(self, what: str, verdict: Verdict) -> bool:
+        """Say it; whether it is to be done."""
+        self.changes.append(Change(what=what, verdict=verdict))
+        self.say(f"{verdict}: {what}")
+        return verdict != "as it is" and not self.is_plan
+
+    def _own(self, what: str, tags: dict[str, str]) -> None:
+        if tags.get(OWNER_TAG) != self.settings.name:
+            raise JobError(
+                f"{what} exists and is not ours (it has no tag {OWNER_TAG}={self.settings.name}); choose "
+                "another --name"
+            )
+
+    def log_group(self) -> None:
+        logs, name = self.account.client("logs"), log_group(self.settings.name)
+        what = f"log group {name}, {wanted.LOG_DAYS} days"
+        found = find_log_group(logs, name)
+        if found is None:
+            if self._note(what, "make"):
+                logs.create_log_group(logGroupName=name, tags=self.settings.tags)
+                logs.put_retention_policy(logGroupName=name, retentionInDays=wanted.LOG_DAYS)
+            return
+        self._own(what, found["tags"])
+        if self._note(what, "as it is" if found.get("retentionInDays") == wanted.LOG_DAYS else "change"):
+            logs.put_retention_policy(logGroupName=name, retentionInDays=wanted.LOG_DAYS)
+
+    def role(self, role: Role) -> None:
+        iam, what = self.account.client("iam"), f"role {role.name}"
+        found = find_role(iam, role.name)
+        if found is not None:
+            self._own(what, found["tags"])
+        if not self._note(what, "make" if found is None else role_verdict(iam, role, found)):
+            return
+        trusted = json.dumps(role.trusted)
+        if found is None:
+            iam.create_role(
+                RoleName=role.name,
+                AssumeRolePolicyDocument=trusted,
+                Description="AWS Batch jobs of vsr_hpc",
+                Tags=listed(self.settings.tags),
+            )
+        else:
+            iam.update_assume_role_policy(RoleName=role.name, PolicyDocument=trusted)
+        for name, document in role.policies.items():
+            iam.put_role_policy(RoleName=role.name, PolicyName=name, PolicyDocument=json.dumps(document))
+        for arn in role.attached:
+            iam.attach_role_policy(RoleName=role.name, PolicyArn=arn)
+
+    def instance_profile(self) -> None:
+        iam, name = self.account.client("iam"), f"{self.settings.name}-instance"
+        what = f"instance profile {name}"
+        found = or_none(lambda: iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"])
+        if found is not None:
+            self._own(what, named(found.get("Tags", [])))
+        has_role = found is not None and any(each["RoleName"] == name for each in found["Roles"])
+        if not self._note(what, "as it is" if has_role else "make" if found is None else "change"):
+            return
+        if found is None:
+            iam.create_instance_profile(InstanceProfileName=name, Tags=listed(self.settings.tags))
+        iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+
+    def network(self) -> str:
+        """The one network that all subnets lie in."""
+        ec2 = self.account.client("ec2")
+        subnets = ec2.describe_subnets(SubnetIds=list(self.settings.subnets))["Subnets"]
+        networks = {str(each["VpcId"]) for each in subnets}
+        if len(networks) != 1:
+            found = ", ".join(sorted(networks))
+            raise JobError(f"the subnets lie in {len(networks)} networks ({found}); name one's")
+        return networks.pop()
+
+    def security_group(self, network: str) -> str:
+        ec2, name = self.account.client("ec2"), f"{self.settings.name}-batch"
+        what = f"security group {name} in {network}, nothing comes in"
+        found = find_security_group(ec2, name, network)
+        if found is not None:
+            self._own(what, named(found.get("Tags", [])))
+            is_open = bool(found["IpPermissions"])
+            if self._note(what, "change" if is_open else "as it is"):
+                ec2.revoke_security_group_ingress(
+                    GroupId=found["GroupId"], IpPermissions=found["IpPermissions"]
+                )
+            return str(found["GroupId"])
+        if not self._note(what, "make"):
+            return "sg-00000000000000000"
+        made = ec2.create_security_group(
+            GroupName=name,
+            Description="Instances of AWS Batch for vsr_hpc: nothing comes in",
+            VpcId=network,
+            TagSpecifications=[{"ResourceType": "security-group", "Tags": listed(self.settings.tags)}],
+        )
+        return str(made["GroupId"])
+
+    def launch_template(self) -> tuple[str, str]:
+        ec2, name = self.account.client("ec2"), f"{self.settings.name}-batch"
+        what = f"launch template {name}: {self.settings.disk_gib} GiB encrypted, IMDSv2"
+        content = wanted.launch_template(self.settings)
+        found = find_launch_template(ec2, name)
+        if found is None:
+            if not self._note(what, "make"):
+                return "lt-00000000000000000", "1"
+            made = ec2.create_launch_template(
+                LaunchTemplateName=name,
+                LaunchTemplateData=content,
+                TagSpecifications=[{"ResourceType": "launch-template", "Tags": listed(self.settings.tags)}],
+            )
+            return str(made["LaunchTemplate"]["LaunchTemplateId"]), "1"
+        self._own(what, named(found.get("Tags", [])))
+        template, latest = str(found["LaunchTemplateId"]), int(found["LatestVersionNumber"])
+        versions = ec2.describe_launch_template_versions(LaunchTemplateId=template, Versions=[str(latest)])
+        now = versions["LaunchTemplateVersions"][0]["LaunchTemplateData"]
+        is_same = all(holds(_comparable(now).get(key), value) for key, value in _comparable(content).items())
+        if not self._note(what, "as it is" if is_same else "change"):
+            return template, str(latest)
+        made = ec2.create_launch_template_version(LaunchTemplateId=template, LaunchTemplateData=content)
+        return template, str(made["LaunchTemplateVersion"]["VersionNumber"])
+
+    def environment(self, name: str, resources: dict[str, Any]) -> None:
+        batch = self.account.client("batch")
+        kind = "Spot" if resources["type"] == "SPOT" else "on demand"
+        types = ", ".join(resources["instanceTypes"])
+        what = f"compute environment {name}: {kind}, 0 to {resources['maxvCpus']} vCPUs of {types}"
+        found = find_environment(batch, name)
+        if found is None:
+            if self._note(what, "make"):
+                self._create_environment(name, resources)
+            return
+        self._own(what, found.get("tags", {}))
+        is_same = holds(found["computeResources"], resources) and found["state"] == "ENABLED"
+        if self._note(what, "as it is" if is_same else "change"):
+            given = {key: value for key, value in resources.items() if key != "type"}
+            batch.update_compute_environment(computeEnvironment=name, state="ENABLED", computeResources=given)
+            self._wait_valid(f"compute environment {name}", lambda: find_environment(batch, name))
+
+    def _create_environment(self, name: str, resources: dict[str, Any]) -> None:
+        batch = self.account.client("batch")
+        for tried in range(_PROFILE_TRIES):
+            try:
+                batch.create_compute_environment(
+                    computeEnvironmentName=name,
+                    type="MANAGED",
+                    state="ENABLED",
+                    computeResources=resources,
+                    tags=self.settings.tags,
+                )
+                break
+            except batch.exceptions.ClientException as exc:
+                if "rofile" not in str(exc) or tried == _PROFILE_TRIES - 1:
+                    raise
+                self.account.pause(POLL_S)
+        self._wait_valid(f"compute environment {name}", lambda: find_environment(batch, name))
+
+    def queue(self, name: str, arguments: dict[str, Any]) -> None:
+        batch, tags = self.account.client("batch"), wanted.queue_tags(self.settings)
+        order = [
+            each["computeEnvironment"].rpartition("/")[2] for each in arguments["computeEnvironmentOrder"]
+        ]
+        places = " then ".join(order)
+        what = f"job queue {name}: priority {arguments['priority']}, {places}"
+        found = find_queue(batch, name)
+        if found is None:
+            if self._note(what, "make"):
+                batch.create_job_queue(jobQueueName=name, state="ENABLED", tags=tags, **arguments)
+                self._wait_valid(f"job queue {name}", lambda: find_queue(batch, name))
+            return
+        self._own(what, found.get("tags", {}))
+        is_same = same_queue(found, arguments) and holds(found["tags"], tags)
+        if self._note(what, "as it is" if is_same else "change"):
+            batch.update_job_queue(jobQueue=name, state="ENABLED", **arguments)
+            batch.tag_resource(resourceArn=found["jobQueueArn"], tags=tags)
+            self._wait_valid(f"job queue {name}", lambda: find_queue(batch, name))
+
+    def _wait_valid(self, what: str, look: Callable[[], dict[str, Any] | None]) -> None:
+        def is_valid() -> bool:
+            facts = look()
+            if facts is not None and facts["status"] == "INVALID":
+                raise JobError(f"{what} is invalid: {facts.get('statusReason', 'AWS gives no reason')}")
+            return facts is not None and facts["status"] == "VALID"
+
+        self.account.wait(what, is_valid)
+
+
+def _comparable(content: dict[str, Any]) -> dict[str, Any]:
+    """A launch template's content with its tags by kind, whose order says nothing."""
+    tags = {each["ResourceType"]: each["Tags"] for each in content.get("TagSpecifications", ())}
+    return {**content, "TagSpecifications": tags}

@@ -1,0 +1,157 @@
+"""What of an installation is in the account: the looks that making, removing and showing share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from botocore.exceptions import ClientError
+
+from vsr_hpc.aws.batch import jobs as calls
+from vsr_hpc.aws.batch.resources import Role
+from vsr_hpc.errors import BackendError
+
+Say = Callable[[str], None]
+Verdict = Literal["make", "change", "as it is"]
+POLL_S = 5.0
+_PATIENCE_S = 900.0
+
+
+@dataclass(slots=True)
+class Account:
+    """The clients of one region, and how to wait; what `init` finds out on its way."""
+
+    region: str
+    pause: Callable[[float], None] = time.sleep
+    _clients: dict[str, Any] = field(default_factory=dict)
+
+    def client(self, service: str) -> Any:
+        if service not in self._clients:
+            self._clients[service] = calls.client(service, self.region)
+        return self._clients[service]
+
+    def number(self) -> str:
+        with calls.explained("find the AWS account"):
+            return str(self.client("sts").get_caller_identity()["Account"])
+
+    def wait(self, what: str, is_so: Callable[[], bool]) -> None:
+        until = time.monotonic() + _PATIENCE_S
+        while not is_so():
+            if time.monotonic() > until:
+                raise BackendError(f"{what} takes more than {_PATIENCE_S / 60:.0f} minutes; call again")
+            self.pause(POLL_S)
+
+
+def every(batch: Any, call: str, key: str) -> list[dict[str, Any]]:
+    return [each for page in batch.get_paginator(call).paginate() for each in page[key]]
+
+
+def is_named(name: str, ours: str) -> bool:
+    return name == ours or name.startswith(f"{ours}-")
+
+
+def is_settled(facts: dict[str, Any] | None) -> bool:
+    return facts is None or (facts["state"] == "DISABLED" and facts["status"] in ("VALID", "INVALID"))
+
+
+def is_gone(facts: dict[str, Any] | None) -> bool:
+    return facts is None or facts["status"] == "DELETED"
+
+
+def find_environment(batch: Any, name: str) -> dict[str, Any] | None:
+    found = batch.describe_compute_environments(computeEnvironments=[name])["computeEnvironments"]
+    return next((each for each in found if each.get("status") != "DELETED"), None)
+
+
+def find_queue(batch: Any, name: str) -> dict[str, Any] | None:
+    found = batch.describe_job_queues(jobQueues=[name])["jobQueues"]
+    return next((each for each in found if each.get("status") != "DELETED"), None)
+
+
+def find_log_group(logs: Any, name: str) -> dict[str, Any] | None:
+    found = logs.describe_log_groups(logGroupNamePrefix=name)["logGroups"]
+    facts = next((each for each in found if each["logGroupName"] == name), None)
+    if facts is None:
+        return None
+    arn = facts["arn"].removesuffix(":*")
+    return {**facts, "tags": logs.list_tags_for_resource(resourceArn=arn)["tags"]}
+
+
+def find_role(iam: Any, name: str) -> dict[str, Any] | None:
+    found = or_none(lambda: iam.get_role(RoleName=name)["Role"])
+    return None if found is None else {**found, "tags": named(found.get("Tags", []))}
+
+
+def role_verdict(iam: Any, role: Role, found: dict[str, Any]) -> Verdict:
+    attached = {
+        each["PolicyArn"] for each in iam.list_attached_role_policies(RoleName=role.name)["AttachedPolicies"]
+    }
+    inline = {name: _inline(iam, role.name, name) for name in role.policies}
+    is_same = (
+        found["AssumeRolePolicyDocument"] == role.trusted
+        and inline == role.policies
+        and set(role.attached) <= attached
+    )
+    return "as it is" if is_same else "change"
+
+
+def find_security_group(ec2: Any, name: str, network: str) -> dict[str, Any] | None:
+    filters = [{"Name": "group-name", "Values": [name]}, {"Name": "vpc-id", "Values": [network]}]
+    found = ec2.describe_security_groups(Filters=filters)["SecurityGroups"]
+    return found[0] if found else None
+
+
+def find_launch_template(ec2: Any, name: str) -> dict[str, Any] | None:
+    filters = [{"Name": "launch-template-name", "Values": [name]}]
+    found = ec2.describe_launch_templates(Filters=filters)["LaunchTemplates"]
+    return found[0] if found else None
+
+
+def or_none(look: Callable[[], Any]) -> Any:
+    """What IAM has; None where there is nothing of the name."""
+    try:
+        return look()
+    except ClientError as exc:
+        if exc.response["Error"]["Code"] != "NoSuchEntity":
+            raise
+        return None
+
+
+def holds(found: Any, content: Any) -> bool:
+    """Whether all that is wanted is so; AWS adds fields of its own."""
+    if isinstance(content, dict):
+        return isinstance(found, dict) and all(holds(found.get(key), value) for key, value in content.items())
+    if isinstance(content, list):
+        return (
+            isinstance(found, list)
+            and len(found) == len(content)
+            and all(holds(a, b) for a, b in zip(found, content, strict=True))
+        )
+    return str(found) == str(content)
+
+
+def same_queue(found: dict[str, Any], arguments: dict[str, Any]) -> bool:
+    def order(facts: dict[str, Any]) -> list[str]:
+        places = sorted(facts["computeEnvironmentOrder"], key=lambda each: int(each["order"]))
+        return [each["computeEnvironment"].rpartition("/")[2] for each in places]
+
+    return (
+        order(found) == order(arguments)
+        and int(found["priority"]) == arguments["priority"]
+        and holds(found.get("jobStateTimeLimitActions") or [], arguments["jobStateTimeLimitActions"])
+        and found["state"] == "ENABLED"
+    )
+
+
+def listed(tags: dict[str, str]) -> list[dict[str, str]]:
+    return [{"Key": key, "Value": value} for key, value in tags.items()]
+
+
+def named(tags: list[dict[str, str]]) -> dict[str, str]:
+    return {each["Key"]: each["Value"] for each in tags}
+
+
+def _inline(iam: Any, role: str, name: str) -> Any:
+    return or_none(lambda: iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"])

@@ -1,0 +1,162 @@
+"""Take away what `init` made and jobs registered, in the order that AWS wants, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vsr_hpc.aws.batch import jobs as calls
+from vsr_hpc.aws.batch.definition import OWNER_TAG, log_group
+from vsr_hpc.aws.batch.inventory import (
+    Account,
+    Say,
+    every,
+    find_environment,
+    find_launch_template,
+    find_log_group,
+    find_queue,
+    find_role,
+    is_gone,
+    is_named,
+    is_settled,
+    named,
+    or_none,
+)
+
+
+def delete(name: str, account: Account, say: Say, *, is_plan: bool = False) -> tuple[str, ...]:
+    """Remove what `init` made under this name and jobs registered, in the order that AWS wants."""
+    remover = Remover(name=name, account=account, say=say, is_plan=is_plan)
+    with calls.explained("take AWS Batch down"):
+        remover.queues()
+        remover.environments()
+        remover.definitions()
+        remover.launch_template()
+        remover.security_groups()
+        remover.instance_profile()
+        for role in ("job", "instance"):
+            remover.role(f"{name}-{role}")
+        remover.log_group()
+    return tuple(remover.removed)
+
+
+@dataclass(slots=True, kw_only=True)
+class Remover:
+    """Removes one thing after the other, where it is ours, saying each."""
+
+    name: str
+    account: Account
+    say: Say
+    is_plan: bool
+    removed: list[str] = field(default_factory=list)
+
+    def is_ours(self, what: str, tags: dict[str, str]) -> bool:
+        """Say what goes; whether to do it."""
+        if tags.get(OWNER_TAG) != self.name:
+            self.say(f"left alone, not ours: {what}")
+            return False
+        self.removed.append(what)
+        self.say(f"delete: {what}")
+        return not self.is_plan
+
+    def queues(self) -> None:
+        batch = self.account.client("batch")
+        for each in every(batch, "describe_job_queues", "jobQueues"):
+            name = each["jobQueueName"]
+            if not is_named(name, self.name) or not self.is_ours(f"job queue {name}", each.get("tags", {})):
+                continue
+            if each["state"] != "DISABLED":
+                batch.update_job_queue(jobQueue=name, state="DISABLED")
+                self.account.wait(f"disabling {name}", _settled(find_queue, batch, name))
+            batch.delete_job_queue(jobQueue=name)
+            self.account.wait(f"deleting {name}", _gone(find_queue, batch, name))
+
+    def environments(self) -> None:
+        batch = self.account.client("batch")
+        for each in every(batch, "describe_compute_environments", "computeEnvironments"):
+            name = each["computeEnvironmentName"]
+            what = f"compute environment {name}"
+            if not is_named(name, self.name) or not self.is_ours(what, each.get("tags", {})):
+                continue
+            if each["state"] != "DISABLED":
+                batch.update_compute_environment(computeEnvironment=name, state="DISABLED")
+                self.account.wait(f"disabling {name}", _settled(find_environment, batch, name))
+            batch.delete_compute_environment(computeEnvironment=name)
+            self.account.wait(f"deleting {name}", _gone(find_environment, batch, name))
+
+    def definitions(self) -> None:
+        batch = self.account.client("batch")
+        pages = batch.get_paginator("describe_job_definitions").paginate(
+            jobDefinitionName=f"{self.name}-worker", status="ACTIVE"
+        )
+        for each in [found for page in pages for found in page["jobDefinitions"]]:
+            what = f"job definition {each['jobDefinitionName']}:{each['revision']}"
+            if self.is_ours(what, each.get("tags", {})):
+                batch.deregister_job_definition(jobDefinition=each["jobDefinitionArn"])
+
+    def launch_template(self) -> None:
+        ec2 = self.account.client("ec2")
+        found = find_launch_template(ec2, f"{self.name}-batch")
+        if found and self.is_ours(f"launch template {self.name}-batch", named(found.get("Tags", []))):
+            ec2.delete_launch_template(LaunchTemplateId=found["LaunchTemplateId"])
+
+    def security_groups(self) -> None:
+        ec2 = self.account.client("ec2")
+        filters = [{"Name": "group-name", "Values": [f"{self.name}-batch"]}]
+        for each in ec2.describe_security_groups(Filters=filters)["SecurityGroups"]:
+            what = f"security group {each['GroupName']} ({each['GroupId']})"
+            if self.is_ours(what, named(each.get("Tags", []))):
+                self._delete_group(what, each["GroupId"])
+
+    def _delete_group(self, what: str, group: str) -> None:
+        """Instances that are going still hold it for a while."""
+        ec2 = self.account.client("ec2")
+
+        def is_deleted() -> bool:
+            try:
+                ec2.delete_security_group(GroupId=group)
+            except ec2.exceptions.ClientError as exc:
+                if exc.response["Error"]["Code"] != "DependencyViolation":
+                    raise
+                return False
+            return True
+
+        self.account.wait(f"deleting {what}", is_deleted)
+
+    def instance_profile(self) -> None:
+        iam, name = self.account.client("iam"), f"{self.name}-instance"
+        found = or_none(lambda: iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"])
+        if found is None or not self.is_ours(f"instance profile {name}", named(found.get("Tags", []))):
+            return
+        for role in found["Roles"]:
+            iam.remove_role_from_instance_profile(InstanceProfileName=name, RoleName=role["RoleName"])
+        iam.delete_instance_profile(InstanceProfileName=name)
+
+    def role(self, name: str) -> None:
+        iam = self.account.client("iam")
+        found = find_role(iam, name)
+        if found is None or not self.is_ours(f"role {name}", found["tags"]):
+            return
+        for each in iam.list_attached_role_policies(RoleName=name)["AttachedPolicies"]:
+            iam.detach_role_policy(RoleName=name, PolicyArn=each["PolicyArn"])
+        for each in iam.list_role_policies(RoleName=name)["PolicyNames"]:
+            iam.delete_role_policy(RoleName=name, PolicyName=each)
+        iam.delete_role(RoleName=name)
+
+    def log_group(self) -> None:
+        logs, name = self.account.client("logs"), log_group(self.name)
+        found = find_log_group(logs, name)
+        if found is not None and self.is_ours(f"log group {name}", found["tags"]):
+            logs.delete_log_group(logGroupName=name)
+
+
+Look = Callable[[Any, str], "dict[str, Any] | None"]
+
+
+def _settled(look: Look, batch: Any, name: str) -> Callable[[], bool]:
+    return lambda: is_settled(look(batch, name))
+
+
+def _gone(look: Look, batch: Any, name: str) -> Callable[[], bool]:
+    return lambda: is_gone(look(batch, name))

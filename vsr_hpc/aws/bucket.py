@@ -1,0 +1,260 @@
+"""The bucket that runs live in, and the policy that lets nodes reach their part of it and no more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from string import Template
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import TypeAdapter, ValidationError
+
+from vsr_hpc.aws.cluster.render import config_folder
+from vsr_hpc.aws.cluster.values import Bucket, Prefix, Region
+from vsr_hpc.errors import BackendError, JobError
+
+Client = Callable[[str], Any]
+Say = Callable[[str], None]
+# IAM keeps five versions of a policy; a sixth is refused.
+_VERSIONS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Which bucket, for whom."""
+
+    bucket: str
+    prefix: str
+    region: str
+    account: str = ""
+
+    @property
+    def partition(self) -> str:
+        if self.region.startswith("cn-"):
+            return "aws-cn"
+        return "aws-us-gov" if self.region.startswith("us-gov-") else "aws"
+
+    @property
+    def policy_name(self) -> str:
+        return f"vsr-node-{self.bucket}"
+
+    @property
+    def policy_arn(self) -> str:
+        return f"arn:{self.partition}:iam::{self.account}:policy/{self.policy_name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing that `init` does, in words, and the doing; `apply` answers whether anything changed."""
+
+    what: str
+    apply: Callable[[], bool]
+
+
+def checked_place(bucket: str, prefix: str, region: str, account: str) -> Place:
+    """A place whose names are safe inside policies and addresses; JobError says what is wrong with them."""
+    wrong = []
+    for what, value, kind in (
+        ("bucket", bucket, Bucket),
+        ("prefix", prefix, Prefix),
+        ("region", region, Region),
+    ):
+        try:
+            TypeAdapter(kind).validate_python(value)
+        except ValidationError as exc:
+            wrong.append(f"{what}={value!r}: {exc.errors()[0]['msg']}")
+    if wrong:
+        raise JobError.from_findings("storage init", wrong)
+    return Place(bucket=bucket, prefix=prefix, region=region, account=account)
+
+
+def policy(name: str, place: Place) -> dict[str, Any]:
+    """A policy of `cluster-config/iam/`, filled in."""
+    return _filled(f"iam/{name}.json", place)
+
+
+def _filled(name: str, place: Place) -> dict[str, Any]:
+    text = (config_folder() / name).read_text("utf-8")
+    known = {
+        "bucket": place.bucket,
+        "prefix": place.prefix,
+        "region": place.region,
+        "account": place.account,
+        "partition": place.partition,
+    }
+    content: dict[str, Any] = json.loads(Template(text).substitute(known))
+    return content
+
+
+def plan_storage(
+    place: Place, client: Client | None = None, *, with_container: bool = False
+) -> tuple[Step, ...]:
+    """What `init` would do, in order. Every step may be repeated and leaves what is not ours alone."""
+
+    def ours(service: str) -> Any:
+        return boto3.client(service, region_name=place.region)
+
+    make = client or ours
+    s3, uri = make("s3"), f"s3://{place.bucket}"
+    lifecycle = _filled("bucket-lifecycle.json", place)["Rules"]
+    return (
+        Step(what=f"make {uri} in {place.region}, unless it is there", apply=lambda: _make_bucket(s3, place)),
+        Step(what=f"block every public access to {uri}", apply=lambda: _block_public(s3, place)),
+        Step(what="encrypt new objects with S3's own keys (free)", apply=lambda: _encrypt(s3, place)),
+        Step(what="refuse requests without TLS 1.2 or later", apply=lambda: _tls_only(s3, place)),
+        Step(
+            what=f"drop unfinished uploads after 2 days, {place.prefix}/runs/ (segments, receipts) after"
+            f" 30; move {place.prefix}/outgoing/ to Intelligent-Tiering",
+            apply=lambda: _lifecycle(s3, place, lifecycle),
+        ),
+        Step(
+            what=f"keep the IAM policy {place.policy_name}: read and write below {uri}/{place.prefix}/ only",
+            apply=lambda: _node_policy(make("iam"), place, with_container),
+        ),
+    )
+
+
+def init(place: Place, say: Say, client: Client | None = None, *, with_container: bool = False) -> int:
+    """Do every step, saying each; answers how many changed anything."""
+    changed = 0
+    for step in plan_storage(place, client, with_container=with_container):
+        try:
+            is_new = step.apply()
+        except ClientError as exc:
+            raise _translated(exc, place, step.what) from exc
+        except BotoCoreError as exc:
+            raise BackendError(f"{step.what}: {exc}") from exc
+        changed += is_new
+        say(f"{'done' if is_new else 'already so'}: {step.what}")
+    return changed
+
+
+def find_account(client: Client | None = None) -> str:
+    try:
+        identity = (client or boto3.client)("sts").get_caller_identity()
+    except (ClientError, BotoCoreError) as exc:
+        raise JobError(f"no usable AWS credentials: {exc}; set AWS_PROFILE or run `aws configure`") from exc
+    return str(identity["Account"])
+
+
+def _translated(exc: ClientError, place: Place, what: str) -> JobError | BackendError:
+    code = exc.response["Error"]["Code"]
+    if code in ("BucketAlreadyExists", "403"):
+        return JobError(
+            f"s3://{place.bucket} belongs to somebody else; bucket names are global: choose another"
+        )
+    if code in ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation"):
+        return JobError(
+            f"not allowed to {what}; cluster-config/iam/operator.json is the policy that allows it"
+        )
+    return BackendError(f"{what}: {exc}")
+
+
+def _make_bucket(s3: Any, place: Place) -> bool:
+    try:
+        s3.head_bucket(Bucket=place.bucket)
+    except ClientError as exc:
+        if exc.response["Error"]["Code"] not in ("404", "NoSuchBucket"):
+            raise
+    else:
+        where = s3.get_bucket_location(Bucket=place.bucket).get("LocationConstraint") or "us-east-1"
+        if where != place.region:
+            raise JobError(
+                f"s3://{place.bucket} lies in {where}, not in {place.region}; traffic between costs"
+            )
+        return False
+    more: dict[str, Any] = {}
+    if place.region != "us-east-1":  # which S3 refuses to be told
+        more["CreateBucketConfiguration"] = {"LocationConstraint": place.region}
+    s3.create_bucket(Bucket=place.bucket, ObjectOwnership="BucketOwnerEnforced", **more)
+    return True
+
+
+def _block_public(s3: Any, place: Place) -> bool:
+    wanted = dict.fromkeys(
+        ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"), True
+    )
+    if _asked(s3.get_public_access_block, "PublicAccessBlockConfiguration", place) == wanted:
+        return False
+    s3.put_public_access_block(Bucket=place.bucket, PublicAccessBlockConfiguration=wanted)
+    return True
+
+
+def _encrypt(s3: Any, place: Place) -> bool:
+    """An encryption that the owner chose (a KMS key) stays."""
+    found = _asked(s3.get_bucket_encryption, "ServerSideEncryptionConfiguration", place)
+    if found and found.get("Rules"):
+        return False
+    rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}, "BucketKeyEnabled": True}
+    s3.put_bucket_encryption(Bucket=place.bucket, ServerSideEncryptionConfiguration={"Rules": [rule]})
+    return True
+
+
+def _tls_only(s3: Any, place: Place) -> bool:
+    ours = policy("bucket-policy", place)
+    found = _asked(s3.get_bucket_policy, "Policy", place)
+    theirs = json.loads(found)["Statement"] if found else []
+    names = {each["Sid"] for each in ours["Statement"]}
+    kept = [each for each in theirs if each.get("Sid") not in names]
+    wanted = {**ours, "Statement": [*kept, *ours["Statement"]]}
+    if found and json.loads(found) == wanted:
+        return False
+    s3.put_bucket_policy(Bucket=place.bucket, Policy=json.dumps(wanted))
+    return True
+
+
+def _lifecycle(s3: Any, place: Place, ours: list[dict[str, Any]]) -> bool:
+    found = _asked(s3.get_bucket_lifecycle_configuration, "Rules", place) or []
+    names = {each["ID"] for each in ours}
+    mine = [each for each in found if each.get("ID") in names]
+    if len(mine) == len(ours) and all(_same_rule(a, b) for a, b in zip(mine, ours, strict=True)):
+        return False
+    kept = [each for each in found if each.get("ID") not in names]
+    s3.put_bucket_lifecycle_configuration(
+        Bucket=place.bucket, LifecycleConfiguration={"Rules": [*kept, *ours]}
+    )
+    return True
+
+
+def _same_rule(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    return all(found.get(key) == value for key, value in wanted.items())
+
+
+def _asked(call: Callable[..., Any], field: str, place: Place) -> Any:
+    """A field of the bucket's configuration; None where there is no such configuration."""
+    try:
+        return call(Bucket=place.bucket).get(field)
+    except ClientError as exc:
+        if exc.response["Error"]["Code"].startswith(("NoSuch", "ServerSideEncryptionConfigurationNotFound")):
+            return None
+        raise
+
+
+def _node_policy(iam: Any, place: Place, with_container: bool) -> bool:
+    document = policy("node", place)
+    if with_container:
+        document["Statement"] += policy("node-container", place)["Statement"]
+    text = json.dumps(document)
+    try:
+        current = iam.get_policy(PolicyArn=place.policy_arn)["Policy"]
+    except ClientError as exc:
+        if exc.response["Error"]["Code"] != "NoSuchEntity":
+            raise
+        iam.create_policy(
+            PolicyName=place.policy_name, PolicyDocument=text, Description="Nodes of a vsr_hpc cluster"
+        )
+        return True
+    version = iam.get_policy_version(PolicyArn=place.policy_arn, VersionId=current["DefaultVersionId"])
+    if version["PolicyVersion"]["Document"] == document:
+        return False
+    versions = iam.list_policy_versions(PolicyArn=place.policy_arn)["Versions"]
+    if len(versions) >= _VERSIONS:
+        oldest = min(
+            (each for each in versions if not each["IsDefaultVersion"]), key=lambda each: each["CreateDate"]
+        )
+        iam.delete_policy_version(PolicyArn=place.policy_arn, VersionId=oldest["VersionId"])
+    iam.create_policy_version(PolicyArn=place.policy_arn, PolicyDocument=text, SetAsDefault=True)
+    return True

@@ -1,0 +1,176 @@
+"""What only the account can tell: subnets, endpoints, keys, offerings, quotas."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from vsr_hpc.aws.cluster.instance_rules import QUEUES, Subject, pools
+from vsr_hpc.aws.cluster.yaml_document import Finding, Path, at, items
+from vsr_hpc.aws.instances import all_instances
+
+# EC2's vCPU quotas: (G instances?, Spot?) -> code of Service Quotas.
+_QUOTAS = {
+    (True, True): ("L-3819A6DF", "All G and VT Spot Instance Requests"),
+    (True, False): ("L-DB2E81BA", "Running On-Demand G and VT instances"),
+    (False, True): ("L-34B43A08", "All Standard Spot Instance Requests"),
+    (False, False): ("L-1216C47A", "Running On-Demand Standard instances"),
+}
+_PATIENCE = Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 2})
+
+
+def has_credentials() -> bool:
+    try:
+        return boto3.Session().get_credentials() is not None
+    except BotoCoreError:
+        return False
+
+
+def examine(subject: Subject, client: Callable[[str], Any] | None = None) -> Iterator[Finding]:
+    """Everything the account can say about a configuration; what it won't say becomes an info finding."""
+
+    def ours(service: str) -> Any:
+        return boto3.client(service, region_name=subject.region, config=_PATIENCE)
+
+    make = client or ours
+    for look in (_network, _offerings, _key, _quotas):
+        try:
+            yield from look(subject, make)
+        except (ClientError, BotoCoreError) as exc:
+            name = look.__name__.strip("_")
+            yield Finding(level="info", rule="account", message=f"{name} could not be looked at: {exc}")
+
+
+def _queue_subnets(subject: Subject) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path, queue in items(subject.document.value, *QUEUES):
+        for index, subnet in enumerate(at(queue, "Networking", "SubnetIds") or ()):
+            found.setdefault(str(subnet), (*path, "Networking", "SubnetIds", index))
+    return found
+
+
+def _network(subject: Subject, client: Callable[[str], Any]) -> Iterator[Finding]:
+    ec2 = client("ec2")
+    wanted = _queue_subnets(subject)
+    zones, networks = {}, {}
+    for subnet, path in wanted.items():
+        try:
+            facts = ec2.describe_subnets(SubnetIds=[subnet])["Subnets"][0]
+        except ClientError as exc:
+            if "NotFound" not in exc.response["Error"]["Code"]:
+                raise
+            text = f"{subnet} does not exist in {subject.region}"
+            yield Finding(level="error", path=path, rule="subnet", message=text)
+            continue
+        zones[subnet], networks[subnet] = facts["AvailabilityZone"], facts["VpcId"]
+    for zone, count in Counter(zones.values()).items():
+        if count > 1:
+            path = next(wanted[subnet] for subnet in zones if zones[subnet] == zone)
+            text = f"{count} of the subnets lie in {zone}; give one subnet of each Availability Zone"
+            yield Finding(level="error", path=path, rule="zones", message=text)
+    yield from _endpoint(ec2, wanted, networks, subject.region)
+
+
+def _endpoint(ec2: Any, wanted: dict[str, Path], networks: dict[str, str], region: str) -> Iterator[Finding]:
+    """Without a gateway endpoint every byte from S3 goes through the NAT gateway, at 0.045 USD per GB."""
+    for network in sorted(set(networks.values())):
+        filters = [{"Name": "vpc-id", "Values": [network]}]
+        endpoints = [
+            each
+            for each in ec2.describe_vpc_endpoints(Filters=filters)["VpcEndpoints"]
+            if each["ServiceName"].endswith(".s3") and each.get("VpcEndpointType", "Gateway") == "Gateway"
+        ]
+        routed = {table for each in endpoints for table in each.get("RouteTableIds", ())}
+        tables = ec2.describe_route_tables(Filters=filters)["RouteTables"]
+        for subnet in (name for name in networks if networks[name] == network):
+            table = _table_of(subnet, tables)
+            if not endpoints or (routed and table not in routed):
+                text = (
+                    f"no S3 gateway endpoint for {subnet} ({network}): all frames would pass the NAT "
+                    "gateway at "
+                    "0.045 USD per GB, or not at all; an endpoint is free: aws ec2 create-vpc-endpoint "
+                    "--vpc-id "
+                    f"{network} --service-name com.amazonaws.{region}.s3 --route-table-ids {table}"
+                )
+                yield Finding(level="warning", path=wanted[subnet], rule="s3-endpoint", message=text)
+
+
+def _table_of(subnet: str, tables: list[dict[str, Any]]) -> str:
+    main = ""
+    for table in tables:
+        for link in table.get("Associations", ()):
+            if link.get("SubnetId") == subnet:
+                return str(table["RouteTableId"])
+            if link.get("Main"):
+                main = str(table["RouteTableId"])
+    return main
+
+
+def _offerings(subject: Subject, client: Callable[[str], Any]) -> Iterator[Finding]:
+    """An instance type that no zone of the region has; one that the queue's zones lack is only a note."""
+    types = sorted(
+        {name for pool in pools(subject.document) for _, name in pool.types if name in all_instances()}
+    )
+    pages = client("ec2").get_paginator("describe_instance_type_offerings")
+    offered = {
+        each["InstanceType"]
+        for page in pages.paginate(
+            LocationType="region", Filters=[{"Name": "instance-type", "Values": types}]
+        )
+        for each in page["InstanceTypeOfferings"]
+    }
+    for pool in pools(subject.document):
+        for path, name in pool.types:
+            if name in types and name not in offered:
+                text = f"{name} is not offered in {subject.region}; take it out or choose another region"
+                yield Finding(level="error", path=path, rule="offering", message=text)
+
+
+def _key(subject: Subject, client: Callable[[str], Any]) -> Iterator[Finding]:
+    path: Path = ("HeadNode", "Ssh", "KeyName")
+    name = at(subject.document.value, *path)
+    system = str(at(subject.document.value, "Image", "Os") or "")
+    if not name:
+        return
+    try:
+        pair = client("ec2").describe_key_pairs(KeyNames=[name])["KeyPairs"][0]
+    except ClientError as exc:
+        if "NotFound" not in exc.response["Error"]["Code"]:
+            raise
+        yield Finding(
+            level="error", path=path, rule="key", message=f"no EC2 key pair {name} in {subject.region}"
+        )
+        return
+    if system.startswith("ubuntu") and pair.get("KeyType") == "rsa":
+        text = f"key pair {name} is RSA, which {system} refuses; make an ed25519 one"
+        yield Finding(level="error", path=path, rule="key", message=text)
+
+
+def _quotas(subject: Subject, client: Callable[[str], Any]) -> Iterator[Finding]:
+    """vCPUs at full load against the account's quota, by kind of instance and purchase."""
+    quotas = client("service-quotas")
+    wanted: Counter[tuple[bool, bool]] = Counter()
+    first: dict[tuple[bool, bool], Path] = {}
+    for pool in pools(subject.document):
+        if pool.known:
+            kind = (pool.has_gpu, pool.capacity == "SPOT")
+            wanted[kind] += pool.maximum * pool.known[0].vcpus
+            first.setdefault(kind, (*pool.path, "MaxCount"))
+    for kind, vcpus in wanted.items():
+        code, name = _QUOTAS[kind]
+        limit = quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"]
+        if limit < vcpus:
+            text = (
+                f"full load wants {vcpus} vCPUs, the quota `{name}` ({code}) is {limit:g}: the rest "
+                "never starts; "
+                "ask for more in Service Quotas or lower MaxCount"
+            )
+            level = "warning" if limit else "error"
+            yield Finding(
+                level="error" if level == "error" else "warning", path=first[kind], rule="quota", message=text
+            )

@@ -1,0 +1,1 @@
+"""Fleets of EC2 instances that serve or work."""

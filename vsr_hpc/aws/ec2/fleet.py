@@ -1,0 +1,315 @@
+"""Containers on plain EC2: launch template, closed security group, an Auto Scaling group that keeps count.
+
+Spot loss needs no code of ours: the group starts another instance, whose first boot starts the container.
+An instance counts only once its server answers (a lifecycle hook that its first boot completes).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from vsr_hpc.aws.calls import Call, Clients, Step, check
+from vsr_hpc.aws.ec2.changes import SOURCES, TAG, Found, Request, is_under_way, removal, steps, with_group
+from vsr_hpc.aws.ec2.spec import HOOK, Ec2Spec, port_in, resource_name
+from vsr_hpc.aws.endpoint.rollout import Patience
+from vsr_hpc.aws.prices import hourly_price, prices
+from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.job.spec import JobSpec
+from vsr_hpc.serving.client import translated
+
+log = logging.getLogger(__name__)
+
+
+Tell = Callable[[str], None]
+_WHOSE_ADDRESS = "https://checkip.amazonaws.com"
+
+
+def hourly(spec: Ec2Spec, region: str) -> str:
+    """What it costs, in words."""
+    table = prices(region)
+    known = [hourly_price(each, spec.purchase, region) for each in spec.instance_types]
+    per_hour = [each for each in known if each is not None]
+    if not per_hour:
+        return f"no price known for {', '.join(spec.instance_types)}"
+    disk = spec.disk_gib * table.per_gb_month("ebs_gp3") / table.month_hours
+    address = 0.0 if spec.access == "ssm" else table.other["public_ipv4_per_hour"]
+    low, high = (spec.count * (each + disk + address) for each in (min(per_hour), max(per_hour)))
+    span = f"${low:.3f}" if round(low, 3) == round(high, 3) else f"${low:.3f} to ${high:.3f}"
+    return f"{spec.count} x {spec.purchase}: {span} per hour, disk included\n  {table.text()}"
+
+
+# The account ------------------------------------------------------------------------------------------------
+def plan(spec: Ec2Spec) -> tuple[Step, ...]:
+    clients = Clients()
+    with translated(spec.name):
+        made = steps(spec, _look(clients, spec.name, spec.subnets), _region(clients), _address(spec))
+    check(made, spec.name)
+    return made
+
+
+def up(spec: Ec2Spec, tell: Tell, *, patience: Patience | None = None) -> tuple[Step, ...]:
+    """Make it so, and wait until every instance answers (a server) or has started its worker."""
+    clients, patience = Clients(), patience or Patience(longest_s=spec.startup_s + 600)
+    made = plan(spec)
+    group_id = refresh = None
+    with translated(spec.name):
+        for step in made:
+            tell(str(step))
+            for call in step.calls:
+                if call.operation == "start_instance_refresh":
+                    _await_calm(clients, spec, patience, tell)
+                group_id = group_id or _look(clients, spec.name, spec.subnets).group_id
+                answer = _made(clients, with_group(call, group_id))
+                group_id = answer.get("GroupId", group_id)
+                refresh = answer.get("InstanceRefreshId", refresh)
+        _await_instances(clients, spec, patience, tell, refresh)
+        left = _look(clients, spec.name, ()).outdated
+    if left:
+        raise BackendError(f"{spec.name}: {', '.join(left)} ran before this file; call `vsr ec2 up` again")
+    return made
+
+
+def down(name: str, tell: Tell, *, patience: Patience | None = None) -> tuple[Step, ...]:
+    """End the instances and remove all that was made for them; nothing else."""
+    clients, patience = Clients(), patience or Patience(longest_s=900)
+    with translated(name):
+        made = removal(name, _look(clients, name, ()))
+        for step in made:
+            tell(str(step))
+            for call in step.calls:
+                clients.make(call)
+            if step.kind == "group":
+                _await_end(clients, name, patience, tell)
+    return made
+
+
+def status(name: str) -> dict[str, Any]:
+    """The instances: which, where, how they were bought, how they are, and how to reach them."""
+    clients = Clients()
+    with translated(name):
+        found = _look(clients, name, ())
+        if found.scaling is None:
+            raise JobError(f"there is nothing named {name}; `vsr ec2 up` makes it")
+        members = found.scaling["Instances"]
+        details = _instances(clients, [each["InstanceId"] for each in members])
+    return {
+        "name": name,
+        "wanted": found.scaling["DesiredCapacity"],
+        "instances": [_shown(each, details.get(each["InstanceId"], {}), found) for each in members],
+    }
+
+
+def job_of(spec: Ec2Spec) -> JobSpec | None:
+    """The job of the run that workers are for; None for a server."""
+    from vsr_hpc.run.run import Run
+
+    if spec.run is None:
+        return None
+    try:
+        return Run.open(spec.run).job()
+    except (JobError, ValueError) as exc:
+        text = f"{spec.name}: what its workers may do follows from their run, which cannot be read: {exc}"
+        raise JobError(text) from exc
+
+
+def _shown(member: Request, detail: Request, found: Found) -> dict[str, Any]:
+    address, number, port = detail.get("PublicIpAddress"), member["InstanceId"], found.port
+    session = f"aws ssm start-session --target {number}"
+    if port:
+        session += " --document-name AWS-StartPortForwardingSession"
+        session += f" --parameters portNumber={port},localPortNumber={port}"
+    return {
+        "id": number,
+        "type": detail.get("InstanceType"),
+        "zone": member["AvailabilityZone"],
+        "state": member["LifecycleState"],
+        "health": member["HealthStatus"],
+        "purchase": detail.get("InstanceLifecycle", "on-demand"),
+        "url": f"http://{address}:{port}" if address and port and found.rules else None,
+        "session": session,
+    }
+
+
+def _made(clients: Clients, call: Call) -> Request:
+    """AWS's answer. A refresh that was to end and is over by now is as wanted."""
+    from botocore.exceptions import ClientError
+
+    try:
+        answer: Request = clients.make(call)
+    except ClientError as exc:
+        if exc.response["Error"]["Code"] != "ActiveInstanceRefreshNotFound":
+            raise
+        return {}
+    return answer
+
+
+def _await_calm(clients: Clients, spec: Ec2Spec, patience: Patience, tell: Tell) -> None:
+    """Until an earlier refresh is over: a group has one at a time."""
+    until, last = time.monotonic() + patience.longest_s, ""
+    while is_under_way(refresh := _latest_refresh(clients, spec.resource)):
+        now = f"an earlier refresh is {refresh['Status']}" if refresh else ""
+        if now != last:
+            tell(now)
+            last = now
+        if time.monotonic() > until:
+            raise BackendError(f"{spec.name}: {now} after {patience.longest_s:.0f} s; call again")
+        time.sleep(patience.poll_s)
+
+
+def _await_instances(
+    clients: Clients, spec: Ec2Spec, patience: Patience, tell: Tell, awaited: str | None
+) -> None:
+    """Until the refresh `awaited`, or any that is under way, has done its work, and all instances answer.
+
+    Workers that find nothing left for them go, and their group wants fewer.
+    """
+    until, last = time.monotonic() + patience.longest_s, ""
+    while True:
+        group, refresh = _scaling_group(clients, spec.resource), _latest_refresh(clients, spec.resource)
+        members = group["Instances"] if group else []
+        wanted = min(spec.count, group["DesiredCapacity"]) if group else spec.count
+        ready = [each for each in members if each["LifecycleState"] == "InService"]
+        is_moving = is_under_way(refresh)
+        if refresh and is_moving:
+            awaited = refresh["InstanceRefreshId"]
+        elif refresh and refresh["InstanceRefreshId"] == awaited and refresh["Status"] != "Successful":
+            raise BackendError(
+                f"{spec.name}: the new instances do not take over, the refresh is {refresh['Status']}: "
+                f"{refresh.get('StatusReason', 'AWS gives no reason')}; the old ones that are left still work"
+            )
+        if len(ready) >= wanted and not is_moving:
+            return
+        now = f"{len(ready)} of {wanted} ready" + "".join(
+            f", {each['InstanceId']} {each['LifecycleState']}" for each in members if each not in ready
+        )
+        if refresh and is_moving:
+            now += f", refresh {refresh['Status']} {refresh.get('PercentageComplete', 0)} %"
+        if now != last:
+            tell(now)
+            last = now
+        if time.monotonic() > until:
+            raise BackendError(
+                f"{spec.name}: {now} after {patience.longest_s:.0f} s; the instance's console output "
+                "(aws ec2 get-console-output) says why. `vsr ec2 down` ends it"
+            )
+        time.sleep(patience.poll_s)
+
+
+def _await_end(clients: Clients, name: str, patience: Patience, tell: Tell) -> None:
+    """A security group can only go when no instance is in it."""
+    until, ec2 = time.monotonic() + patience.longest_s, clients.of("ec2")
+    states = ["pending", "running", "shutting-down", "stopping"]
+    filters = [{"Name": f"tag:{TAG}", "Values": [name]}, {"Name": "instance-state-name", "Values": states}]
+    while True:
+        found = [
+            each
+            for page in ec2.describe_instances(Filters=filters)["Reservations"]
+            for each in page["Instances"]
+        ]
+        if not found and _scaling_group(clients, resource_name(name)) is None:
+            return
+        if time.monotonic() > until:
+            raise BackendError(
+                f"{name}: {len(found)} instances have not ended yet; call `vsr ec2 down` again"
+            )
+        tell(f"{len(found)} instances end")
+        time.sleep(patience.poll_s)
+
+
+def _look(clients: Clients, name: str, subnets: tuple[str, ...]) -> Found:
+    ec2, called = clients.of("ec2"), resource_name(name)
+    groups = ec2.describe_security_groups(
+        Filters=[{"Name": "group-name", "Values": [called]}, {"Name": f"tag:{TAG}", "Values": [name]}]
+    )["SecurityGroups"]
+    templates = ec2.describe_launch_templates(Filters=[{"Name": "launch-template-name", "Values": [called]}])
+    has_template = bool(templates["LaunchTemplates"])
+    scaling_group = _scaling_group(clients, called)
+    there = [("GroupId", groups), ("LaunchTemplateId", templates["LaunchTemplates"])]
+    there.append(("AutoScalingGroupName", [scaling_group] if scaling_group else []))
+    tags = tuple((str(each[key]), _tags_of(each)) for key, things in there for each in things)
+    for _, found in tags:
+        if found.get(TAG) != name:
+            raise JobError(
+                f"{called} is there and was not made by vsr (it lacks the tag {TAG}); it is left alone"
+            )
+    latest: Request = {}
+    if has_template:
+        versions = ec2.describe_launch_template_versions(LaunchTemplateName=called, Versions=["$Latest"])
+        latest = versions["LaunchTemplateVersions"][0]
+    startup_s = _startup_s(clients, called) if scaling_group else None
+    vpc = ec2.describe_subnets(SubnetIds=list(subnets))["Subnets"][0]["VpcId"] if subnets else None
+    return Found(
+        vpc=vpc,
+        group_id=groups[0]["GroupId"] if groups else None,
+        rules=tuple(_open(groups[0])) if groups else (),
+        port=port_in(latest.get("LaunchTemplateData", {}).get("UserData", "")),
+        template_hash=latest.get("VersionDescription"),
+        template_version=latest.get("VersionNumber"),
+        has_template=has_template,
+        scaling=scaling_group,
+        startup_s=startup_s,
+        tags=tags,
+        refresh=_latest_refresh(clients, called) if scaling_group else None,
+    )
+
+
+def _tags_of(thing: Request) -> dict[str, str]:
+    return {each["Key"]: each["Value"] for each in thing.get("Tags", [])}
+
+
+def _scaling_group(clients: Clients, called: str) -> Request | None:
+    found = clients.of("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[called])
+    groups: list[Request] = found["AutoScalingGroups"]
+    return groups[0] if groups else None
+
+
+def _latest_refresh(clients: Clients, called: str) -> Request | None:
+    found = clients.of("autoscaling").describe_instance_refreshes(AutoScalingGroupName=called, MaxRecords=1)
+    refreshes: list[Request] = found["InstanceRefreshes"]
+    return refreshes[0] if refreshes else None
+
+
+def _startup_s(clients: Clients, called: str) -> int | None:
+    hooks = clients.of("autoscaling").describe_lifecycle_hooks(
+        AutoScalingGroupName=called, LifecycleHookNames=[HOOK]
+    )["LifecycleHooks"]
+    return int(hooks[0]["HeartbeatTimeout"]) if hooks else None
+
+
+def _instances(clients: Clients, numbers: list[str]) -> dict[str, Request]:
+    if not numbers:
+        return {}
+    pages = clients.of("ec2").describe_instances(InstanceIds=numbers)["Reservations"]
+    return {each["InstanceId"]: each for page in pages for each in page["Instances"]}
+
+
+def _open(group: Request) -> Iterator[Request]:
+    """Every rule, one source each. A rule for all traffic has no ports."""
+    for rule in group["IpPermissions"]:
+        what = {key: rule[key] for key in ("IpProtocol", "FromPort", "ToPort") if key in rule}
+        for kind in SOURCES:
+            yield from ({**what, kind: [each]} for each in rule.get(kind, []))
+
+
+def _address(spec: Ec2Spec) -> str | None:
+    """The range that may come in."""
+    if spec.access == "ssm":
+        return None
+    if spec.access != "caller":
+        return spec.access
+    try:
+        with urllib.request.urlopen(_WHOSE_ADDRESS, timeout=10) as answer:
+            return f"{answer.read(64).decode().strip()}/32"
+    except OSError as exc:
+        raise BackendError(
+            f"access: caller needs to know your address, and {_WHOSE_ADDRESS} does not answer ({exc}); "
+            "write it as a range: access: 203.0.113.7/32"
+        ) from exc
+
+
+def _region(clients: Clients) -> str:
+    return str(clients.of("ec2").meta.region_name)

@@ -1,0 +1,311 @@
+"""The gate from staging to production: measure where it is served, then register and roll out."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vsr_hpc.aws.calls import Call, Clients, Step
+from vsr_hpc.aws.calls import check as check_calls
+from vsr_hpc.aws.endpoint import endpoint as endpoints
+from vsr_hpc.aws.endpoint import inventory as account
+from vsr_hpc.aws.endpoint.requests import Request, model_request, tags
+from vsr_hpc.aws.endpoint.rollout import Patience
+from vsr_hpc.aws.endpoint.spec import EndpointSpec, Promote
+from vsr_hpc.errors import BackendError, JobError, MediaError, VerifyError
+from vsr_hpc.serving.client import Question, invoke, translated
+
+log = logging.getLogger(__name__)
+
+
+Tell = Callable[[str], None]
+_MODEL = "vsr-model"
+_TYPES = ("image/png", "image/jpeg", "image/webp", "video/mp4", "video/x-matroska", "application/json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What the candidate did to pictures whose truth is known; latency is the caller's, once warm."""
+
+    staging: str
+    pictures: int
+    psnr_db: float
+    ssim: float
+    p50_ms: float
+    p95_ms: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.staging}: {self.pictures} pictures, PSNR {self.psnr_db:.2f} dB, SSIM {self.ssim:.4f}, "
+            f"p50 {self.p50_ms:.0f} ms, p95 {self.p95_ms:.0f} ms"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A small picture and what it should become."""
+
+    name: str
+    low: bytes
+    truth: Any
+    """RGB, 8 bits: rows, columns, 3."""
+
+
+def measure(spec: EndpointSpec, folder: Path, tell: Tell) -> Measured:
+    """Ask the staging endpoint for every picture of a folder. JobError where it serves something else."""
+    gate = _gate(spec)
+    _check_candidate(spec, gate)
+    pairs = list(_pairs(folder, gate.scale))
+    if len(pairs) < gate.pictures:
+        raise JobError(f"{folder}: {len(pairs)} pictures; promote.pictures asks for {gate.pictures} at least")
+    figures, seconds = [], []
+    with tempfile.TemporaryDirectory(prefix="vsr-promote-") as name:
+        scratch = Path(name)
+        _answer(gate, pairs[0], scratch)  # connections, caches and clocks warm up
+        for pair in pairs:
+            answer, taken = _answer(gate, pair, scratch)
+            found = _compared(pair, answer, gate.scale)
+            tell(f"{pair.name}: PSNR {found[0]:.2f} dB, SSIM {found[1]:.4f}, {1000 * taken:.0f} ms")
+            figures.append(found)
+            seconds.append(taken)
+    seconds.sort()
+    return Measured(
+        staging=gate.staging,
+        pictures=len(pairs),
+        psnr_db=round(sum(each[0] for each in figures) / len(figures), 3),
+        ssim=round(sum(each[1] for each in figures) / len(figures), 5),
+        p50_ms=round(1000 * _quantile(seconds, 0.5), 1),
+        p95_ms=round(1000 * _quantile(seconds, 0.95), 1),
+    )
+
+
+def check(spec: EndpointSpec, measured: Measured) -> None:
+    """VerifyError with every number that is not good enough."""
+    gate = _gate(spec)
+    found = []
+    if measured.psnr_db < gate.psnr_db:
+        found.append(f"PSNR {measured.psnr_db:.2f} dB, at least {gate.psnr_db:g} wanted")
+    if measured.ssim < gate.ssim:
+        found.append(f"SSIM {measured.ssim:.4f}, at least {gate.ssim:g} wanted")
+    if measured.p95_ms > gate.p95_ms:
+        found.append(f"p95 {measured.p95_ms:.0f} ms, at most {gate.p95_ms:g} wanted")
+    if found:
+        raise VerifyError(
+            f"{spec.name} is not promoted, {gate.staging} is not good enough on "
+            f"{measured.pictures} pictures: {'; '.join(found)}"
+        )
+
+
+def plan(spec: EndpointSpec, measured: Measured) -> tuple[Step, ...]:
+    """What promoting would change."""
+    clients = Clients()
+    with translated(spec.name):
+        steps = _registry_steps(clients, spec, measured)
+    check_calls(steps, spec.name)
+    return (*steps, *endpoints.plan(spec))
+
+
+def promote(
+    spec: EndpointSpec, measured: Measured, tell: Tell, *, patience: Patience | None = None
+) -> tuple[Step, ...]:
+    """Register the approved version, then roll it out; a version that is rolled back is rejected again."""
+    check(spec, measured)
+    clients = Clients()
+    with translated(spec.name):
+        steps = _registry_steps(clients, spec, measured)
+        check_calls((*steps, *endpoints.plan(spec)), spec.name)
+        for step in steps:
+            tell(str(step))
+            for call in step.calls:
+                clients.make(call)
+        version = next(account.packages(clients, spec.name))
+    try:
+        return (*steps, *endpoints.apply(spec, patience=patience, tell=tell))
+    except BackendError as exc:
+        with translated(spec.name):
+            clients.of("sagemaker").update_model_package(
+                ModelPackageArn=version,
+                ModelApprovalStatus="Rejected",
+                ApprovalDescription=f"rollout: {exc}"[:1024],
+            )
+        tell(f"update registry {version}: rejected")
+        raise
+
+
+# Pictures ---------------------------------------------------------------------------------------------------
+def _pairs(folder: Path, scale: int) -> Iterator[Pair]:
+    """Large pictures, made small as published figures are; or low/ and high/ with equal names."""
+    from vsr_hpc.bench.imresize import shrink
+    from vsr_hpc.bench.originals import STILLS, list_originals, read_truth
+
+    if (folder / "low").is_dir() and (folder / "high").is_dir():
+        lows = {
+            path.stem: path for path in sorted((folder / "low").iterdir()) if path.suffix.lower() in STILLS
+        }
+        for high in list_originals(folder / "high"):
+            low = lows.get(high.stem)
+            if low is None:
+                raise MediaError(f"{folder}/low: there is no {high.stem}, which {folder}/high has")
+            yield Pair(name=high.name, low=low.read_bytes(), truth=_rgb(high.read_bytes(), str(high)))
+        return
+    for path in list_originals(folder):
+        if path.suffix.lower() in STILLS:
+            truth = read_truth(path, scale).frames[0]
+            yield Pair(name=path.name, low=_png(shrink(truth, scale)), truth=truth)
+
+
+def _answer(gate: Promote, pair: Pair, scratch: Path) -> tuple[Any, float]:
+    source, output = scratch / "in.png", scratch / "out.png"
+    source.write_bytes(pair.low)
+    asked = Question(source=source, output=output, options=(("scale", str(gate.scale)),), timeout_s=120)
+    reply = invoke(gate.staging, asked)
+    return _rgb(output.read_bytes(), pair.name), reply.seconds
+
+
+def _compared(pair: Pair, answer: Any, scale: int) -> tuple[float, float]:
+    """(PSNR, SSIM) of luma, `scale` pixels of border cut."""
+    from vsr_hpc.bench.imresize import luma
+    from vsr_hpc.verification.similarity import psnr, ssim
+
+    if answer.shape != pair.truth.shape:
+        shown = ["x".join(map(str, reversed(each.shape[:2]))) for each in (answer, pair.truth)]
+        raise VerifyError(f"{pair.name}: the answer is {shown[0]}, the truth {shown[1]}")
+    inner = (slice(scale, -scale), slice(scale, -scale))
+    wanted, given = luma(pair.truth)[inner], luma(answer)[inner]
+    return min(psnr(wanted, given), 100.0), ssim(wanted, given)
+
+
+def _png(rgb: Any) -> bytes:
+    """8-bit RGB as a PNG."""
+    from vsr_hpc.media.picture import Colour, Picture
+    from vsr_hpc.media.pixels import pixel_format
+    from vsr_hpc.media.stills.still import encode_image, resolve_image_encoding, still_picture
+
+    rows, columns = rgb.shape[:2]
+    colour = Colour(matrix=0, is_full_range=True, is_range_tagged=True)
+    shape = Picture(width=columns, height=rows, pixel=pixel_format("gbrp"), colour=colour)
+    shown = still_picture("x.png", shape)
+    return encode_image(
+        resolve_image_encoding("x.png", shown), shown, [rgb[..., 1], rgb[..., 2], rgb[..., 0]]
+    )
+
+
+def _rgb(body: bytes, name: str) -> Any:
+    import io
+
+    from vsr_hpc.bench.originals import to_rgb8
+    from vsr_hpc.media.picture import Frame
+    from vsr_hpc.media.stills.still import read_image
+
+    try:
+        picture, planes, _ = read_image(io.BytesIO(body))
+    except MediaError as exc:
+        raise MediaError(f"{name}: {exc}") from exc
+    return to_rgb8(Frame(index=0, planes=planes), picture)
+
+
+def _quantile(sorted_values: list[float], share: float) -> float:
+    return sorted_values[min(len(sorted_values) - 1, int(share * len(sorted_values)))]
+
+
+# Candidate and registry -------------------------------------------------------------------------------------
+def _gate(spec: EndpointSpec) -> Promote:
+    if spec.promote is None:
+        raise JobError(
+            f"{spec.name}: no promote in its file; it names the staging endpoint and the thresholds"
+        )
+    return spec.promote
+
+
+def _check_candidate(spec: EndpointSpec, gate: Promote) -> None:
+    """What is measured must be what is rolled out: the same image, weights and models."""
+    clients = Clients()
+    with translated(gate.staging):
+        there = account.describe(clients, gate.staging)
+        if there is None:
+            raise JobError(f"there is no endpoint {gate.staging}; deploy the candidate there first")
+        sagemaker = clients.of("sagemaker")
+        config = sagemaker.describe_endpoint_config(EndpointConfigName=there["EndpointConfigName"])
+        model = config["ProductionVariants"][0]["ModelName"]
+        container = sagemaker.describe_model(ModelName=model)["PrimaryContainer"]
+    staged, wanted = _identity(container), _identity(model_request(spec)["PrimaryContainer"])
+    found = [f"{key} {staged[key]} there, {wanted[key]} here" for key in wanted if staged[key] != wanted[key]]
+    if found:
+        raise JobError(f"{gate.staging} does not serve what {spec.name} would: {'; '.join(found)}")
+
+
+def _identity(container: Request) -> dict[str, Any]:
+    environment = container.get("Environment", {})
+    return {
+        "image": container.get("Image"),
+        "model_data": container.get("ModelDataUrl"),
+        "models": environment.get("VSR_SERVE_MODELS"),
+    }
+
+
+def _registry_steps(clients: Clients, spec: EndpointSpec, measured: Measured) -> tuple[Step, ...]:
+    group, steps = account.group_name(spec.name), []
+    known = list(account.packages(clients, spec.name))
+    if not known:
+        request = {
+            "ModelPackageGroupName": group,
+            "ModelPackageGroupDescription": f"Versions that endpoint {spec.name} was allowed to serve",
+            "Tags": tags(spec),
+        }
+        call = Call(service="sagemaker", operation="create_model_package_group", parameters=request)
+        steps.append(Step(action="create", kind="registry", name=group, calls=(call,)))
+    if not _is_registered(clients, spec, known):
+        call = Call(
+            service="sagemaker", operation="create_model_package", parameters=_version(spec, group, measured)
+        )
+        detail = f"approved with PSNR {measured.psnr_db:.2f} dB, SSIM {measured.ssim:.4f}"
+        steps.append(
+            Step(action="create", kind="registry", name=f"{group} version", detail=detail, calls=(call,))
+        )
+    return tuple(steps)
+
+
+def _is_registered(clients: Clients, spec: EndpointSpec, known: list[str]) -> bool:
+    """Whether the newest version is this very model, and approved."""
+    newest = next((each for each in known if ":model-package/" in each), None)
+    if newest is None:
+        return False
+    found = clients.of("sagemaker").describe_model_package(ModelPackageName=newest)
+    told = found.get("CustomerMetadataProperties") or {}
+    is_same = told.get(_MODEL) == model_request(spec)["ModelName"]
+    return bool(is_same and found.get("ModelApprovalStatus") == "Approved")
+
+
+def _version(spec: EndpointSpec, group: str, measured: Measured) -> Request:
+    model = model_request(spec)
+    kept = ("Image", "ModelDataUrl", "Environment")
+    container = {key: model["PrimaryContainer"][key] for key in kept if key in model["PrimaryContainer"]}
+    inference: Request = {
+        "Containers": [container],
+        "SupportedContentTypes": list(_TYPES),
+        "SupportedResponseMIMETypes": list(_TYPES),
+    }
+    if spec.instance_type:
+        inference["SupportedRealtimeInferenceInstanceTypes"] = [spec.instance_type]
+    figures = {
+        "psnr-db": measured.psnr_db,
+        "ssim": measured.ssim,
+        "p50-ms": measured.p50_ms,
+        "p95-ms": measured.p95_ms,
+        "pictures": measured.pictures,
+        "staging": measured.staging,
+    }
+    return {
+        "ModelPackageGroupName": group,
+        "ModelPackageDescription": str(measured)[:1024],
+        "InferenceSpecification": inference,
+        "ModelApprovalStatus": "Approved",
+        "CustomerMetadataProperties": {
+            _MODEL: model["ModelName"],
+            **{key: str(value) for key, value in figures.items()},
+        },
+    }

@@ -1,0 +1,1 @@
+"""The Step Functions workflow that upscales what arrives in a bucket."""

@@ -1,0 +1,345 @@
+"""Create and delete a workflow of Step Functions on an installation of AWS Batch.
+
+Everything is looked at first and carries our tag, as in `batch/`, whose parts do the roles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from vsr_hpc.aws.batch import jobs as calls
+from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG
+from vsr_hpc.aws.batch.installation import Maker
+from vsr_hpc.aws.batch.inventory import Account, Say, listed, named
+from vsr_hpc.aws.batch.removal import Remover
+from vsr_hpc.aws.batch.resources import Role, Settings, policy, trust
+from vsr_hpc.aws.workflow import state_machine as workflow
+from vsr_hpc.aws.workflow.state_machine import Kind, Places
+from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.executors.aws_batch.submission import ensure_definition, gpus_of, wanted_of
+from vsr_hpc.job.spec import JobSpec
+from vsr_hpc.models.cards import find_card, packaged_models
+
+log = logging.getLogger(__name__)
+
+
+_FINGERPRINT_TAG = "vsr-fingerprint"
+_OPENED_TAG = "vsr-opened-events"
+"""The bucket tells EventBridge of its objects because of us: with the workflow it ends."""
+_CPU_MEMORY_GIB = 7.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workflow:
+    """One workflow: where, of which kind, and the job that every clip is done by."""
+
+    name: str
+    bucket: str
+    prefix: str
+    job: JobSpec
+    kind: Kind = "standard"
+
+    @property
+    def label(self) -> str:
+        return machine_name(self.name, self.kind)
+
+
+def machine_name(name: str, kind: Kind) -> str:
+    return f"{name}-workflow{'-express' if kind == 'express' else ''}"
+
+
+def template_content(flow: Workflow) -> bytes:
+    """The job without a place of its own."""
+    job = flow.job.model_copy(
+        update={"on": "aws-batch", "input": "s3://input", "output": _suffixed(flow.job)}
+    )
+    return job.model_dump_json(by_alias=True).encode()
+
+
+def _suffixed(job: JobSpec) -> str:
+    suffix = job.output.rpartition("/")[2].rpartition(".")[2]
+    return f"s3://output/out.{suffix}" if "." in job.output.rpartition("/")[2] else "s3://output/out.mkv"
+
+
+def places_of(flow: Workflow, account: Account, *, cpu_definition: str, worker_definition: str) -> Places:
+    """What the state machine names. Without a GPU in the job, workers are CPU jobs, too."""
+    number, region = account.number(), account.region
+    settings = _settings(flow, account)
+    partition = settings.partition
+    digest = hashlib.sha256(template_content(flow)).hexdigest()[:16]
+
+    def queue(name: str) -> str:
+        return f"arn:{partition}:batch:{region}:{number}:job-queue/{name}"
+
+    has_gpu = gpus_of(flow.job) > 0
+    return Places(
+        name=flow.name,
+        partition=partition,
+        bucket=flow.bucket,
+        prefix=flow.prefix,
+        template=f"s3://{flow.bucket}/{flow.prefix}/workflows/{flow.label}/{digest}.json",
+        spot_queue=queue(f"{flow.name}-spot" if has_gpu else f"{flow.name}-cpu"),
+        ondemand_queue=queue(f"{flow.name}-ondemand" if has_gpu else f"{flow.name}-cpu"),
+        cpu_queue=queue(f"{flow.name}-cpu"),
+        worker_definition=worker_definition,
+        cpu_definition=cpu_definition,
+        topic=f"arn:{partition}:sns:{region}:{number}:{flow.name}-workflow",
+        kind=flow.kind,
+    )
+
+
+def rendered(flow: Workflow, account: Account) -> Places:
+    """The places as they are or would be: definitions that are not there yet stand by name."""
+    base = (
+        f"arn:{_settings(flow, account).partition}:batch:{account.region}:{account.number()}:job-definition"
+    )
+    name = f"{base}/{flow.name}-worker"
+    return places_of(flow, account, cpu_definition=name, worker_definition=name)
+
+
+def create(flow: Workflow, account: Account, say: Say) -> str:
+    """Make the workflow or bring it up to date; the state machine's ARN."""
+    _check_model(flow.job.model)
+    with calls.explained(f"create {flow.label}"):
+        worker, cpu = _definitions(flow, account)
+        places = places_of(flow, account, cpu_definition=cpu, worker_definition=worker)
+        maker = Maker(settings=_settings(flow, account), account=account, say=say, is_plan=False)
+        for role in _roles(maker.settings):
+            maker.role(role)
+        _put_template(flow, account, places, say)
+        _topic(flow, account, places, say)
+        machine = _machine(flow, account, places, say)
+        _tell_events(flow, account, machine, say)
+        _rule(flow, account, places, machine, say)
+    return machine
+
+
+def _check_model(model: str) -> None:
+    """Clips are planned in containers, where nothing of this machine is."""
+    if model not in packaged_models():
+        find_card(model)  # an unknown one is told by its own words
+        raise JobError(
+            f"model: {model} is on this machine alone, where a workflow's containers do not see it; name "
+            f"one of the package's own: {', '.join(packaged_models())}"
+        )
+
+
+def _settings(flow: Workflow, account: Account) -> Settings:
+    """Only names are taken from these: subnets and instances are `vsr batch init`'s."""
+    return Settings(
+        name=flow.name,
+        region=account.region,
+        account=account.number(),
+        bucket=flow.bucket,
+        prefix=flow.prefix,
+        subnets=("subnet-unused",),
+        image="unused",
+    )
+
+
+def _roles(settings: Settings) -> tuple[Role, ...]:
+    return (
+        Role(
+            name=f"{settings.name}-workflow",
+            trusted=trust("states.amazonaws.com", settings),
+            policies={"vsr": policy("workflow", settings)},
+        ),
+        Role(
+            name=f"{settings.name}-workflow-events",
+            trusted=trust("events.amazonaws.com", settings),
+            policies={"vsr": policy("workflow-events", settings)},
+        ),
+    )
+
+
+def _definitions(flow: Workflow, account: Account) -> tuple[str, str]:
+    """Job definitions of the workers, and of what needs no GPU."""
+    batch = account.client("batch")
+    queue = calls.find_queue(batch, f"{flow.name}-cpu")
+    if not (flow.job.batch.image or queue.tags.get(IMAGE_TAG)):
+        raise JobError(f"no container image; `vsr batch init {flow.name} --image` names it")
+    job = flow.job.model_copy(update={"batch": flow.job.batch.model_copy(update={"name": flow.name})})
+    worker = wanted_of(queue, job, account.region)
+    section = {"gpus": 0, "memory_gib": min(_CPU_MEMORY_GIB, job.batch.memory_gib), "cpus": 2}
+    plain = job.model_copy(update={"batch": job.batch.model_copy(update=section)})
+    if flow.kind == "express":  # one job does it all
+        return ensure_definition(batch, worker), ensure_definition(batch, worker)
+    return ensure_definition(batch, worker), ensure_definition(batch, wanted_of(queue, plain, account.region))
+
+
+def _put_template(flow: Workflow, account: Account, places: Places, say: Say) -> None:
+    s3, key = account.client("s3"), places.template.partition(f"{flow.bucket}/")[2]
+    s3.put_object(Bucket=flow.bucket, Key=key, Body=template_content(flow))
+    say(f"kept: {places.template}")
+
+
+def _topic(flow: Workflow, account: Account, places: Places, say: Say) -> None:
+    account.client("sns").create_topic(Name=f"{flow.name}-workflow", Tags=listed({OWNER_TAG: flow.name}))
+    say(f"kept: topic {places.topic} (subscribe to hear of every clip)")
+
+
+def _machine(flow: Workflow, account: Account, places: Places, say: Say) -> str:
+    states, content = account.client("stepfunctions"), workflow.text(places)
+    number, partition = account.number(), places.partition
+    arn = f"arn:{partition}:states:{account.region}:{number}:stateMachine:{flow.label}"
+    role = f"arn:{partition}:iam::{number}:role/{flow.name}-workflow"
+    mark = hashlib.sha256((content + role).encode()).hexdigest()[:32]
+    tags = machine_tags(states, arn)
+    if tags is None:
+        made = _when_role_is_known(
+            account,
+            lambda: states.create_state_machine(
+                name=flow.label,
+                definition=content,
+                roleArn=role,
+                type="EXPRESS" if flow.kind == "express" else "STANDARD",
+                tags=_lower(listed({OWNER_TAG: flow.name, _FINGERPRINT_TAG: mark})),
+            ),
+        )
+        say(f"make: state machine {flow.label}")
+        return str(made["stateMachineArn"])
+    if tags.get(OWNER_TAG) != flow.name:
+        raise JobError(f"state machine {flow.label} exists and is not ours; choose another name")
+    if tags.get(_FINGERPRINT_TAG) != mark:
+        states.update_state_machine(stateMachineArn=arn, definition=content, roleArn=role)
+        states.tag_resource(resourceArn=arn, tags=_lower(listed({_FINGERPRINT_TAG: mark})))
+        say(f"change: state machine {flow.label}")
+    else:
+        say(f"as it is: state machine {flow.label}")
+    return arn
+
+
+def _when_role_is_known(account: Account, call: Callable[[], Any], tries: int = 12) -> Any:
+    """IAM tells Step Functions of a new role some seconds late."""
+    for tried in range(tries):
+        try:
+            return call()
+        except ClientError as exc:
+            if exc.response["Error"]["Code"] != "AccessDeniedException" or tried == tries - 1:
+                raise
+            account.pause(5.0)
+    raise BackendError("the role is not known after a minute; call again")
+
+
+def _tell_events(flow: Workflow, account: Account, machine: str, say: Say) -> None:
+    """Let the bucket tell EventBridge of new objects; what else it notifies of stays."""
+    s3 = account.client("s3")
+    found = s3.get_bucket_notification_configuration(Bucket=flow.bucket)
+    found.pop("ResponseMetadata", None)
+    if "EventBridgeConfiguration" in found:
+        say(f"as it is: {flow.bucket} tells EventBridge of its objects")
+        return
+    s3.put_bucket_notification_configuration(
+        Bucket=flow.bucket, NotificationConfiguration={**found, "EventBridgeConfiguration": {}}
+    )
+    states = account.client("stepfunctions")
+    states.tag_resource(resourceArn=machine, tags=_lower(listed({_OPENED_TAG: flow.bucket})))
+    say(f"change: {flow.bucket} tells EventBridge of its objects")
+
+
+def _rule(flow: Workflow, account: Account, places: Places, machine: str, say: Say) -> None:
+    events = account.client("events")
+    pattern = json.dumps(workflow.event_pattern(places), sort_keys=True)
+    events.put_rule(
+        Name=flow.label,
+        EventPattern=pattern,
+        State="ENABLED",
+        Description=f"vsr_hpc: what comes below {places.incoming} is upscaled",
+        Tags=listed({OWNER_TAG: flow.name}),
+    )
+    role = f"arn:{places.partition}:iam::{account.number()}:role/{flow.name}-workflow-events"
+    answer = events.put_targets(
+        Rule=flow.label, Targets=[{"Id": "workflow", "Arn": machine, "RoleArn": role}]
+    )
+    if answer.get("FailedEntryCount"):
+        raise BackendError(f"EventBridge refused the rule's target: {answer['FailedEntries']}")
+    say(f"kept: rule {flow.label} on s3://{flow.bucket}/{places.incoming}")
+
+
+def machine_arn(machine: str, account: Account) -> str:
+    """The ARN that a state machine of this name has here."""
+    partition = "aws-cn" if account.region.startswith("cn-") else "aws"
+    partition = "aws-us-gov" if account.region.startswith("us-gov-") else partition
+    return f"arn:{partition}:states:{account.region}:{account.number()}:stateMachine:{machine}"
+
+
+# Taking it away
+def delete(name: str, kind: Kind, account: Account, say: Say, *, is_plan: bool = False) -> tuple[str, ...]:
+    """Remove the workflow. Clips, runs and results stay; roles and topic go with its last machine."""
+    with calls.explained(f"delete {machine_name(name, kind)}"):
+        remover = Remover(name=name, account=account, say=say, is_plan=is_plan)
+        _delete_rule(remover, machine_name(name, kind))
+        _delete_machine(remover, machine_name(name, kind))
+        other = machine_name(name, "express" if kind == "standard" else "standard")
+        if machine_tags(account.client("stepfunctions"), machine_arn(other, account)) is None:
+            _delete_topic(remover)
+            remover.role(f"{name}-workflow")
+            remover.role(f"{name}-workflow-events")
+    return tuple(remover.removed)
+
+
+def _delete_rule(remover: Remover, label: str) -> None:
+    events = remover.account.client("events")
+    try:
+        facts = events.describe_rule(Name=label)
+        tags = named(events.list_tags_for_resource(ResourceARN=facts["Arn"])["Tags"])
+    except ClientError as exc:
+        if exc.response["Error"]["Code"] != "ResourceNotFoundException":
+            raise
+        return
+    if remover.is_ours(f"rule {label}", tags):
+        targets = [each["Id"] for each in events.list_targets_by_rule(Rule=label)["Targets"]]
+        if targets:
+            events.remove_targets(Rule=label, Ids=targets)
+        events.delete_rule(Name=label)
+
+
+def _delete_machine(remover: Remover, label: str) -> None:
+    states, arn = remover.account.client("stepfunctions"), machine_arn(label, remover.account)
+    tags = machine_tags(states, arn)
+    if tags is None or not remover.is_ours(f"state machine {label}", tags):
+        return
+    if _OPENED_TAG in tags:
+        s3 = remover.account.client("s3")
+        found = s3.get_bucket_notification_configuration(Bucket=tags[_OPENED_TAG])
+        kept = {k: v for k, v in found.items() if k not in ("ResponseMetadata", "EventBridgeConfiguration")}
+        s3.put_bucket_notification_configuration(Bucket=tags[_OPENED_TAG], NotificationConfiguration=kept)
+    states.delete_state_machine(stateMachineArn=arn)
+
+
+def _delete_topic(remover: Remover) -> None:
+    sns, account = remover.account.client("sns"), remover.account
+    topic = machine_arn("x", account).replace(":states:", ":sns:").partition(":stateMachine")[0]
+    arn = f"{topic}:{remover.name}-workflow"
+    try:
+        tags = named(sns.list_tags_for_resource(ResourceArn=arn)["Tags"])
+    except ClientError as exc:
+        if exc.response["Error"]["Code"] not in ("NotFound", "ResourceNotFound", "ResourceNotFoundException"):
+            raise
+        return
+    if remover.is_ours(f"topic {remover.name}-workflow", tags):
+        sns.delete_topic(TopicArn=arn)
+
+
+def machine_tags(states: Any, arn: str) -> dict[str, str] | None:
+    """The tags of a state machine; None where there is none of that name."""
+    try:
+        states.describe_state_machine(stateMachineArn=arn)
+    except ClientError as exc:
+        if exc.response["Error"]["Code"] != "StateMachineDoesNotExist":
+            raise
+        return None
+    found = states.list_tags_for_resource(resourceArn=arn)["tags"]
+    return {each["key"]: each["value"] for each in found}
+
+
+def _lower(tags: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Step Functions spells tags its own way."""
+    return [{"key": each["Key"], "value": each["Value"]} for each in tags]

@@ -1,0 +1,1 @@
+"""Speed and quality of models on this machine, and the demo."""

@@ -1,0 +1,148 @@
+"""`vsr ec2 …`: arguments in, one library call, text and exit code out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vsr_hpc.aws.calls import Step
+
+
+app = typer.Typer(
+    help="A server, or workers of a run, as containers on plain EC2; Spot loss is made good.",
+    no_args_is_help=True,
+)
+
+SpecFile = Annotated[Path, typer.Argument(metavar="EC2.yaml", help="What should run, and where.")]
+Name = Annotated[str, typer.Argument(help="The name in its file.")]
+IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
+
+
+@app.command(no_args_is_help=True)
+def up(
+    spec: SpecFile,
+    is_plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what would change, and its price.")
+    ] = False,
+    is_json: IsJson = False,
+) -> None:
+    """Start the instances as the file says, wait until they answer, and keep their number.
+
+    \b
+    vsr ec2 up jobs/ec2-server.yaml --plan
+    """
+    import boto3
+
+    from vsr_hpc.aws.ec2 import fleet as ec2
+    from vsr_hpc.aws.ec2.spec import load_ec2
+
+    wanted = load_ec2(spec)
+    if is_plan:
+        price = ec2.hourly(wanted, boto3.Session().region_name or "us-east-1")
+        _told(ec2.plan(wanted), is_json, price)
+        return
+    steps = ec2.up(wanted, _tell)
+    if is_json:
+        _answer({"steps": _rows(steps), **ec2.status(wanted.name)})
+    else:
+        _show(ec2.status(wanted.name))
+
+
+@app.command(no_args_is_help=True)
+def status(name: Name, is_json: IsJson = False) -> None:
+    """Which instances there are, how they are, and how to reach them.
+
+    \b
+    vsr ec2 status film
+    """
+    from vsr_hpc.aws.ec2 import fleet as ec2
+
+    found = ec2.status(name)
+    _answer(found) if is_json else _show(found)
+
+
+@app.command(no_args_is_help=True)
+def down(name: Name, is_json: IsJson = False) -> None:
+    """End the instances and remove everything that was made for them, and nothing else.
+
+    \b
+    vsr ec2 down film
+    """
+    from vsr_hpc.aws.ec2 import fleet as ec2
+
+    _told(ec2.down(name, _tell), is_json)
+
+
+@app.command(no_args_is_help=True)
+def role(
+    spec: SpecFile,
+    whose: Annotated[str, typer.Option("--for", help="instance: its own role; you: yours.")] = "instance",
+    is_trust: Annotated[bool, typer.Option("--trust", help="Who may take the role on, instead.")] = False,
+) -> None:
+    """The IAM policy that the instances or you need for this file, and no more, as JSON.
+
+    That of workers follows from their run, which is read.
+
+    \b
+    vsr ec2 role jobs/ec2-server.yaml > policy.json
+    """
+    from vsr_hpc.aws.ec2 import fleet as ec2
+    from vsr_hpc.aws.ec2 import roles as ec2_roles
+    from vsr_hpc.aws.ec2.spec import load_ec2
+
+    wanted = load_ec2(spec)
+    job = ec2.job_of(wanted) if whose == "instance" and not is_trust else None
+    _answer(ec2_roles.document(wanted, whose, job=job, is_trust=is_trust))
+
+
+@app.command(name="user-data", no_args_is_help=True)
+def user_data(spec: SpecFile) -> None:
+    """The script that an instance runs at its first boot, for whoever starts it in another way.
+
+    \b
+    vsr ec2 user-data jobs/ec2-server.yaml > boot.sh
+    """
+    import boto3
+
+    from vsr_hpc.aws.ec2.spec import load_ec2
+    from vsr_hpc.aws.ec2.spec import user_data as script
+
+    typer.echo(script(load_ec2(spec), boto3.Session().region_name or "us-east-1"), nl=False)
+
+
+def _show(found: dict[str, Any]) -> None:
+    for each in found["instances"]:
+        typer.echo("  ".join(str(each[key]) for key in ("id", "type", "zone", "purchase", "state", "health")))
+        typer.echo(f"  {each['url'] or each['session']}")
+    if not found["instances"]:
+        typer.echo(f"no instance, {found['wanted']} wanted")
+
+
+def _told(steps: tuple[Step, ...], is_json: bool, price: str | None = None) -> None:
+    if is_json:
+        _answer({"steps": _rows(steps), **({"price": price} if price else {})})
+        return
+    for step in steps:
+        typer.echo(str(step))
+    if not steps:
+        _tell("nothing to do")
+    if price:
+        typer.echo(price)
+
+
+def _rows(steps: tuple[Step, ...]) -> list[dict[str, str]]:
+    return [
+        {"action": each.action, "kind": each.kind, "name": each.name, "detail": each.detail} for each in steps
+    ]
+
+
+def _answer(found: Any) -> None:
+    typer.echo(json.dumps(found, indent=1, default=str))
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)

@@ -1,0 +1,247 @@
+"""What a person sees of a run: a live bar where stderr is a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from vsr_hpc.run import spending as ledger
+from vsr_hpc.run.run import Heartbeat, Run
+from vsr_hpc.run.status import STAGES, RunStatus, read_status
+from vsr_hpc.system.interrupts import StopFlag
+
+_PLAIN_EVERY_S = 10.0
+_READ_EVERY_S = 1.0
+_MERGE_PATIENCE_S = 60.0
+
+
+def duration(seconds: float) -> str:
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        fps, eta = task.fields["fps"], task.fields["eta_s"]
+        left = "" if eta is None else f"  {duration(eta)} left"
+        return Text(f"{fps:6.2f} fps{left}", style="cyan")
+
+
+class Watching:
+    """Shows a run's progress until the block ends. Counts only frames made now in its speed and time left."""
+
+    def __init__(self, run: Run, stop: StopFlag | None = None, *, is_quiet: bool = False) -> None:
+        self._run, self._stop, self._is_quiet = run, stop, is_quiet
+        self._console = Console(stderr=True)
+        self._frames_before = 0
+        self._frames, self._fps = 0, 0.0
+        self._eta_s: float | None = None
+        self._began = self._read_at = self._said_at = time.monotonic()
+        self._status: RunStatus | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} frames"),
+            _Speed(),
+            console=self._console,
+        )
+        self._live: Live | None = None
+
+    def __enter__(self) -> Watching:
+        plan = self._run.plan
+        done = self._run.finished()
+        self._frames_before = sum(plan.shard(shard).frames for shard in done)
+        self._frames = self._frames_before
+        self._task = self._bar.add_task(
+            "upscaling", total=plan.frames, completed=self._frames, fps=0.0, eta_s=None
+        )
+        if not self._is_quiet and self._console.is_terminal:
+            self._live = Live(
+                get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True
+            )
+            self._live.start()
+        elif not self._is_quiet and self._frames_before:
+            self._say(f"resuming: {self._frames_before} of {plan.frames} frames are done")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if kind is None and not self._is_quiet:
+            self._say_end()
+
+    def _say_end(self) -> None:
+        finished = sum(self._run.plan.shard(shard).frames for shard in self._run.finished())
+        made = finished - self._frames_before  # frames of a shard that was dropped do not count
+        if made > 0:
+            spent = time.monotonic() - self._began
+            noun = "frame" if made == 1 else "frames"
+            self._say(f"{made} {noun} in {duration(spent)}, {made / max(spent, 1e-3):.2f} fps")
+
+    def on_beat(self, heartbeat: Heartbeat) -> None:
+        """A worker inside this process moved."""
+        self._say_stopping()
+        self._advance(self._frames_before + heartbeat.frames)
+
+    def on_tick(self) -> None:
+        """Some time passed; workers are other processes, so their heartbeats are read."""
+        self._say_stopping()
+        now = time.monotonic()
+        if now - self._read_at < _READ_EVERY_S:
+            return
+        self._read_at = now
+        self._status = read_status(self._run)
+        self._advance(self._status.frames_shown)
+
+    def _advance(self, frames: int) -> None:
+        self._frames = max(self._frames, frames)
+        spent = time.monotonic() - self._began
+        made = self._frames - self._frames_before
+        self._fps = made / spent if spent > 0 else 0.0
+        self._eta_s = (self._run.plan.frames - self._frames) / self._fps if self._fps > 0 else None
+        self._bar.update(self._task, completed=self._frames, fps=self._fps, eta_s=self._eta_s)
+        now = time.monotonic()
+        if self._live is None and not self._is_quiet and now - self._said_at >= _PLAIN_EVERY_S:
+            self._said_at = now
+            left = "" if self._eta_s is None else f", {duration(self._eta_s)} left"
+            self._say(f"{self._frames}/{self._run.plan.frames} frames, {self._fps:.2f} fps{left}")
+
+    def _render(self) -> RenderableType:
+        if self._status is None or len(self._status.alive) < 2:
+            return self._bar
+        return Group(self._bar, workers_table(self._status))
+
+    def _say_stopping(self) -> None:
+        if self._stop is None or not self._stop.is_set() or self._is_quiet:
+            return
+        self._stop = None
+        self._say("stopping after the frames in hand; Ctrl-C once more aborts at once")
+
+    def _say(self, text: str) -> None:
+        if self._live is not None and self._live.is_started:
+            self._console.print(text)  # above the bar
+        else:
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - this module is what people read
+
+
+@contextlib.contextmanager
+def downloading(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar for a download, where stderr is a terminal; the value takes bytes so far and bytes in all."""
+    with Progress(
+        TextColumn(name), BarColumn(), DownloadColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda so_far, total: bar.update(task, completed=so_far, total=total)
+
+
+def workers_table(status: RunStatus, *, is_all: bool = False) -> Table:
+    """Who works on what; the dead and gone only where asked for."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("worker", "node", "state", "shard", "frames", "fps", "age", "restarts"):
+        table.add_column(column, justify="left" if column in ("worker", "node", "state") else "right")
+    for worker in status.workers if is_all else status.alive:
+        beat = worker.heartbeat
+        is_known = worker.is_alive or beat.state == "left"
+        why = f" ({beat.note})" if beat.state == "left" and beat.note else ""
+        state = f"{beat.state}{why}" if is_known else "dead"
+        table.add_row(
+            beat.worker,
+            beat.node,
+            state,
+            "" if beat.shard is None else f"{beat.shard}",
+            str(beat.frames),
+            f"{worker.fps:.2f}",
+            duration(worker.age_s),
+            str(beat.restart),
+        )
+    return table
+
+
+def status_lines(status: RunStatus) -> list[RenderableType]:
+    """A run's state as a person reads it."""
+    bar = f"{status.frames_shown}/{status.frames} frames" if status.frames else "no plan yet"
+    share = f" ({status.frames_shown / status.frames:.0%})" if status.frames else ""
+    lines: list[RenderableType] = [
+        Text(f"{status.uri}", style="bold"),
+        Text(f"{status.state}: {bar}{share}"),
+        Text(
+            f"shards: {status.shards_done} done, {status.shards_running} running, "
+            f"{status.shards_missing - status.shards_running} missing of {status.shards}"
+            + (f", {status.shards_poisoned} set aside" if status.shards_poisoned else "")
+        ),
+    ]
+    if status.fps or status.fps_overall:
+        left = "" if status.eta_s is None else f", {duration(status.eta_s)} left"
+        now = f"{status.fps:.2f} fps now, " if status.alive else ""
+        lines.append(Text(f"speed: {now}{status.fps_overall:.2f} fps overall{left}"))
+    spent = {stage: status.seconds.get(stage, 0.0) for stage in STAGES}
+    if sum(spent.values()) > 0:
+        shares = ", ".join(f"{stage} {seconds / sum(spent.values()):.0%}" for stage, seconds in spent.items())
+        lines.append(Text(f"time goes to: {shares}"))
+    if status.repeated:
+        lines.append(Text(f"repeats: {status.repeated} frames got an equal one's result"))
+    is_done = status.done is not None
+    lines += [Text(each) for each in ledger.lines(status.estimate, status.spent, is_done=is_done)]
+    if status.workers:
+        lines.append(workers_table(status, is_all=True))
+    lines += [Text(each) for each in status.queue]
+    lines += [
+        Text(f"set aside: shard {each.shard:05d} after {len(each.nodes)} nodes: {each.reason}", style="red")
+        for each in status.poisoned
+    ]
+    if status.state in _NEXT:
+        lines.append(Text(_NEXT[status.state].format(uri=status.uri), style="yellow"))
+    if status.done is not None:
+        lines.append(
+            Text(
+                f"output: {status.done.output}  {status.done.frames} frames  sha256 {status.done.sha256[:16]}"
+            )
+        )
+    return lines
+
+
+def say_status(status: RunStatus) -> None:
+    """On stdout; lines are never broken where a program or a file takes them."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_UNBROKEN)
+    for line in status_lines(status):
+        console.print(line, soft_wrap=isinstance(line, Text))
+
+
+_UNBROKEN = 1000
+
+_NEXT = {
+    "incomplete": "nobody works on it: `vsr resume {uri}` goes on",
+    "cancelled": "`vsr resume {uri}` goes on",
+    "poisoned": "`vsr resume {uri} --retry-poisoned` tries what was set aside again",
+    "merging": "all shards are done: `vsr finish {uri}` merges them, unless somebody is at it",
+}
+
+
+def watch(read: Callable[[], RunStatus], *, every_s: float = 1.0) -> RunStatus:
+    """Show a run's status in place until it is complete or nothing works on it any more."""
+    status = read()
+    merging_since: float | None = None
+    with Live(Group(*status_lines(status)), console=Console(), refresh_per_second=4) as live:
+        while status.state in ("running", "planning", "finishing", "merging", "waiting"):
+            is_left_alone = status.state == "merging"  # by a command elsewhere, or by nobody
+            merging_since = (merging_since or time.monotonic()) if is_left_alone else None
+            if merging_since is not None and time.monotonic() - merging_since > _MERGE_PATIENCE_S:
+                break
+            time.sleep(every_s)
+            status = read()
+            live.update(Group(*status_lines(status)))
+    return status

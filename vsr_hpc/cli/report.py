@@ -1,0 +1,173 @@
+"""`vsr report`, `vsr preview`, `vsr dashboard`: arguments in, one library call, text and exit code out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vsr_hpc.errors import JobError
+
+RunUri = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="The run: its folder (OUT.vsr), s3://bucket/prefix, or the output."),
+]
+
+
+def report(
+    run_uri: RunUri,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write it here too; the run keeps it in any case.")
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            "--truth", help="The original at the output's size: its quality is measured against it."
+        ),
+    ] = None,
+    does_verify: Annotated[
+        bool, typer.Option("--verify", help="Run `vsr verify` over the whole output and show what it says.")
+    ] = False,
+) -> None:
+    """One HTML file about a run: before and after, who did what when, where the time went, what was proved.
+
+    \b
+    vsr report out.mkv.vsr -o report.html
+    vsr report out.mkv.vsr --truth original.mkv
+    """
+    from vsr_hpc.report import report as make
+    from vsr_hpc.run.run import Run
+
+    run = Run.open(run_uri)
+    if not run.has_plan():
+        raise JobError(f"{run.uri}: has no plan yet, so there is nothing to report; `vsr status` shows it")
+    if truth is not None:
+        make.measure(run, truth)
+    if does_verify:
+        make.verify_whole(run)
+    content = make.write_report(run)
+    if output is not None:
+        _write(output, content)
+    typer.echo(str(output) if output is not None else f"{run.uri.rstrip('/')}/{make.NAME}")
+
+
+def preview(
+    clip: Annotated[
+        str, typer.Argument(metavar="IN", help="A clip, a still, a folder or pattern of images.")
+    ],
+    models: Annotated[
+        str, typer.Option("--models", "-m", help="Names with commas; `vsr models list` has them.")
+    ] = "bicubic,lanczos",
+    at: Annotated[
+        str | None, typer.Option("--at", help="Seconds, HH:MM:SS or a frame (250f); a third into the clip.")
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option("--scale", "-s", min=1, max=16, help="The largest of the models' by default."),
+    ] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option("--crop", help="WxH+X+Y, WxH or full, in input pixels; the busiest 320x180 by default."),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, max=2, help="Also show so much of it moving (.html, --json).")
+    ] = 0.0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A .png, .webp or .jpg; .html has a slider.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 for all.")] = 0,
+    is_quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the answer and errors.")] = False,
+    is_json: Annotated[
+        bool, typer.Option("--json", help="Answer with pictures and times as JSON on stdout.")
+    ] = False,
+) -> None:
+    """Several models on the same frame and crop, side by side: choose before you spend.
+
+    \b
+    vsr preview in.mkv --at 12.5 --models bicubic,realesr-animevideov3 -o choice.png
+    vsr preview in.mkv --models bicubic,lanczos --seconds 1 -o choice.html
+    """
+    from vsr_hpc.report import preview as previews
+    from vsr_hpc.report.facts import name_of
+
+    if output is None and not is_json:
+        output = Path(f"{name_of(clip)}.preview.png")
+    if output is not None and output.suffix.lower() not in previews.SUFFIXES:
+        raise JobError(f"-o {output}: end it in {', '.join(previews.SUFFIXES)}")
+    found = previews.preview(
+        clip,
+        tuple(filter(None, (each.strip() for each in models.split(",")))),
+        at=at,
+        scale=scale,
+        crop=crop,
+        seconds=seconds,
+        threads=threads,
+        on_model=lambda name: None if is_quiet else typer.echo(f"{name} ...", err=True),
+    )
+    if output is not None:
+        _write(output, previews.content(found, output.suffix.lower()))
+    if is_json:
+        typer.echo(json.dumps(previews.document(found)))
+        return
+    if not is_quiet:
+        for pane in found.panes[1:]:
+            typer.echo(previews.label(found, pane) + " for this part", err=True)
+    typer.echo(str(output))
+
+
+def dashboard(
+    runs: Annotated[
+        list[str], typer.Option("--run", help="Show this run; may be repeated. All of yours by default.")
+    ] = [],  # noqa: B006 - typer copies it
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8765,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; others than loopback let the network in.")
+    ] = "127.0.0.1",
+    uploads: Annotated[
+        str, typer.Option("--uploads", help="Where dropped clips go: a folder, or s3://bucket/prefix.")
+    ] = "vsr-uploads",
+    names: Annotated[
+        list[str], typer.Option("--name", help="Another name under which the page is opened, behind a proxy.")
+    ] = [],  # noqa: B006 - typer copies it
+) -> None:
+    """A live page: your runs as they go, a form for new ones. Open the address that it prints.
+
+    \b
+    vsr dashboard
+    vsr dashboard --run out.mkv.vsr --port 0
+    """
+    try:
+        from vsr_hpc.dashboard.server import Settings, serve
+    except ImportError as exc:
+        raise JobError(f"vsr dashboard needs more packages ({exc.name}): pip install '.[serve]'") from exc
+    from vsr_hpc.run.run import Run
+
+    named = tuple(Run.open(each).uri for each in runs)
+    typer.echo(
+        "Whoever has this address may start and cancel runs as you; Ctrl-C ends the page, not the runs.",
+        err=True,
+    )
+    serve(
+        Settings(runs=named, host=host, port=port, uploads=uploads, names=tuple(names)),
+        lambda address: typer.echo(address),
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    """The whole file or none."""
+    if path.is_dir():
+        raise JobError(f"{path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise JobError(f"{path.parent}: there is no such folder")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()

@@ -1,0 +1,1 @@
+"""Workers as array jobs of AWS Batch."""

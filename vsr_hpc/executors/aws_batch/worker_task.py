@@ -1,0 +1,131 @@
+"""What runs in a container of AWS Batch: one worker, whose exit code tells Batch whether to start it again.
+
+0    nothing left for this worker: done, cancelled, or what is left others hold or `vsr finish` reports
+75   start me again: cut off by Spot or the time limit, or an error that may pass
+else whoever can mend it must; another try would end the same way
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.run.run import Run
+from vsr_hpc.run.status import read_status
+from vsr_hpc.system.interrupts import Reason, StopFlag, signals_set, spot_watched
+
+log = logging.getLogger(__name__)
+
+
+_AGAIN = BackendError.exit_code
+_KILL_WAIT_S = 25.0
+"""Batch kills 30 s after SIGTERM."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where in Batch this process is."""
+
+    job: str
+    """`<id>`, or `<id>:<index>` in an array; the same in every attempt."""
+    attempt: int
+    attempts: int
+    leaves_after_s: float
+    """Some time before Batch would kill this attempt; 0 for never."""
+
+    @classmethod
+    def here(cls) -> Place:
+        environment = os.environ
+        job = environment.get("AWS_BATCH_JOB_ID", "")
+        if not job:
+            raise JobError("this is not a job of AWS Batch; `vsr worker RUN` works anywhere")
+        return cls(
+            job=job,
+            attempt=int(environment.get("AWS_BATCH_JOB_ATTEMPT", "1")),
+            attempts=int(environment.get("VSR_BATCH_ATTEMPTS", "1")),
+            leaves_after_s=float(environment.get("VSR_BATCH_TIMEOUT_S", "0"))
+            - float(environment.get("VSR_BATCH_WARNING_S", "0")),
+        )
+
+    @property
+    def task(self) -> str:
+        return f"batch-{self.job}"
+
+    @property
+    def is_last_attempt(self) -> bool:
+        return self.attempt >= self.attempts
+
+
+def work_here(uri: str, *, does_finish: bool, after: str | None) -> int:
+    """Work as one worker of the run; the exit code for Batch. Raises what a person must mend."""
+    place = Place.here()
+    if after is not None:
+        require_complete(after)
+    run = Run.open(uri)
+    if run.done() is not None or run.is_cancelled() or run.control().is_stopped:
+        return 0
+    stop = StopFlag()
+    try:
+        with (
+            signals_set(stop, grace_s=_KILL_WAIT_S),
+            spot_watched(stop),
+            deadline_set(stop, place.leaves_after_s),
+        ):
+            reason = _work(uri, place, stop, does_finish)
+    except BackendError as exc:
+        return _ended_by(exc, run, place)
+    return exit_code(reason, is_over=run.done() is not None or run.is_cancelled(), place=place)
+
+
+def _work(uri: str, place: Place, stop: StopFlag, does_finish: bool) -> Reason | None:
+    from vsr_hpc.work.worker import WorkerOptions, work
+
+    options = WorkerOptions(task=place.task, restart=place.attempt - 1, does_finish=does_finish)
+    return work(uri, options, stop).reason
+
+
+def exit_code(reason: Reason | None, *, is_over: bool, place: Place) -> int:
+    """What Batch is told after a worker that left in peace."""
+    is_cut_off = reason in (Reason.TIME_LIMIT, Reason.SPOT_NOTICE, Reason.TERMINATED)
+    if not is_cut_off or is_over:
+        return 0
+    if place.is_last_attempt:
+        log.warning("cut off in the last attempt, not coming back attempt=%d", place.attempt)
+    return _AGAIN
+
+
+def _ended_by(exc: BackendError, run: Run, place: Place) -> int:
+    """After an error that may pass. In the last attempt others go on: one worker fails no array."""
+    if not place.is_last_attempt:
+        raise exc
+    others = [each for each in read_status(run).alive if each.heartbeat.task != place.task]
+    if not others:
+        raise exc
+    log.error("%s", exc)
+    log.warning("the last attempt is over and %d others are at work: leaving to them", len(others))
+    return 0
+
+
+def require_complete(uri: str) -> None:
+    if Run.open(uri).done() is None:
+        raise JobError(f"{uri}: is not complete, and this run was to come after it; `vsr resume` it first")
+
+
+@contextlib.contextmanager
+def deadline_set(stop: StopFlag, after_s: float) -> Iterator[None]:
+    """While in the block, the flag is set as at a time limit once so many seconds have passed."""
+    if after_s <= 0:
+        yield
+        return
+    timer = threading.Timer(after_s, lambda: stop.set(Reason.TIME_LIMIT))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

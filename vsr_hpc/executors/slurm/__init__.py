@@ -1,0 +1,1 @@
+"""Workers as array tasks of Slurm."""

@@ -1,0 +1,170 @@
+"""Slurm's commands as functions: squeue, scancel, scontrol, sinfo. Never sacct.
+
+What they say is a hint. Where Slurm is not installed, does not answer or has forgotten a job, the answer is
+empty and the run's own facts decide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+
+_TIMEOUT_S = 60.0
+_ENDED = frozenset(
+    {
+        "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+        "PREEMPTED", "TIMEOUT",
+    }
+)  # fmt: skip
+_LEAKING = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")
+_LEAKING_NAMES = frozenset(
+    {"CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedTask:
+    """What squeue says of a job or of one task of an array."""
+
+    job: str
+    name: str
+    state: str
+    reason: str
+    node: str
+
+    @property
+    def is_ended(self) -> bool:
+        return self.state in _ENDED
+
+
+def has_slurm() -> bool:
+    return shutil.which("sbatch") is not None
+
+
+def queue(names: Iterable[str]) -> tuple[QueuedTask, ...]:
+    """This user's jobs of these names, each array task; ended ones while slurmctld knows them."""
+    fields = ("JobArrayID", "Name", "State", "Reason", "NodeList")
+    layout = ",".join(f"{field}:|" for field in fields)
+    said = _said(
+        "squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}",
+        f"--name={','.join(names)}", "-O", layout,
+    )  # fmt: skip
+    rows = ([cell.strip() for cell in line.split("|")] for line in (said or "").splitlines())
+    return tuple(
+        QueuedTask(job=row[0], name=row[1], state=row[2], reason=row[3], node=row[4])
+        for row in rows
+        if len(row) >= len(fields)
+    )
+
+
+def cancel(names: Iterable[str], *, only_pending: bool) -> bool:
+    """End this user's jobs of these names; False where Slurm could not be asked."""
+    which = ["--state=PENDING"] if only_pending else []
+    answers = [
+        _said("scancel", f"--user={getpass.getuser()}", *which, f"--name={name}") is not None
+        for name in names
+    ]
+    return all(answers)
+
+
+def requeue(job: str, *, tries: int = 6) -> bool:
+    """Put the task that this process runs in back into the queue. Call it last.
+
+    Slurm answers a requeue with SIGTERM to everything in the task, scontrol included: killed there, it would
+    fail although the requeue succeeded (submitit's own way). SIGTERM is ignored from here on, and scontrol
+    inherits that.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for attempt in range(tries):
+        try:
+            done = subprocess.run(
+                ["scontrol", "requeue", job], capture_output=True, text=True, timeout=_TIMEOUT_S
+            )
+        except (OSError, subprocess.SubprocessError) as exc:
+            log.warning("requeue failed job=%s error=%s", job, exc)
+            return False
+        said = done.stderr.strip()
+        if done.returncode == 0 or "pending" in said.lower():
+            log.info("requeued job=%s", job)
+            return True
+        log.warning("requeue refused job=%s attempt=%d said=%s", job, attempt + 1, said)
+        time.sleep(min(2.0**attempt, 15.0))
+    return False
+
+
+def exclude_nodes(array: str, nodes: Iterable[str]) -> bool:
+    """Keep the still pending tasks of an array off these nodes, so that a bad node does not eat them all."""
+    wanted = f"ExcNodeList={','.join(sorted(nodes))}"
+    return _said("scontrol", "update", f"JobId={array}", wanted) is not None
+
+
+def setting(name: str) -> str | None:
+    """A value of Slurm's configuration."""
+    for line in (_said("scontrol", "show", "config") or "").splitlines():
+        key, separator, value = line.partition("=")
+        if separator and key.strip() == name:
+            return value.strip()
+    return None
+
+
+def number_in(text: str | None, default: int) -> int:
+    """The leading number of a setting such as `30 sec`."""
+    digits = (text or "").split(" ")[0]
+    return int(digits) if digits.isdigit() else default
+
+
+def partition_nodes(partition: str | None) -> frozenset[str]:
+    """The nodes of a partition, of all partitions where none is named."""
+    which = [f"--partition={partition}"] if partition else []
+    return frozenset((_said("sinfo", "-h", "-N", "-o", "%N", *which) or "").split())
+
+
+def is_node_leaving(node: str) -> bool:
+    """Whether nothing new would start on this node: it is drained or down."""
+    said = _said("sinfo", "-h", "-n", node, "-o", "%T") or ""
+    return said.startswith(("drain", "down", "fail"))
+
+
+@contextlib.contextmanager
+def clean_environment() -> Iterator[None]:
+    """Inside a job, submit as from a login: that job's own settings must not become those of the new one."""
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    hidden = {
+        name: os.environ.pop(name)
+        for name in tuple(os.environ)
+        if (name.startswith(_LEAKING) and name != "SLURM_CONF") or name in _LEAKING_NAMES
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _said(*command: str) -> str | None:
+    """What a command said; None where it could not be run or failed."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except (OSError, subprocess.SubprocessError) as exc:
+        log.debug("%s: %s", command[0], exc)
+        return None
+    if done.returncode != 0:
+        log.debug("%s: %s", _shown(command), done.stderr.strip())
+        return None
+    return done.stdout
+
+
+def _shown(command: Sequence[str]) -> str:
+    return " ".join(command[:4])

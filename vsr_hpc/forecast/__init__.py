@@ -1,0 +1,1 @@
+"""What a job will take and cost, before it starts."""

@@ -1,0 +1,90 @@
+"""Several inputs, folders (on S3 too) and globs become (input, output) pairs."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from vsr_hpc.errors import JobError
+
+CLIP_SUFFIXES = frozenset(
+    {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob", ".flv"}
+    | {".wmv", ".h264", ".264", ".hevc", ".265", ".y4m", ".3gp", ".ogv", ".mxf"}
+)
+_KEPT_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv"})
+_IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".exr", ".jpg", ".jpeg", ".webp", ".bmp"})
+
+
+def expand(paths: list[str]) -> tuple[tuple[str, str], ...]:
+    """The last path is the output: a file for one input, a folder for several."""
+    if len(paths) < 2:
+        raise JobError("name an input and an output: vsr upscale IN OUT")
+    *sources, output = paths
+    found = [clip for source in sources for clip in _clips(source)]
+    if len(found) == 1 and not _is_folder_for_clips(output, found[0]):
+        return ((found[0], output),)
+    if len(found) > 1 and Path(output).suffix.lower() in CLIP_SUFFIXES | _IMAGE_SUFFIXES:
+        raise JobError(f"{len(found)} inputs cannot all become {output}; name a folder as the last argument")
+    pairs = tuple((clip, _joined(output, _output_name(clip))) for clip in found)
+    doubled = {target for _, target in pairs if [other for _, other in pairs].count(target) > 1}
+    if doubled:
+        raise JobError(f"several inputs would become {', '.join(sorted(doubled))}; upscale them one by one")
+    return pairs
+
+
+def _clips(source: str) -> list[str]:
+    path = Path(source)
+    if source.startswith("s3://") and source.endswith("/"):
+        return _clips_on_s3(source)
+    if "://" in source:
+        return [source]
+    if path.is_dir():
+        entries = sorted(entry for entry in path.iterdir() if entry.is_file())
+        clips = [str(entry) for entry in entries if entry.suffix.lower() in CLIP_SUFFIXES]
+        return clips or [source]
+    if not path.exists() and any(mark in source for mark in "*?["):
+        known = CLIP_SUFFIXES | _IMAGE_SUFFIXES
+        found = sorted(glob.glob(source))  # noqa: PTH207 - a pattern may be absolute
+        matches = [match for match in found if Path(match).suffix.lower() in known]
+        if not matches:
+            other = f", only {found[0]} and the like" if found else ""
+            raise JobError(f"{source}: no clip or image matches this pattern{other}")
+        if all(Path(match).suffix.lower() in _IMAGE_SUFFIXES for match in matches):
+            return [source]
+        return matches
+    return [source]
+
+
+def _clips_on_s3(folder: str) -> list[str]:
+    """Those directly below the prefix."""
+    from vsr_hpc.storage.folder_store import open_store
+
+    names = [each.name for each in open_store(folder.rstrip("/")).list("")]
+    clips = [each for each in names if "/" not in each and Path(each).suffix.lower() in CLIP_SUFFIXES]
+    if not clips:
+        raise JobError(f"{folder}: holds no clip that we know")
+    return [f"{folder}{each}" for each in clips]
+
+
+def _is_folder_for_clips(output: str, source: str) -> bool:
+    """A folder takes clips by name, but is itself the output of an image sequence."""
+    is_folder = Path(output).is_dir() or output.endswith("/")
+    return is_folder and not _is_sequence(source)
+
+
+def _is_sequence(source: str) -> bool:
+    """A file may well be called `Show [1080p].mkv` or `100%.mkv`: then it is no pattern."""
+    path = Path(source)
+    if "://" in source:
+        return False
+    return path.is_dir() or (not path.is_file() and any(mark in source for mark in "%*?["))
+
+
+def _joined(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}" if "://" in folder else str(Path(folder) / name)
+
+
+def _output_name(clip: str) -> str:
+    path = Path(clip)
+    keeps = path.suffix.lower() in _KEPT_SUFFIXES | _IMAGE_SUFFIXES
+    return path.name if keeps else f"{path.stem}.mkv"

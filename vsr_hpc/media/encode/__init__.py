@@ -1,0 +1,1 @@
+"""Encoders and the segments that they write."""

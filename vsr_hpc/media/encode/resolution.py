@@ -1,0 +1,637 @@
+"""What was asked of the encoder becomes one resolved `Encoding`, or one error with every finding.
+
+Everything that decides bytes stands in `Encoding` and `Picture`; nothing is left to the machine (thread
+counts, rate control that races, SEI that names the CPU).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av.logging
+
+from vsr_hpc.errors import BackendError, JobError, MediaError, VsrError
+from vsr_hpc.media.picture import Mastering, Picture, PixelFormat
+from vsr_hpc.media.pixels import pixel_format
+
+VideoCodec = Literal["h264", "h265", "av1", "ffv1", "prores"]
+RateKind = Literal["crf", "qp", "lossless", "profile"]
+
+ENCODERS: dict[VideoCodec, tuple[str, ...]] = {
+    "h264": ("libx264", "h264_nvenc"),
+    "h265": ("libx265", "hevc_nvenc"),
+    "av1": ("libsvtav1", "av1_nvenc"),
+    "ffv1": ("ffv1",),
+    "prores": ("prores_ks",),
+}
+SUFFIXES: dict[VideoCodec, str] = {
+    "h264": ".mp4",
+    "h265": ".mp4",
+    "av1": ".mp4",
+    "ffv1": ".mkv",
+    "prores": ".mov",
+}
+_PARAM_OPTION = {"libx264": "x264-params", "libx265": "x265-params", "libsvtav1": "svtav1-params"}
+_CODECS_WITH_LOSSLESS = ("libx264", "libx265", "ffv1", "h264_nvenc", "hevc_nvenc")
+_X26X_PRESETS = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+    "placebo",
+)
+_PRESETS: dict[str, Sequence[str]] = {
+    "libx264": _X26X_PRESETS,
+    "libx265": _X26X_PRESETS,
+    "libsvtav1": [str(n) for n in range(14)],
+    "h264_nvenc": [f"p{n}" for n in range(1, 8)],
+    "hevc_nvenc": [f"p{n}" for n in range(1, 8)],
+    "av1_nvenc": [f"p{n}" for n in range(1, 8)],
+}
+_DEFAULT_PRESET = {"libx264": "medium", "libx265": "medium", "libsvtav1": "8"}
+_DEFAULT_CRF = {"libx264": 18.0, "libx265": 20.0, "libsvtav1": 28.0, "h264_nvenc": 19.0, "hevc_nvenc": 21.0}
+_CRF_RANGE = {"libx264": 51.0, "libx265": 51.0, "libsvtav1": 63.0}
+_DEFAULT_THREADS = 4
+_KEYFRAME_INTERVAL = 250
+_MINIMUM_SIZE = {"libx264": (1, 1), "libx265": (64, 48), "libsvtav1": (4, 4), "ffv1": (4, 4)}
+_MAXIMUM_SIZE = {
+    "libx264": (16384, 16384),
+    "libx265": (16384, 16384),
+    "libsvtav1": (16384, 8704),
+    "prores_ks": (16384, 16384),
+    "h264_nvenc": (4096, 4096),
+    "hevc_nvenc": (8192, 8192),
+    "av1_nvenc": (8192, 8192),
+}
+
+# What an encoder takes where it does not take the planes as they are; the reader unpacks them again.
+_PACKED = {
+    "ffv1": {"gbrp": "bgr0", "gbrap": "bgra"},
+    "h264_nvenc": {"yuv420p10le": "p010le"},
+    "hevc_nvenc": {"yuv420p10le": "p010le"},
+    "av1_nvenc": {"yuv420p10le": "p010le"},
+}
+
+_THREAD_PARAMS = (
+    "threads lookahead-threads sliced-threads pools numa-pools frame-threads wpp lp pin pmode pme"
+)
+_PICTURE_PARAMS = (
+    "colormatrix colorprim transfer range fullrange input-range chromaloc sar videoformat color-primaries "
+    "color-range color_range colorspace color_primaries color_trc color-trc transfer-characteristics "
+    "matrix-coefficients chroma-sample-position mastering-display master-display max-cll cll content-light "
+    "hdr10 fps input-depth input-csp output-csp profile-bits pix_fmt aspect"
+)
+_INTERLACE_PARAMS = "interlaced interlace tff bff fake-interlaced field field_order"
+_FILE_PARAMS = (
+    "stats multi-pass-stats qpfile zonefile csv log-file recon dump-yuv analysis-save analysis-load "
+    "analysis-reuse-file scaling-list cqmfile lambda-file dhdr10-info film-grain fgs-table opencl "
+    "opencl-clbin passlogfile"
+)
+_BITRATE_PARAMS = "bitrate b abr-ladder tbr mbr target-bitrate b:v strict-cbr rc-grain abr"
+_VBV_PARAMS = (
+    "vbv-maxrate vbv-bufsize vbv-init vbv-end maxrate bufsize minrate max-bitrate buf-sz buf-initial-sz"
+)
+_PASS_PARAMS = "pass passes multi-pass-opt-analysis multi-pass-opt-distortion slow-firstpass multipass"
+_HRD_PARAMS = "nal-hrd hrd filler nal_hrd hrd-concat cbr"
+_THEN_ENCODE = (
+    "every segment is encoded on its own, so nothing can hold a rate over the whole film; "
+    "use --crf, or upscale with --lossless and encode that file once afterwards"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoRequest:
+    """What a person asked for; None leaves the choice to `resolve_encoding`."""
+
+    codec: VideoCodec | None = None
+    encoder: str | None = None
+    crf: float | None = None
+    qp: int | None = None
+    lossless: bool = False
+    preset: str | None = None
+    pix_fmt: str | None = None
+    encoder_params: tuple[tuple[str, str], ...] = ()
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """Everything about the encoder that decides bytes. With a `Picture` it gives the options in full."""
+
+    codec: VideoCodec
+    encoder: str
+    pixel: PixelFormat
+    preset: str
+    rate_kind: RateKind
+    rate: float
+    keyframe_interval: int
+    params: tuple[tuple[str, str], ...]
+    threads: int
+    suffix: str
+
+
+def planar_format(name: str) -> PixelFormat:
+    """The format of planes that has this very name; ValueError for a packed one."""
+    try:
+        form = pixel_format(name)
+    except (ValueError, MediaError) as exc:
+        raise ValueError(f"{name!r} is no pixel format of planes that FFmpeg knows") from exc
+    if form.name != name:
+        raise ValueError(f"{name} is packed or an alias; name the planes' own format, here {form.name}")
+    return form
+
+
+# --- resolving what was asked
+def resolve_encoding(request: VideoRequest, picture: Picture) -> Encoding:
+    """Settle every open choice for pictures like `picture`, or raise one JobError with all findings."""
+    findings: list[str] = []
+    pixel = _resolve_pixel(request, picture, findings)
+    codec = _resolve_codec(request, pixel, picture)
+    encoder = _resolve_encoder(request, codec, findings)
+    pixel = _check_pixel(encoder, codec, pixel, request, findings)
+    threads = _DEFAULT_THREADS if request.threads is None else request.threads
+    if threads < 1:
+        findings.append(
+            f"encoder threads are {threads}; bytes depend on them, so name 1 or more (no automatic count)"
+        )
+    rate_kind, rate = _resolve_rate(request, encoder, pixel, findings)
+    preset = _resolve_preset(request, encoder, findings)
+    findings += _size_findings(encoder, codec, replace(picture, pixel=pixel))
+    findings += _param_findings(encoder, request.encoder_params, threads)
+    encoding = Encoding(
+        codec=codec,
+        encoder=encoder,
+        pixel=pixel,
+        preset=preset,
+        rate_kind=rate_kind,
+        rate=rate,
+        keyframe_interval=1 if codec in ("ffv1", "prores") else _KEYFRAME_INTERVAL,
+        params=tuple(request.encoder_params),
+        threads=threads,
+        suffix=SUFFIXES[codec],
+    )
+    if not findings:
+        findings += _trial_findings(encoding, replace(picture, pixel=pixel))
+    if findings:
+        raise JobError.from_findings("video encoder", findings)
+    return encoding
+
+
+def _resolve_pixel(request: VideoRequest, picture: Picture, findings: list[str]) -> PixelFormat:
+    if request.pix_fmt is None:
+        return picture.pixel
+    try:
+        wanted = planar_format(request.pix_fmt)
+    except ValueError as exc:
+        findings.append(f"--pix-fmt: {exc}")
+        return picture.pixel
+    if picture.pixel.has_alpha and not wanted.has_alpha:
+        findings.append(
+            f"--pix-fmt {wanted.name} has no alpha, but the source has ({picture.pixel.name}); "
+            "choose yuva444p10le (prores, ffv1) or drop it knowingly with --drop alpha"
+        )
+    return wanted
+
+
+def _resolve_codec(request: VideoRequest, pixel: PixelFormat, picture: Picture) -> VideoCodec:
+    if request.codec is not None:
+        return request.codec
+    for codec, encoders in ENCODERS.items():
+        if request.encoder in encoders:
+            return codec
+    is_hdr = picture.colour.transfer in (16, 18) or picture.mastering is not None
+    wanted: tuple[VideoCodec, ...] = ("h265",) if pixel.depth > 8 or is_hdr else ("h264", "h265")
+    return next((codec for codec in wanted if _takes(ENCODERS[codec][0], pixel)), "ffv1")
+
+
+def _resolve_encoder(request: VideoRequest, codec: VideoCodec, findings: list[str]) -> str:
+    if request.encoder is not None and request.encoder not in ENCODERS[codec]:
+        known = ", ".join(name for names in ENCODERS.values() for name in names)
+        findings.append(f"encoder {request.encoder!r} does not make {codec}; known encoders: {known}")
+        return ENCODERS[codec][0]
+    encoder = request.encoder or ENCODERS[codec][0]
+    if encoder not in av.codecs_available:
+        findings.append(
+            f"this FFmpeg (PyAV {av.__version__}) was built without {encoder}; choose another codec"
+        )
+    return encoder
+
+
+def _takes(encoder: str, pixel: PixelFormat) -> bool:
+    if pixel.has_alpha and encoder not in ("ffv1", "prores_ks"):
+        return False  # x265 lists yuva420p, but no player of ours reads that second layer back
+    if pixel.kind == "rgb" and encoder.endswith("_nvenc"):
+        return False  # it would convert to 4:2:0 inside
+    if pixel.kind == "grey" and encoder == "libx264":
+        return False  # FFmpeg decodes monochrome H.264 as 4:2:0 and loses its matrix
+    if pixel.depth == 32:
+        return False  # ffv1 has float only in its experimental version 4
+    return encoder_layout(encoder, pixel) in _formats(encoder)
+
+
+def encoder_layout(encoder: str, pixel: PixelFormat) -> str:
+    """The pixel format in which this encoder is handed those planes."""
+    return _PACKED.get(encoder, {}).get(pixel.name, pixel.name)
+
+
+def _formats(encoder: str) -> tuple[str, ...]:
+    try:
+        return tuple(each.name for each in av.Codec(encoder, "w").video_formats or ())
+    except ValueError:  # av.codec.UnknownCodecError
+        return ()
+
+
+def _check_pixel(
+    encoder: str, codec: VideoCodec, pixel: PixelFormat, request: VideoRequest, findings: list[str]
+) -> PixelFormat:
+    if codec == "prores" and request.pix_fmt is None:
+        # ProRes has three formats; every source that fits into one without loss is widened into it.
+        return _prores_pixel(pixel, findings)
+    if not _takes(encoder, pixel):
+        fits = [name for name, encoders in ENCODERS.items() if _takes(encoders[0], pixel)]
+        way_out = f"codecs that do: {', '.join(fits)}" if fits else "no codec here does; choose --pix-fmt"
+        known = ", ".join(name for name in _formats(encoder) if _is_offered(encoder, name))
+        findings.append(f"{encoder} does not take {pixel.name}; {way_out}; it takes {known}")
+    return pixel
+
+
+def _is_offered(encoder: str, name: str) -> bool:
+    try:
+        return _takes(encoder, planar_format(name))
+    except ValueError:
+        return False
+
+
+def _prores_pixel(pixel: PixelFormat, findings: list[str]) -> PixelFormat:
+    is_wide = pixel.log2_chroma_w == 0 and pixel.kind == "yuv"
+    name = "yuva444p10le" if pixel.has_alpha else "yuv444p10le" if is_wide else "yuv422p10le"
+    if pixel.kind != "yuv" or pixel.depth > 10 or (pixel.log2_chroma_w > 1):
+        findings.append(
+            f"prores holds 10-bit 4:2:2 or 4:4:4 YUV, the source is {pixel.name}; use --codec ffv1, "
+            f"or accept the conversion with --pix-fmt {name}"
+        )
+    return planar_format(name)
+
+
+def _resolve_rate(
+    request: VideoRequest, encoder: str, pixel: PixelFormat, findings: list[str]
+) -> tuple[RateKind, float]:
+    asked = [
+        name
+        for name, is_set in (
+            ("--crf", request.crf is not None),
+            ("--qp", request.qp is not None),
+            ("--lossless", request.lossless),
+        )
+        if is_set
+    ]
+    if len(asked) > 1:
+        findings.append(f"{' and '.join(asked)} exclude each other; keep one")
+    if encoder == "ffv1":
+        if request.crf is not None or request.qp is not None:
+            findings.append("ffv1 is always lossless; leave --crf and --qp out")
+        return "lossless", 0.0
+    if encoder == "prores_ks":
+        if asked:
+            findings.append(
+                f"{asked[0]} means nothing to prores; choose a profile with --encoder-params profile=3"
+            )
+        profile = dict(request.encoder_params).get("profile", "4" if "444" in pixel.name else "3")
+        if profile not in ("0", "1", "2", "3", "4", "5"):
+            findings.append(
+                f"prores profile {profile!r} is none of 0 (proxy) 1 (lt) 2 3 (hq) 4 (4444) 5 (4444 xq)"
+            )
+            profile = "3"
+        return "profile", float(profile)
+    if request.lossless:
+        if encoder not in _CODECS_WITH_LOSSLESS:
+            findings.append(f"{encoder} has no lossless mode here; use --codec ffv1, h264 or h265")
+        return "lossless", 0.0
+    if request.qp is not None:
+        if not 0 <= request.qp <= (63 if encoder == "libsvtav1" else 51):
+            findings.append(f"--qp {request.qp} is outside 0 to {63 if encoder == 'libsvtav1' else 51}")
+        return "qp", float(request.qp)
+    crf = _DEFAULT_CRF.get(encoder, 28.0) if request.crf is None else float(request.crf)
+    top = _CRF_RANGE.get(encoder, 51.0)
+    if not 0 <= crf <= top:
+        findings.append(f"--crf {crf:g} is outside 0 to {top:g} of {encoder}")
+    return "crf", crf
+
+
+def _resolve_preset(request: VideoRequest, encoder: str, findings: list[str]) -> str:
+    known = _PRESETS.get(encoder)
+    if known is None:
+        if request.preset is not None:
+            findings.append(f"{encoder} has no presets; leave --preset out")
+        return ""
+    preset = request.preset or _DEFAULT_PRESET.get(encoder, "p5")
+    if preset not in known:
+        findings.append(f"preset {preset!r} is none of {encoder}'s: {', '.join(known)}")
+    return preset
+
+
+def _size_findings(encoder: str, codec: VideoCodec, picture: Picture) -> list[str]:
+    found = []
+    pixel, width, height = picture.pixel, picture.width, picture.height
+    low = _MINIMUM_SIZE.get(encoder, (1, 1))
+    high = _MAXIMUM_SIZE.get(encoder, (1 << 15, 1 << 15))
+    if width < low[0] or height < low[1]:
+        found.append(
+            f"{width}x{height} is below {encoder}'s minimum of {low[0]}x{low[1]}; "
+            "use --codec ffv1 (from 4x4) or a larger scale"
+        )
+    if width > high[0] or height > high[1]:
+        found.append(
+            f"{width}x{height} is above {encoder}'s maximum of {high[0]}x{high[1]}; choose a smaller scale"
+        )
+    if codec in ("h264", "h265", "av1", "prores"):
+        step_w = 1 << pixel.log2_chroma_w
+        step_h = 1 << pixel.log2_chroma_h
+        if width % step_w or height % step_h:
+            found.append(
+                f"{width}x{height} in {pixel.name} needs a size divisible by {step_w}x{step_h} for {codec}; "
+                f"use --size {width - width % step_w or step_w}x{height - height % step_h or step_h}, "
+                "a pixel format without subsampling (--pix-fmt), or --codec ffv1"
+            )
+    return found
+
+
+def _param_findings(encoder: str, params: tuple[tuple[str, str], ...], threads: int) -> list[str]:
+    found = []
+    seen: set[str] = set()
+    for key, value in params:
+        name = key.replace("_", "-") if encoder in _PARAM_OPTION else key
+        if name in seen:
+            found.append(f"encoder parameter {key} is given twice")
+        seen.add(name)
+        reason = _param_reason(encoder, name, value, threads)
+        if reason:
+            found.append(f"encoder parameter {key}={value} is refused: {reason}")
+        if encoder in _PARAM_OPTION and (":" in value or "=" in value or ":" in key or "=" in key):
+            found.append(f"encoder parameter {key}={value} holds ':' or '='; give one parameter each")
+    return found
+
+
+def _param_reason(encoder: str, name: str, value: str, threads: int) -> str:
+    if name in _BITRATE_PARAMS.split():
+        return _THEN_ENCODE
+    if name in _PASS_PARAMS.split():
+        return f"two passes need one encoder over the whole film; {_THEN_ENCODE}"
+    if name in _HRD_PARAMS.split():
+        return f"a buffer model over the whole film cannot be kept across segments; {_THEN_ENCODE}"
+    if name == "rc" and value not in ("0", "constqp"):
+        return _THEN_ENCODE
+    if name in _VBV_PARAMS.split():
+        if encoder == "libx264" and threads == 1:
+            return ""
+        return (
+            "VBV on several threads gives other bytes on every run (tried: six runs, six files); "
+            "use libx264 with one encoder thread, or leave it out"
+        )
+    if name in _THREAD_PARAMS.split():
+        return "the number of threads belongs to the plan; use --encoder-threads"
+    if name in _PICTURE_PARAMS.split():
+        return "colour, HDR, aspect and rate tags are the source's and are set from it"
+    if name in _INTERLACE_PARAMS.split():
+        return "interlaced coding is not offered; deinterlace with --deinterlace"
+    if name in _FILE_PARAMS.split():
+        return "it reads or writes a file or device that other workers do not have"
+    if name in ("crf", "qp", "lossless", "preset", "tune-preset", "qscale", "cq"):
+        return f"use --{'crf' if name == 'cq' else name} instead"
+    if name == "stitchable" and value not in ("1", "true"):
+        return "segments could not be joined without it"
+    if name in ("info", "repeat-headers", "annexb", "aud", "force-cfr"):
+        return "it belongs to how segments join"
+    return ""
+
+
+def _trial_findings(encoding: Encoding, picture: Picture) -> list[str]:
+    """Ask the library itself: open it on a small picture and read what it complains about."""
+    if encoding.encoder.endswith("_nvenc"):
+        return []  # a head node need not have the GPU of the workers
+    os.environ.setdefault("SVT_LOG", "1")
+    small = replace(picture, width=min(picture.width, 128), height=min(picture.height, 128))
+    with _captured_warnings() as lines:
+        try:
+            context = open_encoder(encoding, small, Fraction(1, 25))
+        except VsrError as exc:
+            return [f"{encoding.encoder} does not open with these settings: {exc}", *_complaints(lines)]
+        # What avcodec_open2 did not take stays in its dictionary.
+        unknown = [f"encoder {encoding.encoder} knows no parameter {key}" for key in context.options]
+    return unknown + _complaints(lines)
+
+
+def _complaints(lines: list[str]) -> list[str]:
+    pattern = re.compile(r"unknown option|error parsing option|invalid value|bad value|unrecogni[sz]ed", re.I)
+    return [f"encoder says: {each.strip()}" for each in lines if pattern.search(each)]
+
+
+@contextmanager
+def _captured_warnings() -> Iterator[list[str]]:
+    lines: list[str] = []
+    before = av.logging.get_level()
+    av.logging.set_level(av.logging.WARNING)
+    try:
+        with av.logging.Capture() as records:
+            try:
+                yield lines
+            finally:
+                lines += [message for _, _, message in records]
+    finally:
+        av.logging.set_level(before)
+
+
+# --- what the encoder is told
+def encoder_options(encoding: Encoding, picture: Picture) -> dict[str, str]:
+    """Every option the encoder gets, in full; a pure function, so that a plan can show it."""
+    options = {**_colour_options(picture), "threads": str(encoding.threads)}
+    if encoding.encoder != "prores_ks":
+        options["g"] = str(encoding.keyframe_interval)
+    builder = {
+        "libx264": _x264_options,
+        "libx265": _x265_options,
+        "libsvtav1": _svtav1_options,
+        "ffv1": _ffv1_options,
+        "prores_ks": _prores_options,
+    }.get(encoding.encoder, _nvenc_options)
+    options |= builder(encoding, picture)
+    if encoding.encoder not in _PARAM_OPTION:
+        options |= {
+            key: value for key, value in encoding.params if key != "profile" or encoding.codec != "prores"
+        }
+    return options
+
+
+def _colour_options(picture: Picture) -> dict[str, str]:
+    colour = picture.colour
+    options = {}
+    if picture.pixel.kind == "rgb":
+        options["colorspace"] = "0"
+    elif colour.matrix not in (0, 2):
+        options["colorspace"] = str(colour.matrix)
+    if colour.primaries != 2:
+        options["color_primaries"] = str(colour.primaries)
+    if colour.transfer != 2:
+        options["color_trc"] = str(colour.transfer)
+    if colour.is_range_tagged or colour.is_full_range:
+        options["color_range"] = "2" if colour.is_full_range else "1"
+    if colour.siting != "unspecified" and picture.pixel.log2_chroma_w:
+        options["chroma_sample_location"] = colour.siting
+    if picture.sample_aspect != 1:
+        options["sar"] = f"{picture.sample_aspect.numerator}/{picture.sample_aspect.denominator}"
+    return options
+
+
+def _joined(own: dict[str, str], encoding: Encoding) -> str:
+    return ":".join(f"{key}={value}" for key, value in {**own, **dict(encoding.params)}.items())
+
+
+def _x264_options(encoding: Encoding, picture: Picture) -> dict[str, str]:
+    own = {"stitchable": "1"}
+    if _has_avx512():
+        # x264's AVX-512 look-ahead gives other bytes from run to run, on one thread too (tried: 320x176 and
+        # other small sizes; five hashes of fourteen runs). AVX2 costs about 5 % of its speed.
+        own["asm"] = "AVX2"
+    if picture.mastering is not None:
+        own["mastering-display"] = _mastering_text(picture.mastering)
+    if picture.light_level is not None:
+        own["cll"] = f"{picture.light_level[0]},{picture.light_level[1]}"
+    rate = {"crf": "crf", "qp": "qp", "lossless": "qp"}[encoding.rate_kind]
+    return {"preset": encoding.preset, rate: f"{encoding.rate:g}", "x264-params": _joined(own, encoding)}
+
+
+@functools.lru_cache(maxsize=1)
+def _has_avx512() -> bool:
+    try:
+        return " avx512f" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+
+
+def _x265_options(encoding: Encoding, picture: Picture) -> dict[str, str]:
+    # info=0: the SEI names the CPU. frame-threads decides bytes, pools only speed; both are fixed.
+    own = {
+        "info": "0",
+        "log-level": "error",
+        "pools": str(encoding.threads),
+        "frame-threads": str(min(encoding.threads, 2)),
+        "open-gop": "0",
+    }
+    if min(picture.width, picture.height) <= 64:
+        # Pictures of one or two 64-pixel blocks come out differently from run to run, and below 64x48 x265
+        # writes beyond its own memory (tried: 48x48 and 34x36 end in free()'s complaint).
+        own["ctu"] = "16"
+    if picture.mastering is not None:
+        own["master-display"] = _mastering_text(picture.mastering)
+    if picture.light_level is not None:
+        own["max-cll"] = f"{picture.light_level[0]},{picture.light_level[1]}"
+    options = {"preset": encoding.preset}
+    if encoding.rate_kind == "lossless":
+        own["lossless"] = "1"
+    else:
+        options[encoding.rate_kind] = f"{encoding.rate:g}"
+    return {**options, "x265-params": _joined(own, encoding)}
+
+
+def _svtav1_options(encoding: Encoding, picture: Picture) -> dict[str, str]:
+    own = {"lp": str(encoding.threads)}
+    if picture.mastering is not None:
+        own["mastering-display"] = _mastering_text(picture.mastering, is_float=True)
+    if picture.light_level is not None:
+        own["content-light"] = f"{picture.light_level[0]},{picture.light_level[1]}"
+    return {
+        "preset": encoding.preset,
+        encoding.rate_kind: f"{encoding.rate:g}",
+        "svtav1-params": _joined(own, encoding),
+    }
+
+
+def _ffv1_options(encoding: Encoding, picture: Picture) -> dict[str, str]:
+    return {"level": "3", "slices": "4", "slicecrc": "1", "coder": "1", "context": "0"}
+
+
+def _prores_options(encoding: Encoding, picture: Picture) -> dict[str, str]:
+    options = {"profile": f"{encoding.rate:g}", "vendor": "apl0"}
+    return {**options, "alpha_bits": "16"} if picture.pixel.has_alpha else options
+
+
+def _nvenc_options(encoding: Encoding, picture: Picture) -> dict[str, str]:
+    rates = {
+        "crf": {"rc": "vbr", "cq": f"{encoding.rate:g}", "b": "0"},
+        "qp": {"rc": "constqp", "qp": f"{encoding.rate:g}"},
+        "lossless": {"tune": "lossless"},
+    }
+    return {"preset": encoding.preset, **rates.get(encoding.rate_kind, {})}
+
+
+def _mastering_text(mastering: Mastering, *, is_float: bool = False) -> str:
+    def pair(values: tuple[int, int], unit: int) -> str:
+        if is_float:
+            return f"({values[0] / unit:.6f},{values[1] / unit:.6f})"
+        return f"({values[0]},{values[1]})"
+
+    m = mastering
+    return (
+        f"G{pair(m.green, 50000)}B{pair(m.blue, 50000)}R{pair(m.red, 50000)}WP{pair(m.white, 50000)}"
+        f"L{pair((m.max_luminance, m.min_luminance), 10000)}"
+    )
+
+
+def nominal_rate(time_base: Fraction) -> Fraction:
+    """The constant frame rate a segment is coded at: what encoders take, 1 to 240 per second.
+
+    The merge sets the true timestamps; this one only steers rate control.
+    """
+    rate = min(max(1 / time_base, Fraction(1)), Fraction(240))
+    return rate.limit_denominator(1001) if rate.numerator < 1 << 20 else Fraction(round(rate * 1001), 1001)
+
+
+def open_encoder(encoding: Encoding, picture: Picture, time_base: Fraction) -> av.VideoCodecContext:
+    rate = nominal_rate(time_base)
+    try:
+        context = av.CodecContext.create(encoding.encoder, "w")
+        if not isinstance(context, av.VideoCodecContext):
+            raise BackendError(f"{encoding.encoder} is no video encoder")
+        set_up_encoder(context, encoding, picture, rate)
+        context.flags |= 1 << 22  # AV_CODEC_FLAG_GLOBAL_HEADER
+        context.open()
+    except (av.FFmpegError, ValueError) as exc:
+        raise BackendError(
+            f"{encoding.encoder} cannot be opened for {picture_name(picture)}: {reason(exc)}"
+        ) from exc
+    return context
+
+
+def set_up_encoder(context: Any, encoding: Encoding, picture: Picture, rate: Fraction) -> None:
+    context.width = picture.width
+    context.height = picture.height
+    context.pix_fmt = encoder_layout(encoding.encoder, picture.pixel)
+    context.time_base = 1 / rate
+    context.framerate = rate
+    context.thread_count = encoding.threads
+    context.options = encoder_options(encoding, picture)
+
+
+def reason(error: Exception) -> str:
+    """What FFmpeg says, without the call's arguments; its last log line usually names the cause."""
+    if not isinstance(error, av.FFmpegError):
+        return str(error)
+    said = f" ({error.log[1][2].strip()})" if error.log and error.log[1] else ""
+    return f"{error.strerror}{said}"
+
+
+def picture_name(picture: Picture) -> str:
+    return f"{picture.width}x{picture.height} {picture.pixel.name}"

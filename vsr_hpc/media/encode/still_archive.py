@@ -1,0 +1,176 @@
+"""Stills as clips: folders, patterns and single pictures in, archives of stills as segments, folders out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+from vsr_hpc.errors import MediaError, VerifyError
+from vsr_hpc.media.clip.probe import Clip
+from vsr_hpc.media.encode.segment_writer import SegmentFacts
+from vsr_hpc.media.merge.merge import MergeReport
+from vsr_hpc.media.merge.segment_packets import SegmentPart
+from vsr_hpc.media.picture import Frame, Picture
+from vsr_hpc.media.stills.metadata import StillMeta
+from vsr_hpc.media.stills.names import ImageSequence, StillNames, is_pattern
+from vsr_hpc.media.stills.still import (
+    SUFFIXES,
+    disk_error,
+    encode_image,
+    read_image,
+    resolve_image_encoding,
+    still_bytes,
+    still_meta,
+    write_then_rename,
+)
+
+
+class ArchiveWriter:
+    """A chunk of stills as one file: a tar of the finished images, so that shards, receipts and hashes apply.
+
+    Names come from `StillNames`; a still's profile and EXIF come from the source image of the same index.
+    Same manners as SegmentWriter.
+    """
+
+    def __init__(self, path: Path | str, picture: Picture, clip: Clip, output: str) -> None:
+        self.path = Path(path)
+        self._picture = picture
+        self._sequence: ImageSequence | None = clip.images
+        self._names = StillNames(output, self._sequence)
+        self._encoding = resolve_image_encoding(f"any{self._names.suffix}", picture)
+        self._frames = 0
+        self._facts: SegmentFacts | None = None
+        with _disk(self.path):
+            self._file = self.path.open("wb")
+            self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+
+    def __enter__(self) -> ArchiveWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._facts is None:
+            self.abort()
+
+    def write(self, frame: Frame) -> None:
+        """Encode the next still."""
+        data = encode_image(self._encoding, self._picture, frame.planes, self._meta(frame.index))
+        entry = tarfile.TarInfo(self._names.name(frame.index))  # time 0, no owner: only name and bytes count
+        entry.size = len(data)
+        with _disk(self.path):
+            self._tar.addfile(entry, io.BytesIO(data))
+        self._frames += 1
+
+    def close(self) -> SegmentFacts:
+        """Finish the file and say what is in it."""
+        if self._facts is not None:
+            return self._facts
+        if not self._frames:
+            self.abort()
+            raise MediaError(f"{self.path}: no frame was written, so there is no segment")
+        with _disk(self.path):
+            self._tar.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        size, digest = _sha256(self.path)
+        self._facts = SegmentFacts(frames=self._frames, packets=self._frames, size_bytes=size, sha256=digest)
+        return self._facts
+
+    def abort(self) -> None:
+        """Stop and remove the file; harmless when called twice."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        if self._facts is None:
+            self.path.unlink(missing_ok=True)
+
+    def _meta(self, index: int) -> StillMeta | None:
+        if self._sequence is None:
+            return None
+        path = self._sequence.path(index)
+        data = still_bytes(path)
+        return still_meta(data, str(path))
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        path.unlink(missing_ok=True)
+        raise disk_error(path, exc) from exc
+
+
+def _sha256(path: Path) -> tuple[int, str]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return file.tell(), digest.hexdigest()
+
+
+def read_archive(path: Path | str) -> Iterator[Frame]:
+    """Every still of a segment as a frame, in order."""
+    for number, (_, data) in enumerate(_members(Path(path))):
+        _, planes, _ = read_image(io.BytesIO(data))
+        yield Frame(index=number, planes=planes)
+
+
+def extract_archives(parts: Sequence[SegmentPart], output: Path) -> MergeReport:
+    """Unpack segments of stills into the folder `output`, or, where it is named like a still, to that file.
+
+    The report's sha256 is over names and bytes in order.
+    """
+    began = time.monotonic()
+    digest, count, size = hashlib.sha256(), 0, 0
+    is_single = output.suffix.lower() in SUFFIXES and not is_pattern(output.name)
+    for part in parts:
+        path = part.fetch()
+        if part.sha256 is not None and _sha256(path)[1] != part.sha256:
+            raise VerifyError(f"{path}: its sha256 is not the one of its receipt")
+        before = count
+        for name, data in _members(path):
+            if not is_single:
+                with _disk(output):
+                    output.mkdir(parents=True, exist_ok=True)
+            write_then_rename(output if is_single else output / name, data)
+            digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
+            count, size = count + 1, size + len(data)
+        if count - before != part.frames:
+            raise VerifyError(f"{path}: holds {count - before} stills, its receipt says {part.frames}")
+        if part.done is not None:
+            part.done(path)
+    if is_single and count == 1:
+        digest = hashlib.sha256(output.read_bytes())
+    return MergeReport(
+        frames=count,
+        size_bytes=size,
+        sha256=digest.hexdigest(),
+        offset=Fraction(0),
+        tick=Fraction(1),
+        reorder_depth=0,
+        notes=(),
+        copy_s=time.monotonic() - began,
+        hash_s=0.0,
+    )
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(path) as tar:
+            for entry in tar:
+                file = tar.extractfile(entry)
+                if file is None or Path(entry.name).name != entry.name:
+                    raise MediaError(f"{path}: holds {entry.name!r}, which is no plain file name")
+                yield entry.name, file.read()
+    except tarfile.TarError as exc:
+        raise VerifyError(f"{path}: this segment of stills cannot be read ({exc})") from exc

@@ -1,0 +1,1 @@
+"""Joins segments and the other streams of the source into the output."""

@@ -1,0 +1,1 @@
+"""How a job becomes chunks and shards."""

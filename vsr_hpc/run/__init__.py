@@ -1,0 +1,1 @@
+"""How a run lies in its store."""

@@ -1,0 +1,181 @@
+"""Which shard a worker takes next: free ones, then those of the dead; what fails too often is set aside."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from dataclasses import dataclass, field
+
+from vsr_hpc.run.run import Cause, Control, Lease, LeaseState, Liveness, Poison, Run
+
+log = logging.getLogger(__name__)
+
+
+_MISSES_BEFORE_LISTING = 3
+_WEIGHTS: dict[Cause, int] = {"stopped": 0, "backend": 0, "media": 2, "died": 1}
+"""What an ended attempt counts towards `max_attempts`: a broken clip stays broken, a death may pass."""
+
+
+@dataclass(slots=True)
+class Claims:
+    """One worker's view of what is missing and who works on it.
+
+    It lists the store only when it has nothing left that it believes to be free.
+    """
+
+    run: Run
+    worker: str
+    node: str
+    task: str = ""
+    _missing: list[int] = field(default_factory=list)
+    _held: dict[int, int] = field(default_factory=dict)
+    """Shards that somebody holds or held, with the newest generation known."""
+    _ended: set[int] = field(default_factory=set)
+    _holders: dict[tuple[int, int], str] = field(default_factory=dict)
+    _listed_at: float = float("-inf")
+    _liveness: Liveness = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._liveness = Liveness(run=self.run, task=self.task, worker=self.worker)
+
+    def next(self, control: Control) -> Lease | None:
+        """Lease a missing shard, or None where all of them are held by workers that seem alive."""
+        lease = self._claim_free(control)
+        if lease is None and self._is_listing_due():
+            self._list()  # only who was looked at just now may be called silent
+            lease = self._claim_free(control)
+        return lease or self._take_over(control)
+
+    def is_complete(self, control: Control) -> bool:
+        """Whether nothing is missing but what was set aside, as of the last listing."""
+        return self._listed_at > float("-inf") and not self._open(control)
+
+    def may_come_free(self, control: Control) -> bool:
+        """Whether somebody who holds a missing shard has fallen silent: soon it can be taken over."""
+        held = ((shard, self._held.get(shard, 0)) for shard in self._open(control))
+        return any(self._liveness.is_silent(self._holders[each]) for each in held if each in self._holders)
+
+    def forget(self, shard: int) -> None:
+        """The shard has a receipt."""
+        self._missing.remove(shard)
+
+    def released(self, shard: int) -> None:
+        """This worker gave the shard back; it may be taken again, by anybody."""
+        self._ended.add(shard)
+
+    def _open(self, control: Control) -> list[int]:
+        return [shard for shard in self._missing if shard not in control.poisoned]
+
+    def _is_listing_due(self) -> bool:
+        return time.monotonic() - self._listed_at >= self.run.store.poll_s
+
+    def _list(self) -> None:
+        """Workers begin at different places, so that few of them meet at one shard."""
+        leases = {int(name): state for name, state in self.run.leases().items() if name.isdigit()}
+        missing = sorted(self.run.missing())
+        self._liveness.observe()
+        self._listed_at = time.monotonic()
+        if missing and self.run.plan.job.run.workers > 1:
+            offset = random.randrange(len(missing))
+            missing = missing[offset:] + missing[:offset]
+        self._missing = missing
+        self._held = {shard: state.generation for shard, state in leases.items()}
+        self._ended = {shard for shard, state in leases.items() if state.is_ended}
+
+    def _claim_free(self, control: Control) -> Lease | None:
+        misses = 0
+        for shard in self._open(control):
+            if shard in self._held:
+                continue
+            if misses == _MISSES_BEFORE_LISTING:
+                self._listed_at = float("-inf")
+                break
+            misses += 1
+            self._held[shard] = 1
+            lease = self.run.take(f"{shard:05d}", 1, self.worker, self.node)
+            if lease is not None:
+                return lease
+        return None
+
+    def _take_over(self, control: Control) -> Lease | None:
+        for shard in self._open(control):
+            generation = self._held.get(shard, 0)
+            if not generation or not self._is_abandoned(shard, generation):
+                continue
+            if self._is_done(shard):  # by a worker that took over before us and has left since
+                self.forget(shard)
+                return self._take_over(control)
+            if self._is_set_aside(shard, generation, control):
+                continue
+            self._held[shard] = generation + 1
+            self._ended.discard(shard)
+            lease = self.run.take(f"{shard:05d}", generation + 1, self.worker, self.node)
+            if lease is None:
+                continue
+            if self._is_done(shard):  # its owner was alive after all and wrote the receipt at the last moment
+                self.forget(shard)
+                return self._take_over(control)
+            log.info("shard taken over shard=%05d generation=%d", shard, lease.generation)
+            return lease
+        return None
+
+    def _is_abandoned(self, shard: int, generation: int) -> bool:
+        if shard in self._ended:
+            return True
+        if (shard, generation) not in self._holders:
+            self._holders[shard, generation] = self.run.holder(f"{shard:05d}", generation).worker
+        return self._liveness.is_stale(self._holders[shard, generation])
+
+    def _is_done(self, shard: int) -> bool:
+        return self.run.store.exists(f"receipts/{shard:05d}.json")
+
+    def _is_set_aside(self, shard: int, generation: int, control: Control) -> bool:
+        """Poison a shard that failed too often since it was last retried."""
+        limit = self.run.plan.job.run.max_attempts
+        first = control.retried.get(shard, 0) + 1
+        if (generation - first + 1) * max(_WEIGHTS.values()) < limit:
+            return False
+        weight, nodes, reasons = 0, set(), []
+        for number in range(first, generation + 1):
+            end = self.run.ending(f"{shard:05d}", number)
+            cause: Cause = end.cause if end else "died"
+            weight += _WEIGHTS[cause]
+            if _WEIGHTS[cause]:
+                nodes.add(end.node if end else self.run.holder(f"{shard:05d}", number).node)
+                reasons.append(end.text if end else "the worker died without a word")
+        is_one_machine = self.run.plan.job.on == "local"
+        if weight < limit or not (is_one_machine or len(nodes) >= 2 or weight >= 2 * limit):
+            return False
+        reason = reasons[-1]
+        log.warning("shard set aside shard=%05d attempts=%d reason=%s", shard, len(reasons), reason)
+        self.run.poison(Poison(shard=shard, generation=generation, reason=reason, nodes=tuple(sorted(nodes))))
+        control.poisoned[shard] = generation
+        return True
+
+
+def take_single(run: Run, name: str, worker: str, node: str, liveness: Liveness) -> Lease | None:
+    """Take a lease of the whole run ('plan', 'finish'); None while somebody holds it who may be alive.
+
+    Only an observer that comes again with the same `liveness` finds out that a holder elsewhere has died.
+    """
+    state = run.leases().get(name, LeaseState(generation=0, is_ended=True))
+    if not state.is_ended:
+        liveness.observe()
+        if not liveness.is_stale(run.holder(name, state.generation).worker):
+            return None
+    return run.take(name, state.generation + 1, worker, node)
+
+
+def is_in_living_hands(run: Run, name: str, liveness: Liveness) -> bool:
+    """Whether a lease of the whole run is held by somebody whom this observer has seen move."""
+    state = run.leases().get(name)
+    if state is None or state.is_ended:
+        return False
+    return liveness.was_seen_alive(run.holder(name, state.generation).worker)
+
+
+def is_taken_over(run: Run, lease: Lease) -> bool:
+    """Whether somebody has a newer generation, since this holder was silent or frozen for too long."""
+    state = run.leases().get(lease.name)
+    return state is not None and state.generation > lease.generation

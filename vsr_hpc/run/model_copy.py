@@ -1,0 +1,62 @@
+"""Weights travel with the run: put into its store at submission, so that no worker needs the internet.
+
+So does the card of a model that only the submitting machine knows: an imported one, or a file of weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+
+from vsr_hpc.models import weights
+from vsr_hpc.models.cards import Card, find_card, packaged_models
+from vsr_hpc.models.recognition import file_sha256
+from vsr_hpc.run.run import Run
+
+log = logging.getLogger(__name__)
+
+
+_CARD = "card.json"
+
+
+def stage(run: Run, model: str, denoise: float | None = None) -> None:
+    """Put the model's weights into the run's store, under their sha256."""
+    card = find_card(model)
+    if model not in packaged_models():
+        run.store.create(_CARD, card.model_dump_json().encode())
+    if card.denoise_partner is not None and denoise not in (None, 1):
+        stage(run, card.denoise_partner)
+    if card.weights is None:
+        return
+    path = weights.ensure(card)
+    name = f"weights/{file_sha256(path)}/{card.weights.file}"
+    if run.store.exists(name):
+        return
+    copy = run.store.scratch / f"{card.weights.file}.{os.getpid()}"
+    shutil.copyfile(path, copy)
+    run.store.put_file(name, copy)
+    log.info("weights staged name=%s", name)
+
+
+def card_of(run: Run) -> Card | None:
+    """The card that came with the run; None where every installation has the job's model."""
+    return Card.model_validate_json(run.store.read(_CARD)) if run.store.exists(_CARD) else None
+
+
+def bring(run: Run) -> None:
+    """Copy the run's weights into this machine's cache, where they are not there yet; loading checks them."""
+    for facts in run.store.list("weights/"):
+        _, sha256, file = facts.name.split("/", 2)
+        cached = weights.cache_folder() / sha256 / file
+        if cached.exists():
+            continue
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cached.with_name(f".{cached.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with run.store.local(facts.name) as path:
+                shutil.copyfile(path, temporary)
+            temporary.replace(cached)
+        finally:
+            temporary.unlink(missing_ok=True)

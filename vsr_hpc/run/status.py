@@ -1,0 +1,172 @@
+"""How far a run is, read from its store: receipts for what is done, heartbeats for what is going on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vsr_hpc.run.run import Done, Heartbeat, Poison, Round, Run, is_process_gone
+from vsr_hpc.run.spending import Estimate, Spent, read_estimate, shards_lost, spent_by
+
+STAGES = ("decode", "device", "encode", "check", "store")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    heartbeat: Heartbeat
+    age_s: float
+    """Seconds since its last heartbeat, on the store's clock."""
+    is_alive: bool
+    fps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """One moment of a run."""
+
+    uri: str
+    state: str
+    """planning, running, waiting, incomplete, cancelled, complete."""
+    shards: int
+    shards_done: int
+    shards_running: int
+    shards_poisoned: int
+    frames: int
+    frames_done: int
+    """In finished shards."""
+    frames_shown: int
+    """With those of shards in hand."""
+    fps: float
+    fps_overall: float
+    eta_s: float | None
+    workers: tuple[WorkerStatus, ...]
+    seconds: dict[str, float]
+    poisoned: tuple[Poison, ...]
+    rounds: tuple[Round, ...]
+    done: Done | None
+    repeated: int = 0
+    """Frames that got an equal one's result (`skip_duplicates`), by all workers so far."""
+    queue: tuple[str, ...] = ()
+    """What the executor's scheduler says of the run's jobs, for people."""
+    estimate: Estimate | None = None
+    """What was expected when the run began."""
+    spent: Spent | None = None
+
+    @property
+    def alive(self) -> tuple[WorkerStatus, ...]:
+        return tuple(worker for worker in self.workers if worker.is_alive)
+
+    @property
+    def shards_missing(self) -> int:
+        return self.shards - self.shards_done
+
+
+def read_status(run: Run) -> RunStatus:
+    """Read a run's state: three listings and one object for each worker, whatever the number of shards."""
+    rounds, control = run.rounds(), run.control()
+    done = run.done()
+    workers = _workers(run)
+    alive = [worker for worker in workers if worker.is_alive]
+    is_cancelled = bool(rounds) and control.is_cancelled(rounds[-1].number)
+    if not run.has_plan():
+        state = "cancelled" if is_cancelled else "planning" if alive else "waiting"
+        return RunStatus(
+            uri=run.uri, state=state, shards=0, shards_done=0, shards_running=0, shards_poisoned=0, frames=0,
+            frames_done=0, frames_shown=0, fps=0.0, fps_overall=0.0, eta_s=None, workers=workers, seconds={},
+            poisoned=(), rounds=rounds, done=done,
+        )  # fmt: skip
+    plan, finished = run.plan, run.finished()
+    frames_done = sum(plan.shard(shard).frames for shard in finished)
+    running = {
+        beat.shard: beat.shard_frames for beat in (w.heartbeat for w in alive) if beat.shard is not None
+    }
+    poisoned = run.poisoned() if control.poisoned else ()
+    in_hand = sum(frames for shard, frames in running.items() if shard not in finished)
+    shown = min(plan.frames, frames_done + in_hand)
+    fps = sum(worker.fps for worker in alive if worker.heartbeat.state == "working")
+    return RunStatus(
+        uri=run.uri,
+        state=_state(plan.shard_count == len(finished), done, is_cancelled, bool(alive), bool(poisoned)),
+        shards=plan.shard_count,
+        shards_done=len(finished),
+        shards_running=sum(1 for shard in running if shard not in finished),
+        shards_poisoned=len(poisoned),
+        frames=plan.frames,
+        frames_done=frames_done,
+        frames_shown=shown,
+        fps=fps,
+        fps_overall=_overall(workers),
+        eta_s=(plan.frames - shown) / fps if fps > 0 else None,
+        workers=workers,
+        seconds=_summed(workers),
+        repeated=sum(worker.heartbeat.repeated for worker in workers),
+        poisoned=poisoned,
+        rounds=rounds,
+        done=done,
+    )
+
+
+def with_costs(status: RunStatus, run: Run) -> RunStatus:
+    """The status with the estimate and what was spent; leases are only looked at when nobody works."""
+    estimate = read_estimate(run)
+    leases = {} if status.alive else run.leases()
+    spent = spent_by(
+        [worker.heartbeat for worker in status.workers],
+        status.rounds,
+        status.done,
+        now_s=run.store.now_s(),
+        window_s=run.store.lease_window_s,
+        shards_lost=shards_lost(leases, run.finished() if leases else frozenset()),
+        estimate=estimate,
+    )
+    return replace(status, estimate=estimate, spent=spent)
+
+
+def _workers(run: Run) -> tuple[WorkerStatus, ...]:
+    beats = run.heartbeats()
+    if not beats:
+        return ()
+    written = {facts.name[8:-5]: facts.modified_s for facts in run.store.list("workers/")}
+    now = run.store.now_s()
+    return tuple(
+        WorkerStatus(
+            heartbeat=beat,
+            age_s=max(0.0, now - written.get(beat.worker, now)),
+            is_alive=_is_alive(beat, now - written.get(beat.worker, now), run.store.lease_window_s),
+            fps=beat.frames / max(beat.updated_s - beat.started_s, 1e-3),
+        )
+        for beat in beats
+    )
+
+
+def _is_alive(beat: Heartbeat, age_s: float, window_s: float) -> bool:
+    return beat.state != "left" and age_s < window_s and not is_process_gone(beat)
+
+
+def _state(
+    is_complete: bool, done: Done | None, is_cancelled: bool, has_workers: bool, has_poison: bool
+) -> str:
+    if done is not None:
+        return "complete"
+    if has_workers:
+        return "finishing" if is_complete else "running"
+    if is_cancelled:
+        return "cancelled"
+    return "poisoned" if has_poison else "merging" if is_complete else "incomplete"
+
+
+def _overall(workers: tuple[WorkerStatus, ...]) -> float:
+    """Frames per second of the latest round, from its first worker's start to its last heartbeat."""
+    latest = max((worker.heartbeat.round for worker in workers), default=0)
+    beats = [worker.heartbeat for worker in workers if worker.heartbeat.round == latest]
+    if not beats:
+        return 0.0
+    span = max(beat.updated_s for beat in beats) - min(beat.started_s for beat in beats)
+    return sum(beat.frames for beat in beats) / span if span > 0 else 0.0
+
+
+def _summed(workers: tuple[WorkerStatus, ...]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for worker in workers:
+        for stage, seconds in worker.heartbeat.seconds.items():
+            total[stage] = total.get(stage, 0.0) + seconds
+    return {stage: round(seconds, 3) for stage, seconds in sorted(total.items())}

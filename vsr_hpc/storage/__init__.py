@@ -1,0 +1,1 @@
+"""Objects in a folder or in S3, sources and outputs."""

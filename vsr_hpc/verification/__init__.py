@@ -1,0 +1,1 @@
+"""What a true output is, and the checks that prove it."""

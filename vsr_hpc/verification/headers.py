@@ -1,0 +1,184 @@
+"""What an output's headers must keep of its source's: colour, HDR10, geometry, chapters, tags. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Literal
+
+from vsr_hpc.media.clip.probe import Chapter, Clip, Pairs, Stream
+from vsr_hpc.media.merge.container_plan import format_name
+from vsr_hpc.media.picture import MATRIX_NAMES, Picture
+
+Check = Literal["frames", "time", "streams", "sound", "tags", "colour", "geometry", "decode", "picture"]
+
+# Tags that FFmpeg makes up about a file or an encoder; no promise is attached to them.
+_STALE_TAGS = frozenset(
+    {"major_brand", "minor_version", "compatible_brands", "duration", "encoder", "timecode"}
+)
+_CHAPTER_SLACK_S = Fraction(1, 1000)
+
+
+def picture_faults(was: Picture, now: Picture, expected: Picture | None) -> Iterator[tuple[Check, str]]:
+    """Colour tags, HDR10 data, depth, alpha, rotation and display aspect: kept, or as planned."""
+    yield from (("colour", text) for text in _colour_faults(was, now))
+    if now.mastering != was.mastering:
+        yield "colour", f"mastering display was {was.mastering}, is {now.mastering}"
+    if now.light_level != was.light_level:
+        yield "colour", f"content light level was {was.light_level}, is {now.light_level}"
+    yield from still_faults(was, now, expected)
+
+
+def still_faults(
+    was: Picture, now: Picture, expected: Picture | None, *, deepest: int = 32
+) -> Iterator[tuple[Check, str]]:
+    """What a picture has without a container around it: size, depth, alpha, rotation, display aspect.
+
+    `deepest` is the depth that the output's format can hold.
+    """
+    if expected is not None and (now.width, now.height) != (expected.width, expected.height):
+        yield "geometry", f"{now.width}x{now.height}, {expected.width}x{expected.height} was planned"
+    depth = min(deepest, (expected or was).pixel.depth)
+    if now.pixel.depth < depth:
+        yield "colour", f"{now.pixel.depth} bit ({now.pixel.name}), {depth} bit is due ({was.pixel.name})"
+    if was.pixel.has_alpha and not now.pixel.has_alpha and (expected is None or expected.pixel.has_alpha):
+        yield "colour", f"alpha is lost: was {was.pixel.name}, is {now.pixel.name}"
+    if _turn(was.display_matrix) != _turn(now.display_matrix):
+        yield "geometry", f"rotation was {was.display_matrix}, is {now.display_matrix}"
+    before = Fraction(was.width, was.height) * was.sample_aspect
+    after = Fraction(now.width, now.height) * now.sample_aspect
+    # sizes are rounded to the chroma grid: two samples either way
+    slack = Fraction(2, now.width) + Fraction(2, now.height)
+    if abs(after / before - 1) > slack:
+        yield "geometry", f"display aspect was {float(before):.4f}, is {float(after):.4f}"
+
+
+def _turn(matrix: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """A display matrix without its shift, which belongs to the picture's size."""
+    return None if matrix is None else (*matrix[:6], matrix[8])
+
+
+def _colour_faults(was: Picture, now: Picture) -> Iterator[str]:
+    one, other = was.colour, now.colour
+    if (was.pixel.kind == "rgb") == (now.pixel.kind == "rgb"):
+        allowed = {one.matrix, *([one.decoding_matrix(was.height)] if one.matrix == 2 else [])}
+        if other.matrix not in allowed and now.pixel.kind != "grey":
+            yield f"matrix was {MATRIX_NAMES.get(one.matrix)}, is {MATRIX_NAMES.get(other.matrix)}"
+        if one.is_full_range != other.is_full_range:
+            yield f"range was {_range(one.is_full_range)}, is {_range(other.is_full_range)}"
+        sited, resited = _siting(was), _siting(now)
+        if sited not in ("", "unspecified", resited) and resited:
+            yield f"chroma siting was {sited}, is {resited}"
+    for name, before, after in (
+        ("primaries", one.primaries, other.primaries),
+        ("transfer", one.transfer, other.transfer),
+    ):
+        if before != after:
+            yield f"{name} was {before}, is {after} (H.273)"
+
+
+def _siting(picture: Picture) -> str:
+    """Where chroma lies; nothing where it is not subsampled.
+
+    H.264 and H.265 speak of it in 4:2:0 alone (annex E): 4:2:2 is always co-sited.
+    """
+    if not picture.pixel.log2_chroma_w:
+        return ""
+    siting = picture.colour.siting
+    return "left" if siting == "unspecified" and not picture.pixel.log2_chroma_h else siting
+
+
+def picture_notes(was: Picture, now: Picture) -> list[str]:
+    notes = []
+    if (now.pixel.log2_chroma_w, now.pixel.log2_chroma_h) > (
+        was.pixel.log2_chroma_w,
+        was.pixel.log2_chroma_h,
+    ):
+        notes.append(f"chroma has fewer samples: was {was.pixel.name}, is {now.pixel.name}")
+    if (was.pixel.kind == "rgb") != (now.pixel.kind == "rgb"):
+        notes.append(f"{was.pixel.kind} became {now.pixel.kind}; matrix and range cannot be compared")
+    return notes
+
+
+def _range(is_full: bool) -> str:
+    return "full" if is_full else "limited"
+
+
+def chapter_faults(
+    was: Sequence[Chapter],
+    now: Sequence[Chapter],
+    offset: Fraction,
+    window: tuple[Fraction, Fraction] | None,
+) -> Iterator[str]:
+    """Each chapter with its title, at its time."""
+    kept = []
+    for each in was:
+        first, last = each.start * each.time_base, each.stop * each.time_base
+        if window is not None:
+            if last <= window[0] or first >= window[1]:
+                continue
+            first, last = max(first, window[0]), min(last, window[1])
+        kept.append((max(Fraction(0), first + offset), dict(each.metadata).get("title", "")))
+    if len(kept) != len(now):
+        yield f"{len(now)} chapters, the source has {len(kept)}"
+        return
+    for number, ((start, title), each) in enumerate(zip(kept, now, strict=True)):
+        begins, name = each.start * each.time_base, dict(each.metadata).get("title", "")
+        if title != name:
+            yield f"chapter {number} was {title!r}, is {name!r}"
+        if abs(begins - start) > _CHAPTER_SLACK_S:
+            yield f"chapter {number} begins at {float(begins):.3f} s, in the source at {float(start):.3f} s"
+
+
+def stream_tag_faults(was: Stream, now: Stream, drop: Sequence[str]) -> Iterator[str]:
+    if _language(was) != _language(now):
+        yield f"language was {_language(was) or 'unset'}, is {_language(now) or 'unset'}"
+    before, after = _title(was), _title(now)
+    if "metadata" not in drop and before and before != after:
+        yield f"title was {before!r}, is {after!r}"
+    lost = set(was.disposition) - set(now.disposition) - {"default"}
+    if lost and "disposition" not in drop:
+        yield f"disposition {', '.join(sorted(lost))} is lost"
+
+
+def tag_faults(was: Pairs, now: Pairs) -> Iterator[str]:
+    """Each of the container's own tags; Matroska writes their names in capitals."""
+    theirs = {key.lower(): value for key, value in now}
+    for key, value in was:
+        is_unset = key.lower() == "creation_time" and value.startswith("1970-01-01T00:00:00")
+        if is_unset or key.lower() in _STALE_TAGS or theirs.get(key.lower()) == value:
+            continue
+        found = theirs.get(key.lower())
+        yield f"tag {key} was {value!r}, is {'missing' if found is None else repr(found)}"
+
+
+def _title(stream: Stream) -> str:
+    """FFmpeg reads the title of an MP4 track as its name."""
+    return stream.title or dict(stream.metadata).get("name", "")
+
+
+def _language(stream: Stream) -> str:
+    return "" if stream.language == "und" else stream.language
+
+
+def is_regenerated(stream: Stream, clip: Clip) -> bool:
+    """Tracks that a muxer writes from tags: timecode, and QuickTime's chapter titles."""
+    if stream.kind != "data":
+        return False
+    is_timecode = stream.codec in ("tmcd", "timecode") or stream.codec_tag == "tmcd"
+    is_titles = bool(clip.chapters) and format_name(stream.codec) in (
+        "bin_data",
+        "text",
+        "none",
+        "unknown",
+        "",
+    )
+    return is_timecode or "timecode" in dict(stream.metadata) or is_titles
+
+
+def timecode(clip: Clip) -> str:
+    for pairs in (clip.metadata, *(each.metadata for each in clip.streams)):
+        for key, value in pairs:
+            if key.lower() == "timecode":
+                return value
+    return ""

@@ -1,0 +1,1 @@
+"""What runs where the frames are: workers, the pipeline, the merge."""

@@ -1,0 +1,222 @@
+"""Merge and verify: receipts become the output file, atomically; killed at any moment, it starts again.
+
+Packets are copied, never re-encoded. Each segment's sha256 is checked against its receipt on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal, overload
+
+from vsr_hpc.errors import VerifyError, VsrError
+from vsr_hpc.media.encode.still_archive import extract_archives
+from vsr_hpc.media.merge.merge import MergeReport, merge
+from vsr_hpc.media.merge.segment_packets import SegmentPart
+from vsr_hpc.planning.preparation import streams_request
+from vsr_hpc.report.report import write_at_end
+from vsr_hpc.run.claims import is_taken_over, take_single
+from vsr_hpc.run.run import Done, Liveness, Process, Receipt, Run, SegmentFacts, new_worker_id
+from vsr_hpc.storage.output import disk_errors_explained, open_output, remove_partial
+from vsr_hpc.storage.s3_source import open_source
+from vsr_hpc.system.interrupts import StopFlag
+
+log = logging.getLogger(__name__)
+
+
+@overload
+def finish_patiently(run: Run, node: str, *, task: str = "") -> Done: ...
+
+
+@overload
+def finish_patiently(run: Run, node: str, *, task: str = "", stop: StopFlag) -> Done | None: ...
+
+
+def finish_patiently(run: Run, node: str, *, task: str = "", stop: StopFlag | None = None) -> Done | None:
+    """Finish the run, or wait for the process that is at it and take over where that one dies.
+
+    `task` is the scheduler's name of this place: whoever had it before is dead. None only where the flag was
+    set while another process was at it.
+    """
+    worker, stop = new_worker_id(f"finish-{node}"), stop or StopFlag()
+    liveness = Liveness(run=run, task=task, worker=worker)
+    is_told = False
+    while True:
+        done = try_finish(run, worker, node, liveness, lambda: _beating(run, worker, node, task))
+        if done is not None:
+            return done
+        if not is_told:
+            is_told = True
+            text = "another process is finishing this run; waiting for it, or for %.0f s of silence run=%s"
+            log.warning(text, run.store.lease_window_s, run.uri)
+        if stop.wait(run.store.poll_s):
+            return None
+
+
+def try_finish(
+    run: Run,
+    worker: str,
+    node: str,
+    liveness: Liveness,
+    beating: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+) -> Done | None:
+    """Finish the run unless another worker does; the end of it, or None where somebody else is at it.
+
+    Only an observer that comes again with the same `liveness` finds out that the other one has died, and
+    only one that is `beating` while it merges, or does so anyway, is left to it.
+    """
+    done = run.done()
+    if done is not None:
+        return done
+    lease = take_single(run, "finish", worker, node, liveness)
+    if lease is None:
+        return None
+    try:
+        with beating():
+            return finish(run)
+    except BaseException as exc:
+        run.give_back(lease, "stopped", node, str(exc))
+        if not isinstance(exc, VsrError) or not is_taken_over(run, lease):
+            raise
+        log.warning("another process has taken the merge over, here it ended with: %s", exc)
+        return run.done()
+
+
+@contextlib.contextmanager
+def _beating(run: Run, worker: str, node: str, task: str) -> Iterator[None]:
+    """Say 'alive' at regular times, as a worker does: a long merge is left alone, a dead one is not.
+
+    It belongs to no round, whose workers' speed is told from their heartbeats.
+    """
+    beat, ended = Process.current().heartbeat(worker, node, task=task), threading.Event()
+
+    def say(state: Literal["finishing", "left"]) -> None:
+        nonlocal beat
+        fresh = {"counter": beat.counter + 1, "updated_s": time.time(), "state": state}
+        beat = beat.model_copy(update=fresh)
+        run.beat(beat)
+
+    def keep_saying() -> None:
+        while not ended.wait(run.store.poll_s * 2 / 3):
+            try:
+                say("finishing")
+            except VsrError as exc:
+                log.warning("heartbeat failed error=%s", exc)
+
+    say("finishing")
+    thread = threading.Thread(target=keep_saying, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(VsrError):
+            say("left")
+
+
+def finish(run: Run) -> Done:
+    """Merge a complete run into its output. VerifyError where something is missing or not as recorded."""
+    done = run.done()
+    if done is not None and is_in_place(done):
+        return done
+    began = time.monotonic()
+    receipts = _complete_receipts(run)
+    repeated = sum(receipt.repeated for receipt in receipts)
+    output = open_output(run.plan.job.output)
+    with disk_errors_explained(output.uri):
+        partial = output.partial(run.uri)
+        try:
+            parts = tuple(_part(run, segment) for receipt in receipts for segment in receipt.segments)
+            report = _merge(run, parts, partial)
+            output.publish(partial, report.sha256, replaces=run.plan.job.overwrite)
+        finally:
+            remove_partial(partial)
+    done = Done(
+        output=output.uri,
+        frames=report.frames,
+        size_bytes=report.size_bytes,
+        sha256=report.sha256,
+        offset_s=float(report.offset),
+        notes=(*report.notes, *_repeats_note(repeated, report.frames)),
+        repeated=repeated,
+        platforms=len({tuple(sorted(receipt.platform.items())) for receipt in receipts}),
+        finished_s=time.time(),
+        seconds={"merge": round(time.monotonic() - began, 3)},
+    )
+    run.write_done(done)
+    if not run.plan.job.run.keep_segments:
+        _sweep(run)
+    log.info("run finished output=%s frames=%d sha256=%s", output.uri, done.frames, done.sha256)
+    write_at_end(run, receipts)
+    return done
+
+
+def _repeats_note(repeated: int, frames: int) -> tuple[str, ...]:
+    if not repeated:
+        return ()
+    return (f"{repeated} of {frames} frames repeat another bit by bit and were not made again",)
+
+
+def _complete_receipts(run: Run) -> tuple[Receipt, ...]:
+    missing = run.missing()
+    if missing:
+        poisoned = run.poisoned()
+        text = "".join(f"\n  shard {each.shard:05d} was set aside: {each.reason}" for each in poisoned)
+        hint = " (--retry-poisoned tries the set aside ones again)" if poisoned else ""
+        raise VerifyError(
+            f"{run.uri}: {len(missing)} of {run.plan.shard_count} shards are missing; "
+            f"`vsr resume` makes them{hint}{text}"
+        )
+    receipts = run.receipts()
+    frames = sum(segment.frames for receipt in receipts for segment in receipt.segments)
+    if frames != run.plan.frames:
+        raise VerifyError(f"{run.uri}: receipts hold {frames} frames, the plan has {run.plan.frames}")
+    return receipts
+
+
+def _part(run: Run, segment: SegmentFacts) -> SegmentPart:
+    """A segment that is brought to this machine when its turn comes, and let go afterwards."""
+    held = contextlib.ExitStack()
+    return SegmentPart(
+        fetch=lambda: held.enter_context(run.store.local(segment.name)),
+        frames=segment.frames,
+        sha256=segment.sha256,
+        done=lambda path: held.close(),
+    )
+
+
+def _merge(run: Run, parts: tuple[SegmentPart, ...], partial: Path) -> MergeReport:
+    plan = run.plan
+    if plan.encoding is None:
+        return extract_archives(parts, partial)
+    return merge(
+        parts,
+        clip=plan.clip,
+        timeline=run.timeline,
+        source=open_source(plan.clip.uri, etag=plan.source_etag),
+        picture=plan.picture,
+        encoding=plan.encoding,
+        output=partial,
+        request=streams_request(plan.job),
+        frames=(plan.start, plan.stop),
+        name=Path(plan.job.output),
+    )
+
+
+def is_in_place(done: Done) -> bool:
+    """Whether the output of a finished run still stands where it was put."""
+    return open_output(done.output).is_there(done.size_bytes, done.sha256)
+
+
+def _sweep(run: Run) -> None:
+    """The output is whole: segments, orphans and scratch files are not needed any more."""
+    for prefix in ("segments/", "weights/"):
+        run.store.delete_many(facts.name for facts in run.store.list(prefix))
+    for path in run.store.scratch.iterdir():
+        path.unlink(missing_ok=True)

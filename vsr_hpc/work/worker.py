@@ -1,0 +1,485 @@
+"""A worker: lease a missing shard, make its segments, write its receipt, take the next.
+
+Identical workers need to know nothing of each other. Whoever finds nothing missing finishes the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError, VsrError
+from vsr_hpc.media.clip.probe import probe
+from vsr_hpc.media.clip.reader import read_segment
+from vsr_hpc.media.encode.segment_writer import SegmentWriter, encoder_build
+from vsr_hpc.media.encode.still_archive import ArchiveWriter, read_archive
+from vsr_hpc.media.picture import Frame, Picture
+from vsr_hpc.media.source import local_source
+from vsr_hpc.media.timeline import Timeline
+from vsr_hpc.models import weights
+from vsr_hpc.planning.plan import Plan, Shard
+from vsr_hpc.planning.preparation import Prepared, check_space, make_plan, prepare, upscale_request
+from vsr_hpc.run import model_copy as staging
+from vsr_hpc.run.claims import Claims, is_in_living_hands, take_single
+from vsr_hpc.run.log import RunLog
+from vsr_hpc.run.run import Cause, Heartbeat, Lease, Liveness, Process, Receipt, Run, new_worker_id
+from vsr_hpc.storage.s3_source import open_source
+from vsr_hpc.system.interrupts import Reason, StopFlag
+from vsr_hpc.work import finish
+from vsr_hpc.work.metrics import Push, Telemetry, sinks_of
+from vsr_hpc.work.pipeline import ChunkWriter, Stopped, Upscaling, Workbench, make_segments
+from vsr_hpc.work.trial import SHORT_S, Sample, Tools, keep_sample, measure
+
+if TYPE_CHECKING:
+    from vsr_hpc.engine.upscaler import Upscaler
+
+log = logging.getLogger(__name__)
+
+
+_BACKEND_ERRORS_IN_A_ROW = 2
+_BACK_OFF_S = 2.0
+_QUIET_S = 0.5
+
+
+class _OtherPlatformError(Exception):
+    """`reproducible: strict`, and this is not the platform that the run began on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """What differs between workers of one run."""
+
+    node: str = field(default_factory=lambda: os.environ.get("SLURMD_NODENAME") or os.uname().nodename)
+    task: str = ""
+    """The scheduler's name of this worker's place; a restarted task has the same one."""
+    restart: int = 0
+    threads: int = 0
+    """CPU threads for decoding and the network; 0 takes all that this process may use."""
+    parent: int = 0
+    """The process that started this one, where its death should end this worker; 0 for none."""
+    does_finish: bool = True
+    metrics: Push | None = None
+    prometheus: str | None = None
+    """Where figures go; what the job says where they are None."""
+    waits: bool = True
+    """Whether to stay for a lease window when all that is missing is held by others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a worker's life ended."""
+
+    reason: Reason | None
+    """None: it ran out of work."""
+    shards: int
+    frames: int
+    is_complete: bool
+
+
+Watcher = Callable[[Heartbeat], None]
+
+
+def work(
+    uri: str, options: WorkerOptions, stop: StopFlag, on_beat: Watcher = lambda heartbeat: None
+) -> Outcome:
+    """Work on a run until nothing is missing, nothing is free, or the flag is set."""
+    run = Run.open(uri)
+    worker = Worker(run, options, stop, on_beat)
+    with worker.telling(), worker.beating():
+        return worker.live()
+
+
+class Worker:
+    """The state that a worker's threads share: its heartbeat and its view of the run."""
+
+    def __init__(self, run: Run, options: WorkerOptions, stop: StopFlag, on_beat: Watcher) -> None:
+        self._run, self._options, self._stop, self._on_beat = run, options, stop, on_beat
+        self._lock = threading.Lock()
+        self._control = run.control()
+        self._beat = Process.current().heartbeat(
+            new_worker_id(options.node),
+            options.node,
+            task=options.task,
+            round=run.round_number(),
+            restart=options.restart,
+        )
+        self._backend_errors = 0
+        self._said_at = float("-inf")
+        self._seconds_per_frame: float | None = None
+        self._platform: dict[str, str] = {}
+        self._log = RunLog()
+        self._telemetry = Telemetry(run.uri, ())
+
+    def telling(self) -> contextlib.AbstractContextManager[None]:
+        """Publish this worker's figures where its job or a flag asks for that."""
+        how, options = self._run.job().run, self._options
+        push = options.metrics or how.metrics
+        sinks = sinks_of(push, options.prometheus or how.prometheus, self._beat.worker)
+        self._telemetry = Telemetry(self._run.uri, sinks)
+        return self._telemetry.running()
+
+    # The heartbeat
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """Say 'alive' at regular times, and hear whether the run was cancelled, until the block ends."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(self._run.store.poll_s * 2 / 3):
+                if self._options.parent and os.getppid() != self._options.parent:
+                    self._stop.set(Reason.TERMINATED)
+                try:
+                    self._control = self._run.control()
+                    if self._control.is_stopped or self._control.is_cancelled(self._beat.round):
+                        self._stop.set(Reason.CANCELLED)
+                    self._say()
+                    self._write_log()
+                except VsrError as exc:
+                    log.warning("heartbeat failed error=%s", exc)
+
+        package = logging.getLogger("vsr_hpc")
+        level_before = package.level
+        package.setLevel(logging.INFO)
+        package.addHandler(self._log)
+        log.info(
+            "worker began worker=%s node=%s restart=%d",
+            self._beat.worker,
+            self._beat.node,
+            self._beat.restart,
+        )
+        self._say()
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+            log.info("worker leaves shards=%d frames=%d", self._beat.shards, self._beat.frames)
+        except Exception as exc:
+            log.info("worker leaves error=%s", exc)
+            raise
+        finally:
+            ended.set()
+            thread.join()
+            with contextlib.suppress(VsrError):
+                why = self._stop.reason
+                self._say(state="left", shard=None, note=why.value if why else "")
+                self._write_log()
+            package.removeHandler(self._log)
+            package.setLevel(level_before)
+
+    def _say(self, **changes: object) -> None:
+        with self._lock:
+            fresh = {"counter": self._beat.counter + 1, "updated_s": time.time(), **changes}
+            self._beat = self._beat.model_copy(update=fresh)
+            beat = self._beat
+        self._said_at = time.monotonic()
+        self._telemetry.observe(beat)
+        self._run.beat(beat)
+        self._on_beat(beat)
+
+    def _begin(self, shard: Shard) -> None:
+        """Note the shard in hand; said at once unless this worker spoke a moment ago."""
+        changes = {"state": "working", "shard": shard.index, "shard_frames": 0}
+        if time.monotonic() - self._said_at > _QUIET_S:
+            self._say(**changes)
+        else:
+            self._note(lambda beat: changes)
+
+    def _note(self, changes: Callable[[Heartbeat], dict[str, object]]) -> Heartbeat:
+        """Change what the next heartbeat says, which another thread may be about to say."""
+        with self._lock:
+            self._beat = self._beat.model_copy(update=changes(self._beat))
+            return self._beat
+
+    def _write_log(self) -> None:
+        self._log.flush_to(self._run.store, f"{self._beat.worker}.{self._beat.restart}")
+
+    def _note_frames(self, count: int) -> None:
+        self._on_beat(
+            self._note(
+                lambda beat: {"shard_frames": beat.shard_frames + count, "frames": beat.frames + count}
+            )
+        )
+
+    # Life
+
+    def live(self) -> Outcome:
+        run = self._run
+        staging.bring(run)
+        self._ensure_plan()
+        if self._stop.is_set() and not run.has_plan():
+            return self._outcome(is_complete=False)
+        claims = Claims(run=run, worker=self._beat.worker, node=self._beat.node, task=self._options.task)
+        try:
+            bench = self._set_up() if run.missing() and not self._stop.is_set() else None
+        except _OtherPlatformError as exc:
+            log.warning("leaving before any work: %s", exc)
+            return self._outcome(is_complete=False)
+        except BackendError as exc:
+            self._leave_node(exc)
+            raise
+        self._work(bench, claims)
+        return self._outcome(is_complete=self._finish_if_complete(claims))
+
+    def _outcome(self, *, is_complete: bool) -> Outcome:
+        beat = self._beat
+        return Outcome(
+            reason=self._stop.reason, shards=beat.shards, frames=beat.frames, is_complete=is_complete
+        )
+
+    def _work(self, bench: Workbench | None, claims: Claims) -> None:
+        """Take shards until none is missing, none comes free for a lease window, or the flag is set.
+
+        Where the holder of a shard has fallen silent the wait goes on: leaving now, just before its lease
+        may be taken over, would cost a new round.
+        """
+        store, idle_since = self._run.store, time.monotonic()
+        while not self._stop.is_set():
+            lease = claims.next(self._control)
+            if lease is not None:
+                bench = bench or self._set_up()
+                self._attempt(bench, lease, claims)
+                idle_since = time.monotonic()
+                continue
+            is_patient = time.monotonic() - idle_since <= store.lease_window_s or claims.may_come_free(
+                self._control
+            )
+            if claims.is_complete(self._control) or not (self._options.waits and is_patient):
+                return
+            self._note(lambda beat: {"state": "waiting", "shard": None})
+            self._stop.wait(min(store.poll_s, 1.0))
+
+    def _attempt(self, bench: Workbench, lease: Lease, claims: Claims) -> None:
+        """Do one shard; raises only what ends this worker. Without a receipt the lease is given back."""
+        shard = self._run.plan.shard(int(lease.name))
+        try:
+            self._do(bench, shard, lease)
+        except Stopped:
+            self._give_back(lease, "stopped", f"{self._stop.reason}")
+        except MediaError as exc:
+            self._give_back(lease, "media", str(exc))
+            claims.released(shard.index)
+            log.warning("shard failed shard=%05d error=%s", shard.index, exc)
+        except BackendError as exc:
+            self._give_back(lease, "backend", str(exc))
+            claims.released(shard.index)
+            self._backend_errors += 1
+            log.warning("backend error shard=%05d count=%d error=%s", shard.index, self._backend_errors, exc)
+            if self._backend_errors >= _BACKEND_ERRORS_IN_A_ROW:
+                self._leave_node(exc)
+                raise
+            self._stop.wait(_BACK_OFF_S)
+        except BaseException as exc:
+            self._give_back(lease, "stopped", f"the worker left: {exc}")
+            raise
+        else:
+            claims.forget(shard.index)
+            self._backend_errors = 0
+
+    def _ensure_plan(self) -> None:
+        """Make the plan, or wait for the worker that makes it. A clip that cannot be planned fails once."""
+        run, name = self._run, f"plan-{self._beat.round}"
+        liveness = Liveness(run=run, task=self._options.task, worker=self._beat.worker)
+        while not run.has_plan() and not self._stop.is_set():
+            self._refuse_failed_plan(name)
+            lease = take_single(run, name, self._beat.worker, self._beat.node, liveness)
+            if lease is None:
+                self._stop.wait(run.store.poll_s)
+                continue
+            try:
+                plan_run(run, self._options.threads)
+            except (JobError, MediaError, SpaceError) as exc:
+                self._give_back(lease, "media", str(exc))
+                raise
+            except BaseException:
+                self._give_back(lease, "stopped", "the worker left with an error")
+                raise
+
+    def _refuse_failed_plan(self, name: str) -> None:
+        state = self._run.leases().get(name)
+        end = self._run.ending(name, state.generation) if state and state.is_ended else None
+        if end is not None and end.cause == "media":
+            raise MediaError(f"planning failed on {end.node}: {end.text}")
+
+    def _set_up(self) -> Workbench:
+        plan = self._run.plan
+        check_encoder(plan)
+        upscaler, self._platform = build_upscaler(plan, self._threads())
+        self._check_platform(self._platform)
+        upscaler.canary()
+        self._note(lambda beat: {"device": self._platform["device"]})
+        store = self._run.store
+        bench = workbench(plan, self._run.timeline, upscaler, store.scratch, self._threads())
+        return replace(bench, publish=store.put_file)
+
+    def _check_platform(self, platform: dict[str, str]) -> None:
+        """`reproducible: strict` keeps a run on the platform of its first worker."""
+        if self._run.plan.job.run.reproducible == "strict":
+            first = self._run.settle_platform(platform)
+            if first != platform:
+                keys = [key for key in first if first[key] != platform.get(key)]
+                differing = ", ".join(f"{key} {first[key]}, here {platform.get(key)}" for key in keys)
+                raise _OtherPlatformError(f"the run keeps to its first worker's platform: {differing}")
+
+    def _threads(self) -> int:
+        return self._options.threads or len(os.sched_getaffinity(0))
+
+    def _do(self, bench: Workbench, shard: Shard, lease: Lease) -> None:
+        began, began_s = time.monotonic(), time.time()
+        self._begin(shard)
+        work_done = make_segments(
+            bench,
+            shard,
+            on_frames=self._note_frames,
+            should_drop=lambda left: not self._stop.allows(left * (self._seconds_per_frame or 0.0)),
+        )
+        receipt = Receipt(
+            shard=shard.index,
+            worker=self._beat.worker,
+            generation=lease.generation,
+            segments=work_done.segments,
+            platform={**self._platform, "batch": str(bench.upscaler.batch)},
+            seconds=work_done.seconds,
+            clipped=work_done.clipped,
+            repeated=work_done.repeated,
+            started_s=round(began_s, 3),
+            finished_s=round(time.time(), 3),
+        )
+        if not self._run.record(receipt):
+            log.info("shard was done by another worker shard=%05d", shard.index)
+        took = time.monotonic() - began
+        self._seconds_per_frame = took / shard.frames
+        total = dict(self._beat.seconds)  # changed by this thread alone
+        for stage, seconds in work_done.seconds.items():
+            total[stage] = round(total.get(stage, 0.0) + seconds, 3)
+        self._note(
+            lambda beat: {
+                "shards": beat.shards + 1,
+                "seconds": total,
+                "repeated": beat.repeated + work_done.repeated,
+            }
+        )
+        log.info("shard done shard=%05d frames=%d seconds=%.2f", shard.index, shard.frames, took)
+
+    def _give_back(self, lease: Lease, cause: Cause, text: str) -> None:
+        if cause in ("media", "backend"):
+            self._note(lambda beat: {"failed": beat.failed + 1})
+        try:
+            self._run.give_back(lease, cause, self._beat.node, text)
+        except VsrError as exc:
+            log.warning("lease not given back lease=%s error=%s", lease.name, exc)
+
+    def _leave_node(self, error: BackendError) -> None:
+        """Let the executors keep this node out of the next round; one's own machine is never shunned."""
+        if self._run.plan.job.on != "local":
+            self._run.avoid_node(self._beat.node, str(error))
+
+    def _finish_if_complete(self, claims: Claims) -> bool:
+        """Merge, unless another one does: who has seen that one move leaves, who has not may have to."""
+        if not claims.is_complete(self._control):
+            return False
+        if self._stop.is_set() or not self._options.does_finish or self._run.missing():
+            return False
+        self._say(state="finishing", shard=None)
+        run, beat = self._run, self._beat
+        liveness = Liveness(run=run, task=self._options.task, worker=beat.worker)
+        while finish.try_finish(run, beat.worker, beat.node, liveness) is None:
+            is_patient = self._options.waits and not is_in_living_hands(run, "finish", liveness)
+            if not is_patient or self._stop.wait(run.store.poll_s):
+                return False
+        return True
+
+
+def workbench(plan: Plan, timeline: Timeline, upscaler: Upscaling, scratch: Path, threads: int) -> Workbench:
+    """What a worker works with; segments stay in `scratch` unless `publish` is replaced."""
+    return Workbench(
+        plan=plan,
+        timeline=timeline,
+        source=open_source(plan.clip.uri, etag=plan.source_etag),
+        upscaler=upscaler,
+        scratch=scratch,
+        decoder_threads=min(2, threads),
+        new_writer=lambda path: _new_writer(plan, path),
+        read_back=lambda path: _read_back(plan, path),
+        publish=lambda name, path: None,
+        lanes=int(getattr(upscaler, "lanes", 1)),
+    )
+
+
+def _new_writer(plan: Plan, path: Path) -> ChunkWriter:
+    if plan.encoding is None:
+        return ArchiveWriter(path, plan.picture, plan.clip, plan.job.output)
+    rate = plan.clip.frame_rate or Fraction(25)
+    return SegmentWriter(path, plan.encoding, plan.picture, time_base=1 / rate)
+
+
+def _read_back(plan: Plan, path: Path) -> tuple[Picture, Iterator[Frame]]:
+    if plan.encoding is None:
+        return plan.picture, read_archive(path)
+    if plan.encoding.codec == "prores":  # FFmpeg decodes 4444 to 12 bits, whatever went in
+        return probe(local_source(path)).picture, read_segment(path)
+    return plan.picture, read_segment(path, plan.picture)
+
+
+def build_upscaler(plan: Plan | Prepared, threads: int) -> tuple[Upscaler, dict[str, str]]:
+    """The engine for a plan on this machine's device, with its weights checked; and its platform."""
+    from vsr_hpc.engine.settings import choose_lanes, resolve_settings
+    from vsr_hpc.engine.upscaler import Upscaler, platform_record, tune_allocator
+
+    tune_allocator()
+    request = upscale_request(plan.job, plan.picture)
+    settings = resolve_settings(request, plan.card, plan.clip.picture)
+    path = weights.ensure(plan.card) if plan.card.weights else None
+    lanes = choose_lanes(plan.card, plan.clip.picture, settings, threads)
+    upscaler = Upscaler(
+        plan.card,
+        path,
+        plan.clip.picture,
+        plan.picture,
+        settings,
+        threads=max(1, threads // lanes),
+        lanes=lanes,
+    )
+    tile = "none" if settings.tile is None else str(settings.tile)
+    return upscaler, {**platform_record(settings.device, settings.precision), "tile": tile}
+
+
+def check_encoder(plan: Plan) -> None:
+    """Segments of different encoder builds may not join, so a node with another build does not begin."""
+    planned, here = json.loads(plan.fingerprint["encoder build"]), encoder_build()
+    if planned != here:
+        raise JobError(
+            f"this machine encodes with {here}, the run was planned with {planned}; install the same"
+        )
+
+
+def plan_run(run: Run, threads: int = 0) -> None:
+    """Make the plan of a run that has only its job yet; what was measured for it is kept beside."""
+    prepared = prepare(run.job(), card=staging.card_of(run))
+    plan, timeline = make_plan(prepared, lambda ready, index: _measured(run, ready, index, threads))
+    check_space(plan, run.uri, run.store.free_bytes())
+    run.write_plan(plan, timeline)
+
+
+def _measured(run: Run, prepared: Prepared, timeline: Timeline, threads: int) -> float:
+    found = try_frames(prepared, timeline, threads=threads)
+    keep_sample(run, found)
+    return found.seconds_per_frame()
+
+
+def try_frames(
+    prepared: Prepared, timeline: Timeline, *, threads: int = 0, budget_s: float = SHORT_S
+) -> Sample:
+    """What a frame of this job costs here, by a few of them made as a worker would; they are thrown away."""
+    threads = threads or len(os.sched_getaffinity(0))
+    tools = Tools(upscaler=build_upscaler, bench=workbench)
+    return measure(prepared, timeline, tools, threads=threads, budget_s=budget_s)
