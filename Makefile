@@ -33,6 +33,7 @@ test: install tools lint types tests
 lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 types:
 	$(BIN)/mypy

@@ -184,7 +184,7 @@ def _float_reference(clip: Path, weights: Path, frames: int) -> list[Any]:
     import torch
 
     from vsr_hpc.engine.colour import Coding
-    from vsr_hpc.media.clip.probe import probe
+    from vsr_hpc.media.clip.probe import probe_clip
     from vsr_hpc.media.clip.reader import read_segment
     from vsr_hpc.media.source import local_source
     from vsr_hpc.models.cards import find_card
@@ -194,7 +194,7 @@ def _float_reference(clip: Path, weights: Path, frames: int) -> list[Any]:
     card = find_card(str(weights))
     network = build(card)
     network.load_state_dict(load(weights, card))
-    coding = Coding(probe(local_source(clip)).picture)
+    coding = Coding(probe_clip(local_source(clip)).picture)
     found = []
     with torch.inference_mode():
         for frame in itertools.islice(read_segment(clip), frames):
@@ -210,11 +210,11 @@ def _rgb(path: Path, frames: int) -> list[Any]:
     import torch
 
     from vsr_hpc.engine.colour import Coding
-    from vsr_hpc.media.clip.probe import probe
+    from vsr_hpc.media.clip.probe import probe_clip
     from vsr_hpc.media.clip.reader import read_segment
     from vsr_hpc.media.source import local_source
 
-    coding = Coding(probe(local_source(path)).picture)
+    coding = Coding(probe_clip(local_source(path)).picture)
     return [
         coding.to_rgb([torch.from_numpy(plane.astype(np.float32))[None] for plane in frame.planes])[0]
         .clamp(0, 1)

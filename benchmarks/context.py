@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from vsr_hpc.engine.colour import Coding
 from vsr_hpc.engine.recurrent import Propagation
-from vsr_hpc.media.clip.probe import index, probe
+from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.source import local_source
 from vsr_hpc.models.cards import Card, card_of_file, find_card
@@ -42,8 +42,8 @@ LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
 def pictures_of(path: Path, most: int, side: int) -> Tensor:
     """(frames, 3, rows, columns) in [0, 1] of one scene, the middle of each frame, sides a multiple of 16."""
     source = local_source(path)
-    clip = probe(source)
-    timeline = index(clip, source)
+    clip = probe_clip(source)
+    timeline = index_clip(clip, source)
     coding, made = Coding(clip.picture), []
     for frame in read_frames(clip, timeline, source, 0, min(most, len(timeline))):
         rgb = coding.to_rgb([torch.from_numpy(each.astype(np.float32))[None] for each in frame.planes])

@@ -37,23 +37,14 @@ import numpy as np
 import torch
 
 from benchmarks.random_weights import random_models
-from vsr_hpc.bench.device_rates import (
-    matrix_gflops,
-    memory_gb_per_s,
-    network_floor,
-    seconds_of,
-)
+from vsr_hpc.bench.device_rates import matrix_gflops, memory_gb_per_s, network_floor, seconds_of
+from vsr_hpc.engine.device_facts import DeviceFacts, device_facts
 from vsr_hpc.engine.geometry import output_picture
-from vsr_hpc.engine.settings import DeviceFacts, UpscaleRequest, device_facts, resolve_settings
-from vsr_hpc.engine.upscaler import Upscaler, tune_allocator
-from vsr_hpc.media.picture import (
-    Frame,
-    Picture,
-)
-from vsr_hpc.models.cards import (
-    Card,
-    Precision,
-)
+from vsr_hpc.engine.platform import tune_allocator
+from vsr_hpc.engine.settings import UpscaleRequest, resolve_settings
+from vsr_hpc.engine.upscaler import Upscaler
+from vsr_hpc.media.picture import Frame, Picture
+from vsr_hpc.models.cards import Card, Precision
 
 SIZES = {"480p": (854, 480), "720p": (1280, 720), "1080p": (1920, 1080)}
 
@@ -186,7 +177,8 @@ def _clip(path: Path, size: tuple[int, int], count: int) -> Path:
     """An H.264 clip of such frames; two dozen different ones over and over, since they take time to draw."""
     from fractions import Fraction
 
-    from vsr_hpc.media.encode.resolution import VideoRequest, resolve_encoding
+    from vsr_hpc.media.encode.encoding import VideoRequest
+    from vsr_hpc.media.encode.resolution import resolve_encoding
     from vsr_hpc.media.encode.segment_writer import SegmentWriter
 
     shown = _picture(size)

@@ -29,15 +29,9 @@ set_thread_policy()
 import torch
 
 from benchmarks.random_weights import random_models
-from vsr_hpc.bench.device_rates import (
-    matrix_gflops,
-    seconds_of,
-)
-from vsr_hpc.engine.settings import (
-    cpu_flags,
-    cpu_name,
-)
-from vsr_hpc.engine.upscaler import tune_allocator
+from vsr_hpc.bench.device_rates import matrix_gflops, seconds_of
+from vsr_hpc.engine.device_facts import cpu_flags, cpu_name
+from vsr_hpc.engine.platform import tune_allocator
 from vsr_hpc.models import weights
 from vsr_hpc.models.cards import Card
 

@@ -23,8 +23,9 @@ import numpy as np
 from vsr_hpc.bench.imresize import Picture8
 from vsr_hpc.bench.originals import STILLS, Lows, degraded, read_truth, to_rgb8
 from vsr_hpc.bench.quality import ModelRow, measure_quality, upscaled
+from vsr_hpc.engine.device_facts import device_facts
 from vsr_hpc.engine.geometry import output_geometry
-from vsr_hpc.engine.settings import UpscaleRequest, device_facts, resolve_settings
+from vsr_hpc.engine.settings import UpscaleRequest, resolve_settings
 from vsr_hpc.engine.upscaler import Upscaler
 from vsr_hpc.media.picture import Colour, Frame, Picture
 from vsr_hpc.media.pixels import pixel_format

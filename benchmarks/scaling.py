@@ -23,11 +23,11 @@ from pathlib import Path
 
 STUB = """
 import os, sys, time
-from vsr_hpc.environment import set_thread_policy
+from vsr_hpc.system.environment import set_thread_policy
 set_thread_policy()
 import numpy as np
-from vsr_hpc import worker
-from vsr_hpc.interrupts import StopFlag
+from vsr_hpc.work import worker
+from vsr_hpc.system.interrupts import StopFlag
 from vsr_hpc.media.picture import Frame
 
 class Sleeps:
@@ -86,8 +86,9 @@ def main() -> None:
 
 def _measure(folder: Path, clip: Path, count: int, wanted: argparse.Namespace) -> Steady:
     """One run with `count` workers of its own."""
-    from vsr_hpc.job.spec import parse_job
-    from vsr_hpc.planning.preparation import make_plan, prepare
+    from vsr_hpc.job.reading import parse_job
+    from vsr_hpc.planning.planner import make_plan
+    from vsr_hpc.planning.preparation import prepare
     from vsr_hpc.run.run import Run
     from vsr_hpc.storage.folder_store import FolderStore
 
@@ -160,13 +161,15 @@ def _startup(clip: Path, folder: Path, model: str) -> None:
 def _merge(folder: Path, size_mib: int) -> None:
     """Packets of a large lossless segment merged, flushed and hashed, against `cp` and sync of the same."""
     from vsr_hpc.bench.made_clip import make_demo_clip
-    from vsr_hpc.job.spec import parse_job
+    from vsr_hpc.job.reading import parse_job
     from vsr_hpc.media.clip.reader import read_frames
     from vsr_hpc.media.encode.segment_writer import SegmentWriter
     from vsr_hpc.media.merge.merge import merge
-    from vsr_hpc.media.merge.segment_packets import SegmentPart
+    from vsr_hpc.media.segment import SegmentPart
     from vsr_hpc.media.timeline import Timeline
-    from vsr_hpc.planning.preparation import make_plan, prepare, streams_request
+    from vsr_hpc.planning.planner import make_plan
+    from vsr_hpc.planning.preparation import prepare
+    from vsr_hpc.planning.requests import streams_request
 
     seconds = max(1.0, size_mib / 20)
     clip = make_demo_clip(folder / "large.mp4", seconds=seconds, size=(640, 360), audio=True)
@@ -186,7 +189,7 @@ def _merge(folder: Path, size_mib: int) -> None:
     assert plan.encoding is not None
     from vsr_hpc.engine.settings import resolve_settings
     from vsr_hpc.engine.upscaler import Upscaler
-    from vsr_hpc.planning.preparation import upscale_request
+    from vsr_hpc.planning.requests import upscale_request
 
     settings = resolve_settings(upscale_request(job, plan.picture), plan.card, plan.clip.picture)
     upscaler = Upscaler(plan.card, None, plan.clip.picture, plan.picture, settings, threads=1)

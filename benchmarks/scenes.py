@@ -20,7 +20,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vsr_hpc.media.clip.probe import index, probe
+from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.clip.scenes import find_cuts
 from vsr_hpc.media.source import local_source
@@ -77,8 +77,8 @@ def made_clip(path: Path, images: list[NDArray[np.uint8]], seed: int) -> tuple[i
 
 def ours(path: Path) -> tuple[int, ...]:
     source = local_source(path)
-    clip = probe(source)
-    timeline = index(clip, source)
+    clip = probe_clip(source)
+    timeline = index_clip(clip, source)
     return find_cuts(read_frames(clip, timeline, source, 0, len(timeline)), clip.picture)
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.clips import numbered_clip
-from vsr_hpc.job.spec import JobSpec, parse_job
-from vsr_hpc.planning.preparation import make_plan, prepare
-from vsr_hpc.run.run import Done, Run
+from vsr_hpc.job.reading import parse_job
+from vsr_hpc.job.spec import JobSpec
+from vsr_hpc.planning.planner import make_plan
+from vsr_hpc.planning.preparation import prepare
+from vsr_hpc.run.documents import Done
+from vsr_hpc.run.run import Run
 from vsr_hpc.storage.folder_store import FolderStore
 from vsr_hpc.system.interrupts import StopFlag
 

@@ -23,9 +23,12 @@ from unittest import mock
 from tests.moto_server import moto_server
 from tests.runs import planned_run, tiny_job
 from vsr_hpc.planning.plan import Shard
-from vsr_hpc.run.run import Run, SegmentFacts
+from vsr_hpc.run.documents import SegmentFacts
+from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
-from vsr_hpc.storage.folder_store import FolderStore, Store, open_store
+from vsr_hpc.storage.folder_store import FolderStore
+from vsr_hpc.storage.opening import open_store
+from vsr_hpc.storage.store import Store
 from vsr_hpc.system.interrupts import StopFlag
 from vsr_hpc.work import worker
 from vsr_hpc.work.pipeline import ShardWork, Workbench
@@ -95,7 +98,7 @@ def measure(run: Run, workers: int, stores: list[Store]) -> Scale:
         mock.patch.object(worker, "make_segments", no_pixels),
         mock.patch.object(worker, "build_upscaler", lambda plan, threads: (stub, {"device": "none"})),
         mock.patch("vsr_hpc.run.run.open_store", lambda uri: next(supply)),
-        mock.patch("vsr_hpc.storage.s3_source.open_source", mock.Mock()),
+        mock.patch("vsr_hpc.work.workbench.open_source", mock.Mock()),
     ):
         threads = [
             threading.Thread(target=worker.work, args=(run.uri, options, StopFlag())) for _ in range(workers)

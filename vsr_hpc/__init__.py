@@ -1,3 +1,5 @@
 """Video super-resolution from one job file: one machine, Slurm, AWS Batch, SageMaker."""
 
-__version__ = "0.1.0"
+from vsr_hpc.version import VERSION as __version__
+
+__all__ = ["__version__"]

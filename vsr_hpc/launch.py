@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -11,19 +9,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsr_hpc.errors import BackendError, JobError, MediaError, VsrError
+from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.executors import local
 from vsr_hpc.forecast import forecast
+from vsr_hpc.job.reading import placed
 from vsr_hpc.job.spec import JobSpec, RangeSection, RunSection, StreamsSection
 from vsr_hpc.media.clip.probe import content_hash
 from vsr_hpc.media.encode.segment_writer import encoder_build
-from vsr_hpc.models.cards import WEIGHT_SUFFIXES
-from vsr_hpc.planning.plan import Plan, PlanError, check_same, fingerprint, window_of
-from vsr_hpc.planning.preparation import Prepared, check_space, frame_range, prepare
-from vsr_hpc.run.run import Done, Heartbeat, Run
+from vsr_hpc.planning.cutting import window_of
+from vsr_hpc.planning.fingerprint import check_same, fingerprint
+from vsr_hpc.planning.plan import Plan, PlanError
+from vsr_hpc.planning.planner import frame_range
+from vsr_hpc.planning.preparation import Prepared, prepare
+from vsr_hpc.planning.space import check_space
+from vsr_hpc.run.documents import Done, Heartbeat
+from vsr_hpc.run.known_runs import remember
+from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import RunStatus, read_status, with_costs
-from vsr_hpc.storage.folder_store import Store, open_store
-from vsr_hpc.storage.s3_source import open_source
+from vsr_hpc.storage.opening import open_source, open_store
+from vsr_hpc.storage.store import Store
+from vsr_hpc.system import processes
 from vsr_hpc.system.interrupts import StopFlag
 from vsr_hpc.work.finish import is_in_place
 
@@ -65,7 +70,7 @@ def submit(job: JobSpec, *, is_new: bool = False, after: Run | None = None) -> S
         _discard(store)  # only now: a job that is refused throws nothing away
     run = Run.create(store, placed(job))
     _check_same_job(run, job)  # another call may have been faster
-    _remember(run)
+    remember(run)
     return Submitted(run=run, notes=notes, is_continued=False)
 
 
@@ -87,7 +92,7 @@ def ensure_plan(run: Run, *, is_new: bool = False) -> None:
     """
     try:
         if not run.has_plan():
-            from vsr_hpc.work.worker import plan_run
+            from vsr_hpc.work.run_plan import plan_run
 
             plan_run(run)
         stored = sum(facts.size_bytes for facts in run.store.list("segments/"))
@@ -132,7 +137,7 @@ def run_here(
     from vsr_hpc.work.finish import finish_patiently
 
     how = how or run.plan.job.run
-    gpus = local.visible_gpus() if how.gpus is None else how.gpus
+    gpus = processes.visible_gpus() if how.gpus is None else how.gpus
     missing = run.missing()
     workers = max(1, min(max(how.workers, len(gpus)), len(missing)))
     forecast.note(run, run.plan.job.model_copy(update={"run": how, "on": "local"}))
@@ -168,8 +173,9 @@ def start_elsewhere(run: Run, job: JobSpec, after: Run | None = None) -> str:
         begun = aws_batch.start(run, job, after).text()
     else:
         from vsr_hpc.executors.slurm import submission as slurm
+        from vsr_hpc.executors.slurm.finish_task import FinishTask
 
-        begun = slurm.start(run, job).text()
+        begun = slurm.start(run, job, then=FinishTask).text()
     forecast.note(run, job)
     return begun
 
@@ -194,7 +200,7 @@ def cancel(run: Run) -> bool:
     run.cancel()
     where = executor_of(run)
     if where == "slurm":
-        from vsr_hpc.executors.slurm import submission as slurm
+        from vsr_hpc.executors.slurm import queue as slurm
 
         slurm.cancel(run)
     if where == "aws-batch":
@@ -213,31 +219,13 @@ def whole_status(run: Run) -> RunStatus:
 
         lines, is_open = aws_batch.queue_of(run)
     elif any(each.executor == "slurm" for each in found.rounds):
-        from vsr_hpc.executors.slurm import submission as slurm
+        from vsr_hpc.executors.slurm import queue as slurm
 
         lines, is_open = slurm.queue_of(run)
     else:
         return found
     state = "waiting" if is_open and found.state == "incomplete" else found.state
     return replace(found, state=state, queue=lines)
-
-
-def placed(job: JobSpec) -> JobSpec:
-    """The job with places that mean the same on every machine: no path relative to where one stands."""
-    places = {"input": job.input, "output": job.output}
-    if "/" in job.model or job.model.lower().endswith(WEIGHT_SUFFIXES):
-        places["model"] = job.model
-    update: dict[str, object] = {key: _absolute(place) for key, place in places.items()}
-    if job.run.location:
-        update["run"] = job.run.model_copy(update={"location": _absolute(job.run.location)})
-    return job.model_copy(update=update)
-
-
-def _absolute(place: str) -> str:
-    """Without symbolic links resolved: nodes may see a share under the name that the user wrote."""
-    if "://" in place:
-        return place
-    return os.path.abspath(place) + "/" * place.endswith("/")  # noqa: PTH100 - keeps links, drops `..`
 
 
 def retry(run: Run, *, retries_poisoned: bool = False) -> int:
@@ -289,60 +277,6 @@ def verify_here(
         expected=plan.picture if plan else None,
         psnr_floor=plan.card.psnr_floor if plan else None,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunLine:
-    """One run in the list of a user's runs."""
-
-    uri: str
-    state: str
-    frames: int
-    frames_done: int
-
-
-def every_run() -> tuple[RunLine, ...]:
-    """The runs that this user began on this machine, oldest first; one that cannot be reached says so."""
-    return tuple(_line(uri) for uri in remembered_runs())
-
-
-def _line(uri: str) -> RunLine:
-    try:
-        found = read_status(Run.open(uri))
-    except VsrError as exc:
-        log.info("run not read uri=%s why=%s", uri, exc)
-        return RunLine(uri=uri, state="unreachable", frames=0, frames_done=0)
-    return RunLine(uri=uri, state=found.state, frames=found.frames, frames_done=found.frames_done)
-
-
-def remembered_runs() -> tuple[str, ...]:
-    """URIs of the runs that this user began on this machine and that still exist."""
-    uris = []
-    for path in sorted(_register().glob("*.json"), key=lambda each: each.stat().st_mtime):
-        try:
-            uri = str(json.loads(path.read_text(encoding="utf-8"))["uri"])
-        except (OSError, ValueError, KeyError):
-            continue
-        if "://" in uri or (Path(uri) / "job.json").exists():
-            uris.append(uri)
-        else:
-            path.unlink(missing_ok=True)
-    return tuple(uris)
-
-
-def _remember(run: Run) -> None:
-    """For `vsr runs`; a user whose home cannot be written to goes without."""
-    folder = _register()
-    name = hashlib.sha256(run.uri.encode()).hexdigest()[:16]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.json").write_text(json.dumps({"uri": run.uri}), encoding="utf-8")
-    except OSError as exc:
-        log.info("run not remembered for `vsr runs` folder=%s why=%s", folder, exc.strerror)
-
-
-def _register() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "vsr_hpc" / "runs"
 
 
 def _discard(store: Store) -> None:

@@ -19,10 +19,10 @@ import yaml
 from tests.clips import numbered_clip
 from tests.commands import Said, vsr
 from tests.moto_server import Moto, moto_server
+from vsr_hpc.aws.account import Account
 from vsr_hpc.aws.batch.installation import init
-from vsr_hpc.aws.batch.inventory import Account
 from vsr_hpc.aws.batch.resources import Settings
-from vsr_hpc.job.spec import load_job
+from vsr_hpc.job.reading import load_job
 from vsr_hpc.launch import ensure_plan, run_here, submit
 from vsr_hpc.run.run import Run
 from vsr_hpc.storage.s3_store import S3Store

@@ -12,13 +12,12 @@ import pytest
 
 from tests.aws.batch_cloud import PREFIX, REGION, Cloud, Film
 from tests.commands import vsr
-from vsr_hpc.aws.batch.definition import Wanted
+from vsr_hpc.aws.batch.definition import Wanted, ensure_definition
 from vsr_hpc.executors.aws_batch import submission as aws_batch
 from vsr_hpc.executors.aws_batch.worker_task import Place, exit_code, work_here
-from vsr_hpc.job.spec import load_job
-from vsr_hpc.launch import placed
+from vsr_hpc.job.reading import load_job, placed
 from vsr_hpc.run.run import Run
-from vsr_hpc.storage.folder_store import open_store
+from vsr_hpc.storage.opening import open_store
 from vsr_hpc.system.interrupts import Reason
 
 pytestmark = pytest.mark.aws
@@ -168,10 +167,10 @@ def test_definition_is_registered_once_and_again_only_when_something_changes(clo
         name="same", image="films/vsr:1", job_role="arn:aws:iam::123456789012:role/same-job", region=REGION,
         cpus=4, memory_gib=14, gpus=1, attempts=3, timeout_min=60, warning_s=120,
     )  # fmt: skip
-    first = aws_batch.ensure_definition(batch, wanted)
-    assert aws_batch.ensure_definition(batch, wanted) == first
-    other = aws_batch.ensure_definition(batch, replace(wanted, image="films/vsr:2"))
-    assert other != first and aws_batch.ensure_definition(batch, wanted) == first
+    first = ensure_definition(batch, wanted)
+    assert ensure_definition(batch, wanted) == first
+    other = ensure_definition(batch, replace(wanted, image="films/vsr:2"))
+    assert other != first and ensure_definition(batch, wanted) == first
     facts = batch.describe_job_definitions(jobDefinitions=[first])["jobDefinitions"][0]
     container = facts["containerProperties"]
     assert container["user"] == "10001:10001" and container["readonlyRootFilesystem"] is True
@@ -204,7 +203,7 @@ def test_urgent_queue_goes_before_a_patient_one_on_the_same_instances(cloud: Clo
         name="order", image="films/vsr:1", job_role="arn:aws:iam::123456789012:role/vsr-job", region=REGION,
         cpus=128, memory_gib=1, gpus=0, attempts=1, timeout_min=60, warning_s=120,
     )  # fmt: skip
-    definition = aws_batch.ensure_definition(batch, wanted)
+    definition = ensure_definition(batch, wanted)
 
     def put(queue: str, *command: str) -> str:
         return str(

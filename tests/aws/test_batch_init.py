@@ -12,12 +12,12 @@ import pytest
 from moto import mock_aws
 
 from tests.aws import batch_local
+from vsr_hpc.aws.account import Account
 from vsr_hpc.aws.batch.installation import init
-from vsr_hpc.aws.batch.inventory import Account
 from vsr_hpc.aws.batch.removal import delete
 from vsr_hpc.aws.batch.resources import Settings, policy, roles
 from vsr_hpc.aws.batch.status import state_of
-from vsr_hpc.aws.cluster.render import config_folder
+from vsr_hpc.aws.config_files import config_folder
 from vsr_hpc.errors import JobError
 
 REGION = "eu-west-1"

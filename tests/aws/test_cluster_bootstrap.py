@@ -17,10 +17,11 @@ import pytest
 from tests.require import require
 from vsr_hpc.aws.cluster.instance_rules import pools
 from vsr_hpc.aws.cluster.node_environment import pack
-from vsr_hpc.aws.cluster.render import config_folder, find_template, render
+from vsr_hpc.aws.cluster.render import find_template, render
 from vsr_hpc.aws.cluster.values import Values
 from vsr_hpc.aws.cluster.yaml_document import parse
-from vsr_hpc.job.spec import load_job
+from vsr_hpc.aws.config_files import config_folder
+from vsr_hpc.job.reading import load_job
 
 SCRIPTS = sorted((config_folder() / "bootstrap").glob("*.sh"))
 STORE = "s3://vsr-hpc-data/vsr"

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from tests.aws.conftest import VALUES
 from vsr_hpc.aws.cluster import lifecycle
 from vsr_hpc.aws.cluster.lifecycle import ClusterState
-from vsr_hpc.aws.cluster.render import config_folder
+from vsr_hpc.aws.config_files import config_folder
 from vsr_hpc.cli.cluster import app, storage_app
 from vsr_hpc.errors import JobError
 

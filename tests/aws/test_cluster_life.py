@@ -27,8 +27,9 @@ from vsr_hpc.aws.bucket import Place, find_account, init
 from vsr_hpc.aws.cluster import lifecycle
 from vsr_hpc.aws.cluster.node_environment import upload_bootstrap
 from vsr_hpc.aws.cluster.pcluster import Tool, call
-from vsr_hpc.aws.cluster.render import config_folder, find_template, render
+from vsr_hpc.aws.cluster.render import find_template, render
 from vsr_hpc.aws.cluster.values import Values, load_values
+from vsr_hpc.aws.config_files import config_folder
 from vsr_hpc.cli.cluster import app
 from vsr_hpc.errors import JobError
 

@@ -13,9 +13,10 @@ from tests.aws.conftest import VALUES
 from vsr_hpc.aws.cluster.check import check, load
 from vsr_hpc.aws.cluster.instance_rules import pools
 from vsr_hpc.aws.cluster.pcluster import Tool, validate_offline
-from vsr_hpc.aws.cluster.render import config_folder, find_template, render
+from vsr_hpc.aws.cluster.render import find_template, render
 from vsr_hpc.aws.cluster.values import Values, load_values
 from vsr_hpc.aws.cluster.yaml_document import parse
+from vsr_hpc.aws.config_files import config_folder
 from vsr_hpc.aws.instances import all_instances, find_instance
 from vsr_hpc.aws.prices import prices
 from vsr_hpc.errors import JobError

@@ -18,7 +18,7 @@ from moto.s3.models import FakeBucket
 from vsr_hpc.aws.bucket import Place, init, plan_storage, policy
 from vsr_hpc.aws.cluster.lifecycle import active_runs
 from vsr_hpc.aws.cluster.node_environment import pack, upload, upload_bootstrap
-from vsr_hpc.aws.cluster.render import config_folder
+from vsr_hpc.aws.config_files import config_folder
 from vsr_hpc.errors import JobError
 
 POLICIES = sorted(path.stem for path in (config_folder() / "iam").glob("*.json"))

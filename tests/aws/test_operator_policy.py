@@ -14,15 +14,15 @@ from tests.aws.test_batch_init import account as account
 from tests.aws.test_batch_init import elsewhere as elsewhere
 from tests.aws.test_batch_init import listed, quiet
 from tests.aws.test_batch_init import settings as settings
+from vsr_hpc.aws.account import Account
 from vsr_hpc.aws.batch.installation import init
-from vsr_hpc.aws.batch.inventory import Account
 from vsr_hpc.aws.batch.removal import delete
 from vsr_hpc.aws.batch.resources import Settings, policy
 from vsr_hpc.aws.batch.status import state_of
 from vsr_hpc.aws.workflow import executions as workflow_runs
 from vsr_hpc.aws.workflow import installation as workflow_life
 from vsr_hpc.aws.workflow.state_machine import Kind
-from vsr_hpc.job.spec import parse_job
+from vsr_hpc.job.reading import parse_job
 
 # Where IAM calls an operation by another name (service authorization reference).
 ACTIONS = {

@@ -25,7 +25,7 @@ from tests.clips import numbered_clip
 from tests.commands import vsr
 from tests.require import require
 from tests.runs import tiny_job
-from vsr_hpc.aws.batch.inventory import Account
+from vsr_hpc.aws.account import Account
 from vsr_hpc.aws.workflow import state_machine as workflow
 from vsr_hpc.aws.workflow.executions import redrive, start
 from vsr_hpc.aws.workflow.installation import Workflow, create
@@ -33,7 +33,7 @@ from vsr_hpc.aws.workflow.state_machine import Kind, Places
 from vsr_hpc.errors import JobError
 from vsr_hpc.executors.aws_batch import workflow_steps as batch_workflow
 from vsr_hpc.executors.aws_batch.workflow_steps import job_for, output_name
-from vsr_hpc.job.spec import load_job, parse_job
+from vsr_hpc.job.reading import load_job, parse_job
 from vsr_hpc.models import weights
 from vsr_hpc.models.cards import user_cards_folder
 from vsr_hpc.models.networks import Compact

@@ -10,7 +10,9 @@ from typing import Any
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.report.history import Bar, Break, Lane, assemble
 from vsr_hpc.report.report import shown_history
-from vsr_hpc.run.run import Heartbeat, Process, Run
+from vsr_hpc.run.documents import Heartbeat
+from vsr_hpc.run.liveness import Process
+from vsr_hpc.run.run import Run
 
 
 def made_run(folder: Path, **sections: Any) -> Run:

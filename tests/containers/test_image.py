@@ -184,7 +184,7 @@ def test_a_process_without_a_handler_of_its_own_obeys_sigterm(image: str) -> Non
     """The first process of a container would ignore it; a command that only sleeps stands for any."""
     script = (
         "import runpy, sys, time\n"
-        "from vsr_hpc import cli\n"
+        "from vsr_hpc.cli import main as cli\n"
         "cli.main = lambda: (open('/tmp/ready', 'w').close(), time.sleep(3600))\n"
         "sys.argv = ['entrypoint.py', 'anything']\n"
         "runpy.run_path('/opt/vsr/libexec/entrypoint.py', run_name='__main__')\n"

@@ -11,7 +11,8 @@ import pytest
 
 from tests.moto_server import Moto, moto_server
 from tests.require import require
-from vsr_hpc.storage.folder_store import Store, open_store
+from vsr_hpc.storage.opening import open_store
+from vsr_hpc.storage.store import Store
 
 
 @pytest.fixture(scope="session")

@@ -25,10 +25,11 @@ from vsr_hpc import __version__
 from vsr_hpc.bench.made_clip import make_demo_clip
 from vsr_hpc.cli import main as cli
 from vsr_hpc.errors import VsrError
-from vsr_hpc.job.spec import load_job
+from vsr_hpc.job.reading import load_job
 from vsr_hpc.media.clip.reader import read_segment
 from vsr_hpc.media.stills.still import read_image, write_image
-from vsr_hpc.run.run import Run, is_process_gone
+from vsr_hpc.run.liveness import is_process_gone
+from vsr_hpc.run.run import Run
 
 _FAST = ("--model", "bicubic", "--preset", "ultrafast", "--scale", "2")
 ROOT = Path(__file__).parents[2]
@@ -234,7 +235,7 @@ def test_a_cancelled_run_goes_on_with_resume_from_any_folder(
 
 def _begun(document: dict[str, Any]) -> Run:
     """A run with its plan and a round, as if its workers had just been started."""
-    from vsr_hpc.job.spec import parse_job
+    from vsr_hpc.job.reading import parse_job
     from vsr_hpc.launch import ensure_plan, submit
 
     run = submit(parse_job(document, "test")).run
@@ -291,7 +292,7 @@ def test_new_throws_the_earlier_run_away_only_for_a_job_that_can_run(made: Path)
 def test_a_run_that_was_begun_with_other_settings_and_has_no_plan_is_not_continued(
     clip: Path, here: Path
 ) -> None:
-    from vsr_hpc.job.spec import parse_job
+    from vsr_hpc.job.reading import parse_job
     from vsr_hpc.launch import submit
 
     document: dict[str, Any] = {"input": str(clip), "output": "out.mkv", "model": "nearest"}

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from tests.clips import _tag, picture
 from tests.runs import finished, planned_run, tiny_job
-from vsr_hpc.media.clip.probe import probe
+from vsr_hpc.media.clip.probe import probe_clip
 from vsr_hpc.media.clip.reader import read_segment
 from vsr_hpc.media.merge.header_edits import with_track_header
 from vsr_hpc.media.picture import Colour, Frame, Mastering, Picture
@@ -167,7 +167,7 @@ def pairs(source: list[Planes], output: Path) -> Iterator[tuple[int, Any, Any]]:
 
 def told(path: Path) -> Colour:
     """Colour as probed. Siting means something in 4:2:0 alone: 4:2:2 is co-sited, whatever decoders say."""
-    found = probe(local_source(path)).picture
+    found = probe_clip(local_source(path)).picture
     if found.pixel.log2_chroma_h:
         return found.colour
     return replace(found.colour, siting="left" if found.pixel.log2_chroma_w else "unspecified")
@@ -186,7 +186,7 @@ def test_nearest_at_scale_1_gives_back_every_sample_and_tag(
     for _, before, after in pairs(sheets, output):
         np.testing.assert_array_equal(after, before)
     assert told(clip) == told(output) == shape.colour
-    assert probe(local_source(output)).picture.pixel == shape.pixel
+    assert probe_clip(local_source(output)).picture.pixel == shape.pixel
     assert verify(clip, output).ok
 
 
@@ -268,7 +268,7 @@ def test_static_hdr10_is_kept(codec: str, suffix: str, tmp_path: Path) -> None:
     if codec in ("av1", "ffv1"):
         video["preset"] = {"av1": "10", "ffv1": None}[codec]
     output = upscaled(tmp_path, suffix, video=video, picture={"scale": 1 if codec != "av1" else 2})
-    before, after = (probe(local_source(each)).picture for each in (clip, output))
+    before, after = (probe_clip(local_source(each)).picture for each in (clip, output))
     assert (before.mastering, before.light_level) == (HDR, (1000, 400))
     assert (after.mastering, after.light_level, after.colour) == (HDR, (1000, 400), colour)
     assert verify(clip, output).ok

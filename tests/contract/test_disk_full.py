@@ -17,7 +17,8 @@ import pytest
 from tests.clips import numbered_clip
 from tests.commands import MODULE, Said, vsr
 from tests.require import require
-from vsr_hpc.run.run import Receipt, Run
+from vsr_hpc.run.documents import Receipt
+from vsr_hpc.run.run import Run
 from vsr_hpc.verification.verify import verify
 
 FULL = 6

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,23 @@ from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.source import Source
 from vsr_hpc.models.networks import Compact
 from vsr_hpc.report.report import verify_whole
-from vsr_hpc.run.run import Run, is_process_gone
+from vsr_hpc.run.liveness import is_process_gone
+from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
-from vsr_hpc.storage.output import open_output
+from vsr_hpc.storage.opening import open_output
 from vsr_hpc.system.interrupts import Reason, StopFlag
 from vsr_hpc.verification.verify import verify
-from vsr_hpc.work import worker
+from vsr_hpc.work import run_plan, worker
 
 
 @pytest.fixture(autouse=True)
 def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def _use_upscaler(monkeypatch: pytest.MonkeyPatch, build: Callable[..., object]) -> None:
+    for module in (worker, run_plan):
+        monkeypatch.setattr(module, "build_upscaler", build)
 
 
 def test_every_frame_arrives_in_order(tmp_path: Path) -> None:
@@ -206,7 +213,7 @@ def test_a_shard_that_cannot_be_made_is_set_aside_and_the_others_are_done(
                 raise MediaError("frame 9 is broken")
             return super().__call__(frames)
 
-    monkeypatch.setattr(worker, "build_upscaler", lambda plan, threads: (Picky(0), {"device": "stub"}))
+    _use_upscaler(monkeypatch, lambda plan, threads: (Picky(0), {"device": "stub"}))
     with pytest.raises(MediaError, match="shard 00002 cannot be made: frame 9 is broken"):
         finished(run)
     assert run.missing() == {2}
@@ -224,7 +231,7 @@ def test_a_wrong_picture_never_gets_a_receipt(tmp_path: Path, monkeypatch: pytes
             self.last = made[-1]
             return made
 
-    monkeypatch.setattr(worker, "build_upscaler", lambda plan, threads: (Repeating(0), {"device": "stub"}))
+    _use_upscaler(monkeypatch, lambda plan, threads: (Repeating(0), {"device": "stub"}))
     with pytest.raises(MediaError, match="output frame 6 looks like input frame 5"):
         finished(run)
     assert run.missing() == {1}
@@ -246,7 +253,7 @@ def test_a_chunks_first_frame_that_shows_the_chunk_before_is_named(
             self.last = made[-1]
             return made
 
-    monkeypatch.setattr(worker, "build_upscaler", lambda plan, threads: (Repeating(0), {"device": "stub"}))
+    _use_upscaler(monkeypatch, lambda plan, threads: (Repeating(0), {"device": "stub"}))
     with pytest.raises(MediaError, match="output frame 8 looks like input frame 7"):
         finished(run)
 
@@ -259,7 +266,7 @@ def test_cancel_stops_a_run_and_resume_goes_on(tmp_path: Path, monkeypatch: pyte
             time.sleep(0.05)
             return super().__call__(frames)
 
-    monkeypatch.setattr(worker, "build_upscaler", lambda plan, threads: (Slow(0), {"device": "stub"}))
+    _use_upscaler(monkeypatch, lambda plan, threads: (Slow(0), {"device": "stub"}))
 
     def cancel(heartbeat: object) -> None:
         if run.finished():
@@ -353,7 +360,7 @@ def test_a_strict_run_is_left_by_a_worker_on_another_platform(
 ) -> None:
     run = planned_run(tiny_job(tmp_path, run={"reproducible": "strict"}))
     run.settle_platform({"device": "another"})
-    monkeypatch.setattr(worker, "build_upscaler", lambda plan, threads: (_Differing(0), {"device": "stub"}))
+    _use_upscaler(monkeypatch, lambda plan, threads: (_Differing(0), {"device": "stub"}))
     outcome = worker.work(run.uri, worker.WorkerOptions(threads=1), StopFlag())
     assert (outcome.shards, outcome.is_complete) == (0, False)
     assert run.leases() == {}
@@ -368,7 +375,7 @@ def test_a_worker_leaves_after_two_backend_errors_and_its_shard_counts_no_attemp
         def __call__(self, frames: list[Frame]) -> list[Frame]:
             raise BackendError("the device fell off the bus")
 
-    monkeypatch.setattr(worker, "build_upscaler", lambda plan, threads: (Failing(0), {"device": "stub"}))
+    _use_upscaler(monkeypatch, lambda plan, threads: (Failing(0), {"device": "stub"}))
     monkeypatch.setattr(worker, "_BACK_OFF_S", 0.0)
     with pytest.raises(BackendError, match="fell off the bus"):
         worker.work(run.uri, worker.WorkerOptions(threads=1), StopFlag())

@@ -15,8 +15,8 @@ from tests.clips import frame_number, numbered_clip
 from tests.runs import finished, planned_run
 from tests.unit.test_mux import QUARTER_TURN, rich_source
 from vsr_hpc.errors import JobError
-from vsr_hpc.job.spec import parse_job
-from vsr_hpc.media.clip.probe import index, probe
+from vsr_hpc.job.reading import parse_job
+from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.merge.header_edits import with_track_header
 from vsr_hpc.media.picture import Frame
@@ -49,13 +49,13 @@ def upscaled(source: Path, output: Path, *, chunk_s: float = 4 / 24, **sections:
 
 def frames_of(path: Path) -> list[Frame]:
     source = local_source(path)
-    clip = probe(source)
-    timeline = index(clip, source)
+    clip = probe_clip(source)
+    timeline = index_clip(clip, source)
     return list(read_frames(clip, timeline, source, 0, len(timeline)))
 
 
 def times_of(path: Path) -> list[Fraction]:
-    timeline = index(probe(local_source(path)), local_source(path))
+    timeline = index_clip(probe_clip(local_source(path)), local_source(path))
     return [int(pts) * timeline.time_base for pts in timeline.pts]
 
 
@@ -116,7 +116,7 @@ def test_rotation_is_kept_and_never_applied(suffix: str, tmp_path: Path) -> None
     source.write_bytes(header)
     output = tmp_path / f"out{suffix}"
     upscaled(source, output)
-    made = probe(local_source(output)).picture
+    made = probe_clip(local_source(output)).picture
     assert (made.width, made.height) == (128, 96)
     assert made.display_matrix is not None
     assert made.display_matrix[:6] == QUARTER_TURN[:6]
@@ -128,7 +128,7 @@ def test_everything_beside_the_picture_goes_along(tmp_path: Path) -> None:
     upscaled(source, tmp_path / "out.mkv")
     result = verify(source, tmp_path / "out.mkv")
     assert result.ok, faults(result)
-    made = probe(local_source(tmp_path / "out.mkv"))
+    made = probe_clip(local_source(tmp_path / "out.mkv"))
     assert [each.kind for each in made.streams] == ["video", "audio", "subtitle", "audio", "attachment"]
     assert [dict(each.metadata)["title"] for each in made.chapters] == ["One", "Two"]
 
@@ -162,7 +162,7 @@ def test_sound_that_begins_after_the_range_leaves_no_trace(suffix: str, tmp_path
     upscaled(source, output, range={"to": "0.4"})
     result = verify(source, output, stop="0.4")
     assert result.ok, faults(result)
-    languages = [each.language for each in probe(local_source(output)).streams if each.kind == "audio"]
+    languages = [each.language for each in probe_clip(local_source(output)).streams if each.kind == "audio"]
     assert languages == ["deu", "nld"][suffix != ".mkv" :]
     assert any("holds nothing" in each for each in result.notes) == (suffix != ".mkv")
 
@@ -195,7 +195,7 @@ def test_odd_sizes_stay_where_the_format_allows_it(codec: str, suffix: str, tmp_
 def test_odd_sizes_of_subsampled_chroma_become_even_or_are_refused(tmp_path: Path) -> None:
     source = numbered_clip(tmp_path / "in.mkv", frames=6, size=(63, 47), codec="ffv1")
     upscaled(source, tmp_path / "out.mp4")
-    made = probe(local_source(tmp_path / "out.mp4")).picture
+    made = probe_clip(local_source(tmp_path / "out.mp4")).picture
     assert (made.width, made.height) == (126, 94)
     result = verify(source, tmp_path / "out.mp4")
     assert result.ok, faults(result)

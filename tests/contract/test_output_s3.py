@@ -17,8 +17,7 @@ from vsr_hpc.job.inputs import expand
 from vsr_hpc.launch import submit
 from vsr_hpc.planning.preparation import prepare
 from vsr_hpc.run.run import Run
-from vsr_hpc.storage.folder_store import open_store
-from vsr_hpc.storage.output import open_output
+from vsr_hpc.storage.opening import open_output, open_store
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,8 @@ from vsr_hpc.models.weights import load
 from vsr_hpc.planning import preparation as prepare
 from vsr_hpc.planning.plan import Plan
 from vsr_hpc.run import model_copy as staging
-from vsr_hpc.run.run import Receipt, Run
+from vsr_hpc.run.documents import Receipt
+from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
 from vsr_hpc.storage.folder_store import FolderStore
 

@@ -20,11 +20,14 @@ from tests.clips import frame_number, numbered_clip
 from tests.moto_server import Moto
 from tests.require import require
 from vsr_hpc.errors import BackendError, JobError, MediaError
-from vsr_hpc.media.clip.probe import index, probe
+from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.source import FileSource, local_source
-from vsr_hpc.storage.s3_connection import S3Address, S3Connection, S3Options
-from vsr_hpc.storage.s3_source import RangedSource, SourceSettings, open_source
+from vsr_hpc.storage.block_cache import SourceSettings
+from vsr_hpc.storage.opening import open_source
+from vsr_hpc.storage.s3_address import S3Address
+from vsr_hpc.storage.s3_connection import S3Connection, S3Options
+from vsr_hpc.storage.s3_source import RangedSource
 
 _BLOCK = 16 << 10
 _CONTENT = random.Random(0).randbytes(16 * _BLOCK + 777)
@@ -107,7 +110,8 @@ def test_second_reader_of_the_node_sends_no_get(uri: str) -> None:
 
 _READER = f"""
 import sys, hashlib
-from vsr_hpc.source import SourceSettings, open_source
+from vsr_hpc.storage.block_cache import SourceSettings
+from vsr_hpc.storage.opening import open_source
 settings = SourceSettings(block_bytes={_BLOCK}, whole_below_bytes=int(sys.argv[2]), cache_bytes=1 << 20)
 source = open_source(sys.argv[1], settings=settings)
 source.facts
@@ -299,16 +303,16 @@ _FINE = SourceSettings(block_bytes=2 << 10, whole_below_bytes=0, cache_bytes=1 <
 def test_clip_read_by_range_is_the_clip_read_from_disk(clip: tuple[Path, str]) -> None:
     path, uri = clip
     near, far = local_source(path), _source(uri, _FINE)
-    found = probe(far)
-    timeline = index(found, far)
-    assert timeline.to_bytes() == index(probe(near), near).to_bytes()
+    found = probe_clip(far)
+    timeline = index_clip(found, far)
+    assert timeline.to_bytes() == index_clip(probe_clip(near), near).to_bytes()
     assert [frame_number(frame) for frame in read_frames(found, timeline, far, 31, 40)] == list(range(31, 40))
 
 
 def test_store_that_fails_for_good_is_no_early_end_of_the_clip(moto: Moto, clip: tuple[Path, str]) -> None:
     path, uri = clip
     near = local_source(path)
-    found, timeline = probe(near), index(probe(near), near)
+    found, timeline = probe_clip(near), index_clip(probe_clip(near), near)
     frames = read_frames(found, timeline, _source(uri, _FINE, tries=1), 0, 240)
     next(frames)
     moto.requests()

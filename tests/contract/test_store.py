@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from vsr_hpc.errors import JobError
-from vsr_hpc.storage.folder_store import MissingObject, Store, open_store
+from vsr_hpc.storage.opening import open_store
+from vsr_hpc.storage.store import MissingObject, Store
 
 
 def test_put_replaces_what_read_gives_back(store: Store) -> None:
@@ -168,7 +169,7 @@ def test_many_threads_create_and_exactly_one_wins(store: Store) -> None:
 
 _RACER = """
 import sys
-from vsr_hpc.store import open_store
+from vsr_hpc.storage.opening import open_store
 store = open_store(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

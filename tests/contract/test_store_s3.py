@@ -11,9 +11,10 @@ from botocore.exceptions import ClientError
 
 from tests.moto_server import Moto
 from vsr_hpc.errors import BackendError, JobError
-from vsr_hpc.storage.folder_store import MissingObject, open_store
+from vsr_hpc.storage.opening import open_store
 from vsr_hpc.storage.s3_connection import MIB, S3Options
 from vsr_hpc.storage.s3_store import S3Store
+from vsr_hpc.storage.store import MissingObject
 
 _SMALL_PARTS = S3Options(part_bytes=5 * MIB)
 

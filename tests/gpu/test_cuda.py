@@ -12,8 +12,9 @@ import torch
 
 from tests.require import require
 from tests.unit.test_engine import CPU, noise_frame, picture, pixel, random_network
+from vsr_hpc.engine.device_facts import DeviceFacts, device_facts
 from vsr_hpc.engine.geometry import output_picture
-from vsr_hpc.engine.settings import DeviceFacts, UpscaleRequest, device_facts, resolve_settings
+from vsr_hpc.engine.settings import UpscaleRequest, resolve_settings
 from vsr_hpc.engine.upscaler import Upscaler
 from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.models.cards import Card, find_card

@@ -12,9 +12,9 @@ import pytest
 from tests.moto_server import Moto, moto_server
 from tests.serving.samples import network_file
 from tests.serving.served import Served, served
-from vsr_hpc.serving import client as calls
-from vsr_hpc.serving import client as transform
-from vsr_hpc.serving.client import client
+from vsr_hpc.aws import account as calls
+from vsr_hpc.aws import account as transform
+from vsr_hpc.aws.account import patient_client
 
 
 @pytest.fixture(scope="session")
@@ -61,4 +61,4 @@ def account(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> Moto:
 
 @functools.cache
 def _client(service: str, timeout_s: float) -> Any:
-    return client(service, timeout_s)
+    return patient_client(service, timeout_s)

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.moto_server import Moto
+from vsr_hpc.aws.account import Patience
 from vsr_hpc.aws.calls import Step
 from vsr_hpc.aws.endpoint import endpoint as endpoints
 from vsr_hpc.aws.endpoint import spec_file
-from vsr_hpc.aws.endpoint.rollout import Patience
 from vsr_hpc.aws.endpoint.spec import EndpointSpec
 
 ACCOUNT = "123456789012"

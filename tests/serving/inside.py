@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from vsr_hpc.serving import app as server
+from vsr_hpc.serving import process as server
 from vsr_hpc.serving.service import ServeSettings, Service
 
 

@@ -22,9 +22,9 @@ from tests.containers.running import surroundings as container_surroundings
 
 _START_S = 180
 _VSR = """
-from vsr_hpc.environment import set_thread_policy
+from vsr_hpc.system.environment import set_thread_policy
 set_thread_policy()
-from vsr_hpc import cli
+from vsr_hpc.cli import main as cli
 cli.main()
 """
 

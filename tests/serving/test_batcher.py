@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.serving.samples import rgb
-from vsr_hpc.engine.settings import UpscaleRequest, device_facts, resolve_settings
+from vsr_hpc.engine.device_facts import device_facts
+from vsr_hpc.engine.settings import UpscaleRequest, resolve_settings
 from vsr_hpc.errors import BackendError
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.models.cards import find_card

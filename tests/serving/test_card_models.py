@@ -13,13 +13,14 @@ from safetensors.torch import save_file
 
 from tests.serving.inside import loaded
 from tests.serving.samples import clip
-from vsr_hpc.engine.settings import device_facts
+from vsr_hpc.engine.device_facts import device_facts
 from vsr_hpc.errors import ModelError
 from vsr_hpc.models.cards import card_of_file
 from vsr_hpc.models.networks import Compact
 from vsr_hpc.serving.admission import Call
 from vsr_hpc.serving.batcher import Batcher
-from vsr_hpc.serving.clips import Patience, plan_clip
+from vsr_hpc.serving.clips import plan_clip
+from vsr_hpc.serving.deadline import Patience
 from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.loaded_models import models_in
 from vsr_hpc.serving.request import parse_content_type, parse_options

@@ -13,8 +13,9 @@ from botocore.exceptions import ClientError
 from tests.moto_server import Moto
 from tests.serving.samples import clip, decoded, still
 from tests.serving.served import Served, vsr
+from vsr_hpc.aws.errors import translated
 from vsr_hpc.errors import BackendError, JobError, MediaError
-from vsr_hpc.serving.client import Question, invoke, translated
+from vsr_hpc.serving.client import Question, invoke
 
 ROLE = "arn:aws:iam::123456789012:role/vsr"
 

@@ -16,8 +16,9 @@ import pytest
 from tests.clips import frame_number
 from tests.serving.samples import clip, decoded, still
 from tests.serving.served import Served
+from vsr_hpc.engine.device_facts import device_facts
 from vsr_hpc.engine.geometry import output_picture
-from vsr_hpc.engine.settings import UpscaleRequest, device_facts, resolve_settings
+from vsr_hpc.engine.settings import UpscaleRequest, resolve_settings
 from vsr_hpc.engine.upscaler import Upscaler
 from vsr_hpc.media.clip.reader import read_segment
 from vsr_hpc.models.cards import find_card
@@ -160,7 +161,7 @@ def test_a_clip_comes_back_with_its_frames_and_sound(
 
 def test_a_clip_is_the_file_that_the_batch_path_makes(server: Served, tmp_path: Path) -> None:
     from tests.runs import finished, planned_run
-    from vsr_hpc.job.spec import parse_job
+    from vsr_hpc.job.reading import parse_job
 
     (tmp_path / "in.mp4").write_bytes(clip())
     job = parse_job(

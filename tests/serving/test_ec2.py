@@ -24,17 +24,17 @@ from typer.testing import CliRunner
 from tests.moto_server import Moto
 from tests.serving.endpoint_files import IMAGE, ROLE
 from tests.serving.first_boot import booted
+from vsr_hpc.aws.account import Patience
 from vsr_hpc.aws.calls import check
 from vsr_hpc.aws.ec2 import changes as ec2_steps
 from vsr_hpc.aws.ec2 import fleet as ec2
 from vsr_hpc.aws.ec2 import roles as ec2_roles
 from vsr_hpc.aws.ec2.spec import Ec2Spec, load_ec2, parse_ec2, user_data
-from vsr_hpc.aws.endpoint.rollout import Patience
 from vsr_hpc.cli import ec2 as cli_ec2
 from vsr_hpc.errors import BackendError, JobError
-from vsr_hpc.job.spec import parse_job
+from vsr_hpc.job.reading import parse_job
 from vsr_hpc.run.run import Run
-from vsr_hpc.storage.folder_store import open_store
+from vsr_hpc.storage.opening import open_store
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "jobs").glob("ec2-*.yaml"))
 PROFILE = ROLE.replace(":role/", ":instance-profile/")

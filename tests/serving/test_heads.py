@@ -14,7 +14,8 @@ from vsr_hpc.media.picture import Colour, Picture
 from vsr_hpc.media.pixels import pixel_format
 from vsr_hpc.media.stills import still as stills
 from vsr_hpc.media.stills.still import encode_image, resolve_image_encoding
-from vsr_hpc.serving.limits import Limits, Refusal
+from vsr_hpc.serving.limits import Limits
+from vsr_hpc.serving.refusals import Refusal
 from vsr_hpc.serving.request import Content
 from vsr_hpc.serving.stills import decode_still
 

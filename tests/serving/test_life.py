@@ -165,7 +165,7 @@ def test_ping_answers_while_the_device_and_the_clients_are_busy(narrow: Served) 
 
 def test_answers_do_not_wait_for_the_acknowledgement_of_their_head() -> None:
     """asyncio sets TCP_NODELAY only where the listening socket names its protocol (40 ms a request)."""
-    from vsr_hpc.serving.app import _bound
+    from vsr_hpc.serving.process import _bound
 
     with _bound("127.0.0.1", 0) as listening:
         assert listening.proto == socket.IPPROTO_TCP

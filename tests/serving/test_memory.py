@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.serving.samples import clip
-from vsr_hpc.media.clip.probe import probe
+from vsr_hpc.media.clip.probe import probe_clip
 from vsr_hpc.media.source import local_source
 
 _FIELDS = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks")
@@ -33,7 +33,7 @@ def test_a_clip_that_was_opened_and_closed_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "x.mp4"
     path.write_bytes(clip())
     for _ in range(20):
-        probe(local_source(path))
+        probe_clip(local_source(path))
     # Others of this process allocate too, but not in every stretch of it.
     assert min(kept(path, 30) for _ in range(4)) < 150
 
@@ -43,6 +43,6 @@ def kept(path: Path, count: int) -> float:
     gc.collect()
     before = bytes_in_use()
     for _ in range(count):
-        probe(local_source(path))
+        probe_clip(local_source(path))
     gc.collect()
     return (bytes_in_use() - before) / count

@@ -17,6 +17,7 @@ from vsr_hpc.aws.calls import Clients
 from vsr_hpc.aws.endpoint import endpoint as endpoints
 from vsr_hpc.aws.endpoint import inventory as accounts
 from vsr_hpc.aws.endpoint import promotion, roles
+from vsr_hpc.bench import served_quality
 from vsr_hpc.errors import BackendError, JobError, VerifyError
 
 CANARY = {"traffic": "canary", "percent": 10, "bake_s": 300}
@@ -137,7 +138,7 @@ def test_a_good_candidate_is_measured_registered_and_rolled_out(
     apply(spec(server.url, name="film-staging"))
     film = gated(server.url)
     said: list[str] = []
-    measured = promotion.measure(film, truths, said.append)
+    measured = served_quality.measure(film, truths, said.append)
     assert (measured.pictures, len(said)) == (3, 3)
     assert 20 < measured.psnr_db < 60 and 0.3 < measured.ssim < 1 and 0 < measured.p50_ms <= measured.p95_ms
     planned = [str(each) for each in promotion.plan(film, measured)]
@@ -160,7 +161,7 @@ def test_a_candidate_below_a_threshold_is_refused_with_its_numbers_and_nothing_c
 ) -> None:
     apply(spec(server.url, name="film-staging"))
     film = gated(server.url, psnr_db=70, ssim=0.999, p95_ms=0.001)
-    measured = promotion.measure(film, truths, quiet)
+    measured = served_quality.measure(film, truths, quiet)
     pattern = r"PSNR \d+\.\d+ dB, at least 70 wanted; SSIM .* wanted; p95 \d+ ms, at most 0.001 wanted"
     for touch in (promotion.check, lambda *one: promotion.promote(*one, quiet)):
         with pytest.raises(VerifyError, match=pattern):
@@ -178,22 +179,22 @@ def test_pairs_of_pictures_are_taken_as_they_are(
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(still("png", *size))
     film = gated(server.url, pictures=1)
-    assert promotion.measure(film, tmp_path, quiet).pictures == 1
+    assert served_quality.measure(film, tmp_path, quiet).pictures == 1
     (tmp_path / "low" / "a.png").write_bytes(still("png", 32, 32))
     with pytest.raises(VerifyError, match="the answer is 64x64, the truth 96x80"):
-        promotion.measure(film, tmp_path, quiet)
+        served_quality.measure(film, tmp_path, quiet)
 
 
 def test_only_what_staging_serves_can_be_promoted(account: Moto, server: Served, truths: Path) -> None:
     film = gated(server.url)
     with pytest.raises(JobError, match="no endpoint film-staging"):
-        promotion.measure(film, truths, quiet)
+        served_quality.measure(film, truths, quiet)
     apply(spec(server.url, name="film-staging", model_data="s3://films/other.tar.gz"))
     with pytest.raises(JobError, match=r"model_data s3://films/other.tar.gz there, None here"):
-        promotion.measure(film, truths, quiet)
+        served_quality.measure(film, truths, quiet)
     with pytest.raises(JobError, match=r"3 pictures; promote.pictures asks for 9"):
         apply(spec(server.url, name="film-staging"))
-        promotion.measure(gated(server.url, pictures=9), truths, quiet)
+        served_quality.measure(gated(server.url, pictures=9), truths, quiet)
 
 
 def test_a_version_that_production_turns_back_is_rejected_again(
@@ -202,7 +203,7 @@ def test_a_version_that_production_turns_back_is_rejected_again(
     apply(spec(server.url, name="film-staging"))
     apply(live(server.url))
     film = live(broken, promote=gated(server.url).promote.model_dump())
-    measured = promotion.measure(film, truths, quiet)
+    measured = served_quality.measure(film, truths, quiet)
     with pytest.raises(BackendError, match="rolled back"):
         promotion.promote(film, measured, quiet, patience=HURRY)
     (version,) = [each for each in accounts.packages(Clients(), "film") if ":model-package/" in each]
@@ -234,7 +235,7 @@ def test_whoever_deploys_needs_no_action_beyond_the_printed_policy(
     )  # fmt: skip
     apply(spec(server.url, name="film-staging"))
     monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", noting)
-    promotion.promote(film, promotion.measure(film, truths, quiet), quiet, patience=HURRY)
+    promotion.promote(film, served_quality.measure(film, truths, quiet), quiet, patience=HURRY)
     apply(film.model_copy(update={"environment": {"LOCAL_URL": server.url, "A": "b"}}))
     endpoints.scale("film", most=4)
     endpoints.status("film")

@@ -8,10 +8,11 @@ import pytest
 
 from tests.recurrent import tiny_model
 from tests.serving.samples import network_file, rgb
-from vsr_hpc.engine.settings import device_facts
+from vsr_hpc.engine.device_facts import device_facts
 from vsr_hpc.errors import JobError
-from vsr_hpc.serving.limits import Limits, Refusal
+from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.loaded_models import Bench, Model, Shelf, model_named, models_in
+from vsr_hpc.serving.refusals import Refusal
 from vsr_hpc.serving.request import Options
 from vsr_hpc.serving.stills import Still, bench_for, decode_still
 

@@ -21,12 +21,13 @@ from tests.clips import numbered_clip
 from tests.moto_server import Moto
 from tests.serving.samples import clip, network_file
 from tests.serving.served import Served, served
-from vsr_hpc.engine.settings import device_facts
+from vsr_hpc.engine.device_facts import device_facts
 from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.serving.batcher import Batcher
 from vsr_hpc.serving.client import Question, invoke
-from vsr_hpc.serving.clips import ClipStream, Patience, PlannedClip, SharedDevice, plan_clip
+from vsr_hpc.serving.clips import ClipStream, PlannedClip, SharedDevice, plan_clip
+from vsr_hpc.serving.deadline import Patience
 from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.loaded_models import model_named
 from vsr_hpc.serving.request import parse_options

@@ -14,7 +14,7 @@ import pytest
 
 from tests.clips import numbered_clip
 from tests.serving.inside import listening, loaded, silent_client
-from vsr_hpc.serving import app as server
+from vsr_hpc.serving import app
 
 
 def asked(kind: str, options: str, body: bytes) -> bytes:
@@ -46,7 +46,7 @@ async def until(is_so: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_UNREAD_S", 0.5)
+    monkeypatch.setattr(app, "UNREAD_S", 0.5)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -12,8 +12,8 @@ import yaml
 
 from tests.clips import numbered_clip
 from tests.slurm.fixtures import DevCluster
-from vsr_hpc.executors.slurm.submission import names_of
-from vsr_hpc.job.spec import load_job
+from vsr_hpc.executors.slurm.jobs import names_of
+from vsr_hpc.job.reading import load_job
 from vsr_hpc.launch import ensure_plan, run_here, submit
 from vsr_hpc.run.run import Run
 from vsr_hpc.system.interrupts import StopFlag

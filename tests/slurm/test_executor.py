@@ -14,7 +14,7 @@ import pytest
 
 from tests.slurm.fixtures import DevCluster, Options
 from tests.slurm.submitted import PATIENCE_S, Submitted
-from vsr_hpc.executors.slurm.worker_task import failures
+from vsr_hpc.executors.slurm.jobs import failures
 
 pytestmark = pytest.mark.slurm
 

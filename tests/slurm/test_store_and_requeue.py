@@ -13,7 +13,7 @@ import pytest
 from tests.moto_server import Moto, moto_server
 from tests.slurm.fixtures import ROOT, DevCluster, Options
 from tests.slurm.submitted import PATIENCE_S, Submitted
-from vsr_hpc.executors.slurm.worker_task import failures
+from vsr_hpc.executors.slurm.jobs import failures
 from vsr_hpc.run.run import Run
 
 pytestmark = pytest.mark.slurm

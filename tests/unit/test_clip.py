@@ -16,9 +16,10 @@ from pydantic import TypeAdapter
 
 from tests.clips import Caption, Chapter, numbered_clip, picture, video_frame
 from vsr_hpc.errors import JobError, MediaError
+from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.clip.container_facts import Edit, Track, _has_crop, matroska_crops
 from vsr_hpc.media.clip.interlace import Scan, judge_scan
-from vsr_hpc.media.clip.probe import Clip, content_hash, index, probe
+from vsr_hpc.media.clip.probe import content_hash, index_clip, probe_clip
 from vsr_hpc.media.picture import Colour, Mastering
 from vsr_hpc.media.side_data import _dolby_vision_profile
 from vsr_hpc.media.source import local_source
@@ -26,8 +27,8 @@ from vsr_hpc.media.timeline import Timeline, parse_position, select_range
 
 
 def clip_and_timeline(path: Path) -> tuple[Clip, Timeline]:
-    clip = probe(local_source(path))
-    return clip, index(clip, local_source(path))
+    clip = probe_clip(local_source(path))
+    return clip, index_clip(clip, local_source(path))
 
 
 def test_everything_about_a_clip_round_trips_through_json(tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_everything_about_a_clip_round_trips_through_json(tmp_path: Path) -> Non
         sample_aspect=Fraction(4, 3),
         colour=Colour(matrix=9, primaries=9, transfer=16, is_range_tagged=True),
     )
-    clip = probe(local_source(path))
+    clip = probe_clip(local_source(path))
     assert TypeAdapter(Clip).validate_json(TypeAdapter(Clip).dump_json(clip)) == clip
     assert [each.kind for each in clip.streams] == ["video", "audio", "subtitle"]
     assert clip.streams[1].language == "deu"
@@ -62,7 +63,7 @@ def test_hdr10_is_read_in_x265_units(tmp_path: Path) -> None:
     path = numbered_clip(
         tmp_path / "a.mp4", frames=4, codec="libx265", pix_fmt="yuv420p10le", options={"x265-params": params}
     )
-    clip = probe(local_source(path))
+    clip = probe_clip(local_source(path))
     assert clip.picture.light_level == (1000, 400)
     assert clip.picture.mastering == Mastering(
         red=(34000, 16000),
@@ -78,7 +79,7 @@ def test_hdr10_is_read_in_x265_units(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "siting"), [("0", "left"), ("1", "center"), ("2", "topleft")])
 def test_chroma_siting_is_read_from_the_bitstream(tmp_path: Path, value: str, siting: str) -> None:
     options = {"x264-params": f"chromaloc={value}", "preset": "ultrafast"}
-    clip = probe(local_source(numbered_clip(tmp_path / "a.mp4", frames=2, options=options)))
+    clip = probe_clip(local_source(numbered_clip(tmp_path / "a.mp4", frames=2, options=options)))
     assert clip.picture.colour.siting == siting
 
 
@@ -86,14 +87,14 @@ def test_film_grain_of_av1_is_noticed(tmp_path: Path) -> None:
     options = {"svtav1-params": "lp=1:film-grain=8"}
     grainy = numbered_clip(tmp_path / "a.mp4", frames=4, codec="libsvtav1", options=options)
     plain = numbered_clip(tmp_path / "b.mp4", frames=4, codec="libsvtav1")
-    assert probe(local_source(grainy)).has_film_grain
-    assert not probe(local_source(plain)).has_film_grain
+    assert probe_clip(local_source(grainy)).has_film_grain
+    assert not probe_clip(local_source(plain)).has_film_grain
 
 
 def test_full_range_and_untagged_are_told_apart(tmp_path: Path) -> None:
     full = Colour(matrix=1, primaries=1, transfer=1, is_full_range=True, is_range_tagged=True)
-    tagged = probe(local_source(numbered_clip(tmp_path / "a.mp4", frames=2, colour=full))).picture.colour
-    bare = probe(local_source(numbered_clip(tmp_path / "b.mp4", frames=2))).picture.colour
+    tagged = probe_clip(local_source(numbered_clip(tmp_path / "a.mp4", frames=2, colour=full))).picture.colour
+    bare = probe_clip(local_source(numbered_clip(tmp_path / "b.mp4", frames=2))).picture.colour
     assert replace(tagged, siting="unspecified") == full
     assert not bare.is_range_tagged and not bare.is_full_range and bare.matrix == 2
 
@@ -112,14 +113,14 @@ def test_display_matrix_is_kept_as_numbers(tmp_path: Path) -> None:
             frame.pts = number
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
-    matrix = probe(local_source(path)).picture.display_matrix
+    matrix = probe_clip(local_source(path)).picture.display_matrix
     assert matrix is not None and abs(matrix[1]) == 65536 and matrix[0] == 0
 
 
 @pytest.mark.parametrize("order", ["tff", "bff"])
 def test_interlaced_clip_is_seen_with_its_order(tmp_path: Path, order: str) -> None:
     path = numbered_clip(tmp_path / "a.mkv", codec="ffv1", interlaced=order)  # type: ignore[arg-type]
-    assert probe(local_source(path)).interlace == order
+    assert probe_clip(local_source(path)).interlace == order
 
 
 def test_combed_frames_without_flags_are_seen(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_combed_frames_without_flags_are_seen(tmp_path: Path) -> None:
             frame.pts = number
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
-    clip = probe(local_source(path))
+    clip = probe_clip(local_source(path))
     assert clip.interlace == "tff"
     assert "flagged progressive" in clip.findings[0]
 
@@ -232,7 +233,7 @@ def test_several_media_edits_are_refused_with_the_way_out(tmp_path: Path) -> Non
     changed = content[: at + 20] + struct.pack(">hH", 0, 32768) + content[at + 24 :]
     path.write_bytes(changed)
     with pytest.raises(MediaError, match=r"edit list.*ffmpeg"):
-        probe(local_source(path))
+        probe_clip(local_source(path))
 
 
 def test_raw_stream_gets_times_from_its_rate_and_says_so(tmp_path: Path) -> None:
@@ -241,8 +242,8 @@ def test_raw_stream_gets_times_from_its_rate_and_says_so(tmp_path: Path) -> None
     assert timeline.is_synthetic and timeline.reading == "scan"
     assert len(timeline) == 24 and timeline.time_base == Fraction(1001, 30000)
     assert "no timestamps" in timeline.findings[0]
-    given = probe(local_source(path), frame_rate=Fraction(50))
-    assert index(given, local_source(path)).time_base == Fraction(1, 50)
+    given = probe_clip(local_source(path), frame_rate=Fraction(50))
+    assert index_clip(given, local_source(path)).time_base == Fraction(1, 50)
 
 
 def test_clock_that_jumps_back_is_refused(tmp_path: Path) -> None:
@@ -327,9 +328,9 @@ def test_source_may_be_a_file_object(tmp_path: Path) -> None:
         def open(self) -> object:
             return path.open("rb")
 
-    clip = probe(Opened())  # type: ignore[arg-type]
+    clip = probe_clip(Opened())  # type: ignore[arg-type]
     assert clip.size_bytes == path.stat().st_size
-    assert len(index(clip, Opened())) == 24  # type: ignore[arg-type]
+    assert len(index_clip(clip, Opened())) == 24  # type: ignore[arg-type]
 
 
 def test_pixel_crop_of_matroska_is_seen(tmp_path: Path) -> None:
@@ -469,7 +470,7 @@ def test_header_that_claims_absurdly_many_frames_is_refused(tmp_path: Path) -> N
     )  # every sample has 1 byte, four thousand million
     path.write_bytes(content)
     with pytest.raises(MediaError, match="claims"):
-        probe(local_source(path))
+        probe_clip(local_source(path))
 
 
 def nested(kind: bytes, count: int) -> bytes:
@@ -481,7 +482,7 @@ def test_boxes_nested_without_end_are_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"\0\0\0\x10ftypisom\0\0\0\0" + nested(b"moov", 3000))
     with pytest.raises(MediaError, match="cannot open this as a video"):
-        probe(local_source(path))
+        probe_clip(local_source(path))
 
 
 def test_elements_nested_without_end_are_no_crop() -> None:
@@ -500,10 +501,10 @@ def test_one_pixel_is_a_clip(tmp_path: Path) -> None:
 def test_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     numbered_clip(tmp_path / "a.mp4", frames=2).rename("http:clip.mp4")
-    assert probe(local_source("http:clip.mp4")).codec == "h264"
+    assert probe_clip(local_source("http:clip.mp4")).codec == "h264"
 
 
 def test_video_stream_is_chosen_by_index(tmp_path: Path) -> None:
     path = numbered_clip(tmp_path / "a.mp4", frames=2, audio=True)
     with pytest.raises(MediaError, match="stream 1 is no video stream; video streams are 0"):
-        probe(local_source(path), video_stream=1)
+        probe_clip(local_source(path), video_stream=1)

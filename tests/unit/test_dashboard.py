@@ -10,9 +10,10 @@ import pytest
 
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.dashboard.guard import Door
+from vsr_hpc.dashboard.new_runs import Asked, Carrying, default_output
 from vsr_hpc.dashboard.server import Board
 from vsr_hpc.dashboard.snapshots import Telling, Watched, read_line
-from vsr_hpc.dashboard.uploads import Asked, Carrying, Folder, default_output, safe_name
+from vsr_hpc.dashboard.uploads import Folder, safe_name
 from vsr_hpc.errors import JobError
 
 
@@ -107,7 +108,7 @@ def test_a_run_that_begins_while_the_list_is_read_does_not_break_it(
         uris.append(str(tmp_path / f"{len(uris)}.vsr"))
         return tuple(uris)
 
-    monkeypatch.setattr("vsr_hpc.launch.remembered_runs", one_more)
+    monkeypatch.setattr("vsr_hpc.run.known_runs.remembered_runs", one_more)
     board = Board(named=(), intake=Folder(tmp_path), carrying=Carrying(logs=tmp_path))
     assert [len(board.all()), len(board.all())] == [1, 2]
     assert len(board.lines()["runs"]) == 3

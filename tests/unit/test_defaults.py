@@ -14,7 +14,7 @@ from tests.clips import numbered_planes, picture
 from vsr_hpc.bench.imresize import luma, resize, shrink
 from vsr_hpc.bench.made_clip import make_demo_clip
 from vsr_hpc.errors import JobError, ModelError
-from vsr_hpc.job.spec import parse_job
+from vsr_hpc.job.reading import parse_job
 from vsr_hpc.media.picture import Colour
 from vsr_hpc.media.stills.still import write_image
 from vsr_hpc.models import weights

@@ -10,7 +10,7 @@ import pytest
 
 from vsr_hpc.bench.made_clip import make_demo_clip
 from vsr_hpc.errors import JobError
-from vsr_hpc.media.clip.probe import index, probe
+from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.source import local_source
 
 
@@ -21,8 +21,8 @@ def test_demo_clip_is_the_same_each_time(tmp_path: Path) -> None:
 
 def test_demo_clip_has_moving_pictures_tags_and_sound(tmp_path: Path) -> None:
     path = make_demo_clip(tmp_path / "demo.mp4", 1, (128, 96))
-    clip = probe(local_source(path))
-    assert len(index(clip, local_source(path))) == 24
+    clip = probe_clip(local_source(path))
+    assert len(index_clip(clip, local_source(path))) == 24
     assert clip.frame_rate == Fraction(24)
     assert (clip.picture.colour.matrix, clip.picture.colour.is_full_range) == (1, False)
     with av.open(str(path)) as container:
@@ -33,7 +33,7 @@ def test_demo_clip_has_moving_pictures_tags_and_sound(tmp_path: Path) -> None:
 
 def test_demo_clip_can_be_silent(tmp_path: Path) -> None:
     path = make_demo_clip(tmp_path / "demo.mkv", 0.25, (64, 64), audio=False)
-    assert [each.kind for each in probe(local_source(path)).streams] == ["video"]
+    assert [each.kind for each in probe_clip(local_source(path)).streams] == ["video"]
 
 
 def test_demo_clip_of_an_odd_size_is_refused(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vsr_hpc.engine import upscaler as engine
+from vsr_hpc.engine import platform as engine
+from vsr_hpc.engine.device_facts import DeviceFacts
 from vsr_hpc.engine.geometry import output_picture
-from vsr_hpc.engine.settings import DeviceFacts, UpscaleRequest, UpscaleSettings, resolve_settings
-from vsr_hpc.engine.upscaler import Upscaler, platform_record
+from vsr_hpc.engine.platform import platform_record
+from vsr_hpc.engine.settings import UpscaleRequest, UpscaleSettings, resolve_settings
+from vsr_hpc.engine.upscaler import Upscaler
 from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError
 from vsr_hpc.media.picture import Colour, Frame, Picture, PixelFormat
 from vsr_hpc.models.cards import Card, Precision, card_of_file, find_card

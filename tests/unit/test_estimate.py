@@ -17,9 +17,7 @@ from vsr_hpc.forecast.job_ways import (
     Work,
     cheapest,
     choose,
-    duration,
     local_option,
-    money,
     option,
     options,
     places,
@@ -28,6 +26,7 @@ from vsr_hpc.forecast.job_ways import (
 )
 from vsr_hpc.forecast.worker_speed import FrameWork, Pace
 from vsr_hpc.models.cards import find_card
+from vsr_hpc.wording import duration, money
 
 CARD = find_card("RealESRGAN_x4plus")
 TABLE = prices("us-east-1")

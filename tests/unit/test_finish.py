@@ -16,8 +16,10 @@ import pytest
 from tests.runs import planned_run, tiny_job
 from vsr_hpc.errors import BackendError
 from vsr_hpc.executors.aws_batch import workflow_steps as batch_workflow
-from vsr_hpc.executors.slurm import submission as slurm
-from vsr_hpc.run.run import Done, Heartbeat, Liveness, Process, Run
+from vsr_hpc.executors.slurm import finish_task as slurm
+from vsr_hpc.run.documents import Done, Heartbeat
+from vsr_hpc.run.liveness import Liveness, Process
+from vsr_hpc.run.run import Run
 from vsr_hpc.storage.folder_store import FolderStore
 from vsr_hpc.system.interrupts import Reason, StopFlag
 from vsr_hpc.work import worker
@@ -172,7 +174,7 @@ def test_a_merge_that_goes_on_after_it_was_taken_over_harms_nothing_and_ends_wel
     with merging(slow, lambda: finish_patiently(run, "frozen")) as (first,):
         with monkeypatch.context() as patched:
             patched.setattr(Run, "beat", lambda self, heartbeat: None)
-            patched.setattr("vsr_hpc.run.run.is_process_gone", lambda heartbeat: False)
+            patched.setattr("vsr_hpc.run.liveness.is_process_gone", lambda heartbeat: False)
             hurry(run, patched)
             second = finish_patiently(run, "awake")
         assert run.store.list("segments/") == ()

@@ -16,8 +16,9 @@ from torch import nn
 
 from tests.clips import numbered_frame, picture
 from tests.require import require
+from vsr_hpc.engine.device_facts import device_facts
 from vsr_hpc.engine.geometry import output_picture
-from vsr_hpc.engine.settings import UpscaleRequest, device_facts, resolve_settings
+from vsr_hpc.engine.settings import UpscaleRequest, resolve_settings
 from vsr_hpc.engine.upscaler import Upscaler
 from vsr_hpc.errors import ModelError
 from vsr_hpc.models.cards import Card, Weights, card_of_file, find_card

@@ -14,9 +14,9 @@ import pytest
 
 from vsr_hpc.errors import JobError, MediaError, VerifyError
 from vsr_hpc.media.encode.still_archive import ArchiveWriter, extract_archives, read_archive
-from vsr_hpc.media.merge.segment_packets import SegmentPart
 from vsr_hpc.media.picture import Colour, Frame, Picture
 from vsr_hpc.media.pixels import pixel_format
+from vsr_hpc.media.segment import SegmentPart
 from vsr_hpc.media.stills.metadata import StillMeta
 from vsr_hpc.media.stills.names import ImageSequence, StillNames, find_sequence
 from vsr_hpc.media.stills.sequence import read_still

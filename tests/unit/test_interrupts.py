@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from vsr_hpc.system.interrupts import Reason, StopFlag, signals_set, spot_watched
+from vsr_hpc.system.interrupts import Reason, StopFlag, signals_set
+from vsr_hpc.system.spot_notice import spot_watched
 
 
 @pytest.mark.parametrize(

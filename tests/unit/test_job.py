@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vsr_hpc.errors import JobError
-from vsr_hpc.job.spec import load_job, parse_job
+from vsr_hpc.job.reading import load_job, parse_job
 
 JOBS = Path(__file__).parents[2] / "jobs"
 LEAST = {"input": "in.mkv", "output": "out.mkv", "model": "bicubic"}

@@ -9,19 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.runs import finished, planned_run, tiny_job
-from vsr_hpc.cli.progress import status_lines
+from vsr_hpc.cli.progress import spending_lines, status_lines
+from vsr_hpc.forecast.forecast import note_estimate
 from vsr_hpc.forecast.job_ways import Option, Range
 from vsr_hpc.launch import whole_status
-from vsr_hpc.run.run import Done, Heartbeat, LeaseState, Round
-from vsr_hpc.run.spending import (
-    lines,
-    node_seconds,
-    note_estimate,
-    read_estimate,
-    read_spent,
-    shards_lost,
-    spent_by,
-)
+from vsr_hpc.run.documents import Done, Heartbeat, LeaseState, Round
+from vsr_hpc.run.spending import node_seconds, read_estimate, read_spent, shards_lost, spent_by
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +95,7 @@ def test_money_is_node_hours_at_the_estimates_price(tmp_path: Path) -> None:
     beats = [beat("a", "n1", 1000, 4600), beat("b", "n2", 1000, 4600, note="spot notice")]
     spent = spent_by(beats, [began], ended, now_s=5000, window_s=60, shards_lost=1, estimate=estimate)
     assert (spent.seconds, spent.node_hours, spent.usd) == (3600, 2.0, 1.0)
-    took, cost, interrupted = lines(estimate, spent, is_done=True)
+    took, cost, interrupted = spending_lines(estimate, spent, is_done=True)
     assert took == "took: 60 min, 2.00 node-hours, estimated 10 min (5 min to 20 min)"
     assert cost.startswith("cost: about $1.00 by node-hours, estimated $1.00 ($0.50 to $2.00;")
     assert interrupted == "interrupted: 1 worker, 1 shard begun again"
@@ -145,4 +138,6 @@ def test_a_run_with_an_estimate_and_no_worker_yet_shows_it_alone(tmp_path: Path)
     run = planned_run(tiny_job(tmp_path))
     note_estimate(run, OPTION, prices="")
     spent = spent_by((), (), None, now_s=time.time(), window_s=60, shards_lost=0, estimate=read_estimate(run))
-    assert lines(read_estimate(run), spent, is_done=False) == ("estimated: 10 min (5 min to 20 min)",)
+    assert spending_lines(read_estimate(run), spent, is_done=False) == (
+        "estimated: 10 min (5 min to 20 min)",
+    )

@@ -15,15 +15,17 @@ import pytest
 
 from tests.clips import Caption, Chapter, frame_number, numbered_clip, numbered_frame
 from vsr_hpc.errors import JobError, SpaceError, VerifyError
-from vsr_hpc.media.clip.probe import Clip, index, probe
+from vsr_hpc.media.clip.clip import Clip
+from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_segment
-from vsr_hpc.media.encode.resolution import Encoding, VideoRequest, resolve_encoding
+from vsr_hpc.media.encode.encoding import Encoding, VideoRequest
+from vsr_hpc.media.encode.resolution import resolve_encoding
 from vsr_hpc.media.encode.segment_writer import SegmentWriter
 from vsr_hpc.media.merge.container_plan import StreamsRequest, check_container, default_output_path
-from vsr_hpc.media.merge.merge import MergeReport, merge
-from vsr_hpc.media.merge.segment_packets import SegmentPart
+from vsr_hpc.media.merge.merge import merge
 from vsr_hpc.media.picture import Colour, Frame, Mastering, Picture
 from vsr_hpc.media.pixels import pixel_format, to_planes
+from vsr_hpc.media.segment import MergeReport, SegmentPart
 from vsr_hpc.media.side_data import read_side_data
 from vsr_hpc.media.source import local_source
 from vsr_hpc.media.stills.still import write_image
@@ -77,8 +79,8 @@ def case(
     lossless: bool = False,
     **changes: Any,
 ) -> Case:
-    clip = probe(local_source(source))
-    timeline = index(clip, local_source(source))
+    clip = probe_clip(local_source(source))
+    timeline = index_clip(clip, local_source(source))
     start, stop = frames or (0, len(timeline))
     shape = replace(clip.picture, **changes)
     request = VideoRequest(codec=codec, encoder_params=params, threads=1, lossless=lossless)
@@ -811,7 +813,7 @@ def test_full_disk_is_a_space_error_and_leaves_no_file(tmp_path: Path) -> None:
 def test_default_output_is_of_the_sources_family(
     source: str, codec: Codec, output: str, tmp_path: Path
 ) -> None:
-    clip = probe(local_source(numbered_clip(tmp_path / "any.mkv", frames=2)))
+    clip = probe_clip(local_source(numbered_clip(tmp_path / "any.mkv", frames=2)))
     clip = replace(clip, uri=str(tmp_path / source))
     assert default_output_path(clip, "x2", codec) == tmp_path / output
 
@@ -834,7 +836,7 @@ def test_chapter_fixture_is_what_players_read(tmp_path: Path) -> None:
 
 
 def test_stills_join_to_a_video_without_other_streams(tmp_path: Path) -> None:
-    shape = replace(probe(local_source(numbered_clip(tmp_path / "any.mkv", frames=2))).picture)
+    shape = replace(probe_clip(local_source(numbered_clip(tmp_path / "any.mkv", frames=2))).picture)
     shape = replace(shape, pixel=pixel_format("gbrp"), colour=Colour())
     (tmp_path / "in").mkdir()
     for number in range(12):

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsr_hpc.errors import JobError
-from vsr_hpc.planning.plan import PlanError, check_same, chunk_borders, shard_borders
+from vsr_hpc.planning.cutting import chunk_borders, shard_borders
+from vsr_hpc.planning.fingerprint import check_same
+from vsr_hpc.planning.plan import PlanError
 
 LIGHT, HEAVY = 1e6, 1e13
 

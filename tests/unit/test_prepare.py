@@ -13,9 +13,10 @@ from tests.clips import numbered_clip, numbered_planes, picture
 from tests.runs import planned_run, tiny_job
 from vsr_hpc.errors import JobError, MediaError, SpaceError
 from vsr_hpc.executors.slurm.submission import plan_here
-from vsr_hpc.media.clip.probe import index
+from vsr_hpc.media.clip.probe import index_clip
 from vsr_hpc.media.stills.still import write_image
-from vsr_hpc.planning.preparation import check_space, prepare
+from vsr_hpc.planning.preparation import prepare
+from vsr_hpc.planning.space import check_space
 from vsr_hpc.run.run import Run
 from vsr_hpc.storage.folder_store import FolderStore
 from vsr_hpc.system.interrupts import StopFlag
@@ -94,7 +95,7 @@ def test_a_rate_is_taken_where_there_are_no_timestamps(
     clip = numbered_clip(tmp_path / name, frames=6, **options)
     found = prepare(tiny_job(tmp_path, input=str(clip), images={"rate": "50"}))
     assert found.clip.frame_rate == 50
-    timeline = index(found.clip, found.source)
+    timeline = index_clip(found.clip, found.source)
     assert (timeline.time_base, timeline.pts.tolist()) == (Fraction(1, 50), list(range(6)))
 
 
@@ -140,7 +141,7 @@ def test_space_for_a_merge_is_asked_for_where_it_happens(
     plan = planned_run(tiny_job(tmp_path, frames=8)).plan
     away = plan.model_copy(update={"job": plan.job.model_copy(update={"output": "s3://films/out.mkv"})})
     nearly_full = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
-    monkeypatch.setattr("vsr_hpc.planning.preparation.shutil.disk_usage", lambda path: nearly_full)
+    monkeypatch.setattr("vsr_hpc.planning.space.shutil.disk_usage", lambda path: nearly_full)
     with pytest.raises(SpaceError, match="put the output elsewhere"):
         check_space(away, "s3://films/run", None)
     check_space(away, "s3://films/run", None, is_merged_here=False)

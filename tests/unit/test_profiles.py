@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vsr_hpc.forecast.profiles import (
-    Profile,
-    card_hash,
-    find_profile,
-    load_profiles,
-    profiles_folder,
-    save_profile,
-)
-from vsr_hpc.models.cards import find_card
+from vsr_hpc.forecast.profiles import Profile, find_profile, load_profiles, profiles_folder, save_profile
+from vsr_hpc.models.cards import card_hash, find_card
 
 
 def profile(**changes: object) -> Profile:

@@ -9,10 +9,11 @@ from rich.console import Console
 
 from tests.runs import planned_run, tiny_job
 from tests.unit.test_run import heartbeat, receipt
+from vsr_hpc import wording
 from vsr_hpc.cli import progress
-from vsr_hpc.cli.progress import Watching, duration, say_status, status_lines, watch, workers_table
-from vsr_hpc.run import status
-from vsr_hpc.run.run import Poison, Run
+from vsr_hpc.cli.progress import Watching, say_status, status_lines, watch, workers_table
+from vsr_hpc.run.documents import Poison
+from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import RunStatus, read_status
 from vsr_hpc.system.interrupts import Reason, StopFlag
 
@@ -53,7 +54,7 @@ def _text(status: RunStatus) -> str:
     ("seconds", "said"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599.4, "59:59"), (36061, "10:01:01")]
 )
 def test_durations_read_like_a_clock(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+    assert wording.clock(seconds) == said
 
 
 def test_plain_lines_come_every_ten_seconds_where_no_terminal_is(
@@ -94,7 +95,7 @@ def test_workers_in_other_processes_are_read_from_the_store_once_a_second(
     run: Run, clock: _Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[float] = []
-    monkeypatch.setattr(status, "read_status", lambda run: reads.append(clock.now) or read_status(run))
+    monkeypatch.setattr(progress, "read_status", lambda run: reads.append(clock.now) or read_status(run))
     with Watching(run) as watching:
         run.beat(heartbeat("w", state="working", shard=0, shard_frames=3))
         for _ in range(8):

@@ -18,7 +18,8 @@ from pydantic import TypeAdapter
 
 from tests.clips import frame_number, number_in, numbered_clip, numbered_planes, picture, video_frame
 from vsr_hpc.errors import MediaError
-from vsr_hpc.media.clip.probe import Clip, content_hash, index, probe
+from vsr_hpc.media.clip.clip import Clip
+from vsr_hpc.media.clip.probe import content_hash, index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames, read_segment
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.pixels import pixel_format, to_planes
@@ -49,8 +50,8 @@ KINDS = [
 
 
 def opened(path: Path) -> tuple[Clip, Timeline]:
-    clip = probe(local_source(path))
-    return clip, index(clip, local_source(path))
+    clip = probe_clip(local_source(path))
+    return clip, index_clip(clip, local_source(path))
 
 
 def digest(frame: Frame) -> str:
@@ -216,18 +217,20 @@ def test_images_are_a_clip_with_one_frame_each(tmp_path: Path, name: str) -> Non
     assert [frame_number(each) for each in read(clip, timeline, 1, 4)] == [8, 9, 10]
     assert [each.index for each in read(clip, timeline, 1, 4)] == [1, 2, 3]
     source = local_source(clip.uri)
-    assert index(probe(source, frame_rate=Fraction(24000, 1001)), source).time_base == Fraction(1001, 24000)
+    assert index_clip(probe_clip(source, frame_rate=Fraction(24000, 1001)), source).time_base == Fraction(
+        1001, 24000
+    )
 
 
 def test_gaps_and_mixed_sizes_of_images_are_refused(tmp_path: Path) -> None:
     folder = local_source(write_pngs(tmp_path / "shots", [1, 2, 4]))
     with pytest.raises(MediaError, match=r"missing between f_002.png and f_004.png"):
-        probe(folder)
-    gaps = probe(folder, allow_gaps=True)
-    assert [frame_number(each) for each in read(gaps, index(gaps, folder), 0, 3)] == [1, 2, 4]
+        probe_clip(folder)
+    gaps = probe_clip(folder, allow_gaps=True)
+    assert [frame_number(each) for each in read(gaps, index_clip(gaps, folder), 0, 3)] == [1, 2, 4]
     write_pngs(tmp_path / "shots", [3], size=(32, 48))
     with pytest.raises(MediaError, match=r"f_003.png: is 32x48, but f_001.png is 64x48"):
-        probe(folder)
+        probe_clip(folder)
 
 
 def test_hash_of_images_covers_names_and_bytes(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from tests.clips import numbered_clip
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.cli.main import app
 from vsr_hpc.errors import JobError
-from vsr_hpc.job.spec import JobSpec, parse_job
+from vsr_hpc.job.reading import parse_job
+from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.media.picture import Colour, Frame, Picture, PixelFormat
 from vsr_hpc.report import page
 from vsr_hpc.report import report as make

@@ -12,7 +12,10 @@ from tests.runs import planned_run, tiny_job
 from vsr_hpc.errors import JobError
 from vsr_hpc.launch import executor_of
 from vsr_hpc.run.claims import Claims
-from vsr_hpc.run.run import Control, Heartbeat, Process, Receipt, Run, is_process_gone
+from vsr_hpc.run.control import Control
+from vsr_hpc.run.documents import Heartbeat, Receipt
+from vsr_hpc.run.liveness import Process, is_process_gone
+from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
 
 

@@ -9,15 +9,16 @@ import pytest
 from tests.clips import numbered_clip
 from tests.recurrent import tiny_model
 from tests.runs import finished, planned_run, tiny_job
-from vsr_hpc.media.clip.probe import index
+from vsr_hpc.media.clip.probe import index_clip
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.models.cards import find_card
 from vsr_hpc.planning.preparation import Prepared, prepare
 from vsr_hpc.run.run import Run
 from vsr_hpc.storage.folder_store import FolderStore
-from vsr_hpc.work import trial as worker
+from vsr_hpc.work import run_plan
+from vsr_hpc.work.run_plan import plan_run, try_frames
 from vsr_hpc.work.trial import Sample, Tools, _seen_again, measure, read_sample
-from vsr_hpc.work.worker import plan_run, try_frames, workbench
+from vsr_hpc.work.workbench import workbench
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def sample(**changes: object) -> Sample:
 
 def tried(folder: Path, **sections: object) -> Sample:
     prepared = prepare(tiny_job(folder, **sections))
-    return try_frames(prepared, index(prepared.clip, prepared.source), threads=1, budget_s=0.2)
+    return try_frames(prepared, index_clip(prepared.clip, prepared.source), threads=1, budget_s=0.2)
 
 
 def test_the_slowest_stage_sets_the_pace_of_a_worker_with_cores_to_spare() -> None:
@@ -114,7 +115,7 @@ def test_a_network_that_takes_minutes_for_a_frame_is_tried_on_a_part(tmp_path: P
     engine = _Doubling()
     found = measure(
         prepared,
-        index(prepared.clip, prepared.source),
+        index_clip(prepared.clip, prepared.source),
         Tools(upscaler=lambda part, threads: (engine, {"device": "cpu"}), bench=workbench),
         threads=1,
         budget_s=0.2,
@@ -140,7 +141,7 @@ def test_the_target_time_of_a_shard_decides_its_chunks_and_no_byte(
     shapes, digests = [], set()
     for name, cost in (("light", 0.05), ("heavy", 0.5)):
         slow = sample(wall_s=_all(cost), cpu_s=_all(cost), lanes=1, threads=1)
-        monkeypatch.setattr(worker, "measure", lambda *given, slow=slow, **named: slow)
+        monkeypatch.setattr(run_plan, "measure", lambda *given, slow=slow, **named: slow)
         job = tiny_job(tmp_path, frames=48, output=str(tmp_path / f"{name}.mkv"), run={"shard_s": 2.0})
         run = Run.create(FolderStore(Path(job.run_uri)), job)
         plan_run(run, threads=1)
@@ -175,5 +176,5 @@ def test_a_video_networks_context_counts_for_every_window(
     card = tiny_model(tmp_path, context=2)
     prepared = prepare(tiny_job(tmp_path, model=card.name, picture={"scale": 4, "window": 4}))
     assert _seen_again(prepared) == 2.0
-    found = try_frames(prepared, index(prepared.clip, prepared.source), threads=1, budget_s=0.2)
+    found = try_frames(prepared, index_clip(prepared.clip, prepared.source), threads=1, budget_s=0.2)
     assert found.wall_s["device"] > 0 and found.frames >= 2

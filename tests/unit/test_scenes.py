@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.clips import picture
-from vsr_hpc.media.clip.probe import index, probe
+from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.clip.scenes import find_cuts
 from vsr_hpc.media.picture import Frame
@@ -107,6 +107,6 @@ def test_cuts_of_real_clips(name: str, wanted: tuple[int, ...]) -> None:
     if not (VIDEOS / name).exists():
         pytest.skip(f"{VIDEOS / name} is not here")
     source = local_source(VIDEOS / name)
-    clip = probe(source)
-    timeline = index(clip, source)
+    clip = probe_clip(source)
+    timeline = index_clip(clip, source)
     assert find_cuts(read_frames(clip, timeline, source, 0, len(timeline)), clip.picture) == wanted

@@ -13,13 +13,16 @@ from safetensors.torch import save_file
 from tests.runs import planned_run, tiny_job
 from vsr_hpc.errors import JobError
 from vsr_hpc.executors.slurm import commands as slurm_commands
-from vsr_hpc.executors.slurm.submission import names_of, parameters, was_cancelled_by_user, why_no_other_round
+from vsr_hpc.executors.slurm.finish_task import was_cancelled_by_user, why_no_other_round
+from vsr_hpc.executors.slurm.jobs import names_of
+from vsr_hpc.executors.slurm.submission import parameters
 from vsr_hpc.executors.slurm.worker_task import Place, inside
-from vsr_hpc.job.spec import ContainerSection, SlurmSection, parse_job
+from vsr_hpc.job.reading import parse_job
+from vsr_hpc.job.spec import ContainerSection, SlurmSection
 from vsr_hpc.models import weights
 from vsr_hpc.models.networks import Compact
+from vsr_hpc.run.documents import Heartbeat, Poison
 from vsr_hpc.run.model_copy import bring, stage
-from vsr_hpc.run.run import Heartbeat, Poison
 
 
 def given(section: SlurmSection, **flags: str) -> dict[str, object]:
@@ -143,3 +146,15 @@ def test_weights_travel_with_the_run_to_a_machine_without_them(
     bring(run)
     found = weights.ensure(card)
     assert found.is_relative_to(tmp_path / "node") and found.read_bytes() == file.read_bytes()
+
+
+def test_a_job_queued_by_the_old_layout_ends_with_one_sentence() -> None:
+    pickled = b"cvsr_hpc.executors.slurm_task\nWorkerTask\n."
+    answer = subprocess.run(
+        [sys.executable, "-c", f"import pickle; pickle.loads({pickled!r})"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 2
+    assert len(answer.stderr.splitlines()) == 1 and "vsr resume" in answer.stderr

@@ -8,7 +8,8 @@ import pytest
 
 from tests.runs import planned_run, tiny_job
 from tests.unit.test_run import heartbeat, receipt
-from vsr_hpc.run.run import Done, Poison, Run
+from vsr_hpc.run.documents import Done, Poison
+from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
 
 

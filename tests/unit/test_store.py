@@ -13,13 +13,10 @@ import pytest
 
 from tests.require import require
 from vsr_hpc.errors import BackendError, JobError, SpaceError
-from vsr_hpc.storage.folder_store import (
-    FolderStore,
-    file_system_among,
-    node_folder,
-    open_store,
-    process_folder,
-)
+from vsr_hpc.storage.folder_store import FolderStore
+from vsr_hpc.storage.opening import open_store
+from vsr_hpc.system.file_systems import file_system_among
+from vsr_hpc.system.node_disk import node_folder, process_folder
 
 _MOUNTS = r"""
 proc /proc proc rw 0 0
@@ -182,7 +179,7 @@ def test_node_folder_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pyte
 
 _DIES = """
 import os
-from vsr_hpc.store import process_folder
+from vsr_hpc.system.node_disk import process_folder
 (process_folder('scratch') / "half").write_bytes(b"half")
 print(process_folder('scratch'), flush=True)
 os.kill(os.getpid(), 9)
@@ -196,7 +193,7 @@ def test_folder_of_a_killed_process_is_swept_and_of_a_living_one_kept(
     mine = process_folder("scratch")
     dead = subprocess.run([sys.executable, "-c", _DIES], stdout=subprocess.PIPE, text=True).stdout.strip()
     assert (Path(dead) / "half").exists()
-    script = "from vsr_hpc.storage.folder_store import process_folder; print(process_folder('scratch'))"
+    script = "from vsr_hpc.system.node_disk import process_folder; print(process_folder('scratch'))"
     other = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True).stdout.strip()
     assert not Path(dead).exists()
     assert not Path(other).exists(), "a process that ends well takes its folder with it"

@@ -12,7 +12,7 @@ import pytest
 from tests.require import require
 from tests.runs import planned_run, tiny_job
 from vsr_hpc.errors import JobError
-from vsr_hpc.run.run import Heartbeat
+from vsr_hpc.run.documents import Heartbeat
 from vsr_hpc.system.interrupts import StopFlag
 from vsr_hpc.work.metrics import (
     CloudWatch,

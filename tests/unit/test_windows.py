@@ -23,8 +23,10 @@ from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.source import local_source
 from vsr_hpc.media.timeline import Timeline
 from vsr_hpc.models.cards import find_card
-from vsr_hpc.planning.plan import WINDOW_BYTES, Temporal, chunk_borders, longest_window, windows
-from vsr_hpc.planning.preparation import make_plan, prepare
+from vsr_hpc.planning.cutting import WINDOW_BYTES, chunk_borders, longest_window
+from vsr_hpc.planning.plan import Temporal, windows
+from vsr_hpc.planning.planner import make_plan
+from vsr_hpc.planning.preparation import prepare
 from vsr_hpc.work.pipeline import Workbench, make_segments
 
 

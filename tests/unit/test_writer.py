@@ -13,16 +13,13 @@ import pytest
 from pydantic import TypeAdapter
 
 from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError
-from vsr_hpc.media.encode.resolution import (
-    Encoding,
-    VideoRequest,
-    encoder_options,
-    nominal_rate,
-    resolve_encoding,
-)
-from vsr_hpc.media.encode.segment_writer import SegmentFacts, SegmentWriter, encoder_build
+from vsr_hpc.media.encode.encoder import encoder_options, nominal_rate
+from vsr_hpc.media.encode.encoding import Encoding, VideoRequest
+from vsr_hpc.media.encode.resolution import resolve_encoding
+from vsr_hpc.media.encode.segment_writer import SegmentWriter, encoder_build
 from vsr_hpc.media.picture import Colour, Frame, Mastering, Picture
 from vsr_hpc.media.pixels import pixel_format
+from vsr_hpc.media.segment import SegmentFacts
 from vsr_hpc.media.side_data import read_side_data
 
 HDR = Mastering(

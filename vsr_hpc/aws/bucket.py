@@ -12,8 +12,8 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import TypeAdapter, ValidationError
 
-from vsr_hpc.aws.cluster.render import config_folder
-from vsr_hpc.aws.cluster.values import Bucket, Prefix, Region
+from vsr_hpc.aws.config_files import config_folder
+from vsr_hpc.aws.names import Bucket, Prefix, Region
 from vsr_hpc.errors import BackendError, JobError
 
 Client = Callable[[str], Any]

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vsr_hpc.aws.account import patient_client
 from vsr_hpc.errors import JobError
-from vsr_hpc.serving.client import client
 
 Action = Literal["create", "update", "remove"]
 Kind = Literal[
@@ -68,7 +68,7 @@ class Clients:
 
     def of(self, service: str) -> Any:
         if service not in self._made:
-            self._made[service] = client(service, 60)
+            self._made[service] = patient_client(service, 60)
         return self._made[service]
 
     def make(self, call: Call) -> Any:

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from vsr_hpc.bench.imresize import Picture8, luma
 from vsr_hpc.bench.originals import Lows, Truth, crf_of, degraded, list_originals, read_truth, to_rgb8
+from vsr_hpc.engine.device_facts import DeviceFacts, device_facts
 from vsr_hpc.engine.geometry import output_geometry
-from vsr_hpc.engine.settings import DeviceFacts, UpscaleRequest, device_facts, resolve_settings
+from vsr_hpc.engine.settings import UpscaleRequest, resolve_settings
 from vsr_hpc.engine.upscaler import Upscaler
 from vsr_hpc.errors import JobError
 from vsr_hpc.media.picture import Frame, Picture

@@ -24,24 +24,28 @@ from pathlib import Path
 
 import torch
 
-from vsr_hpc import __version__
 from vsr_hpc.bench.device_rates import Floor, matrix_gflops, memory_gb_per_s, network_floor, seconds_of
 from vsr_hpc.bench.made_clip import make_demo_clip
-from vsr_hpc.engine.settings import device_facts
+from vsr_hpc.engine.device_facts import device_facts
 from vsr_hpc.engine.upscaler import Upscaler
 from vsr_hpc.errors import BackendError, JobError
-from vsr_hpc.forecast.profiles import Profile, card_hash
-from vsr_hpc.job.spec import JobSpec, parse_job
+from vsr_hpc.forecast.profiles import Profile
+from vsr_hpc.job.reading import parse_job
+from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.media.clip.reader import read_frames
-from vsr_hpc.media.encode.segment_writer import SegmentFacts as WrittenFacts
 from vsr_hpc.media.merge.merge import merge
-from vsr_hpc.media.merge.segment_packets import SegmentPart
 from vsr_hpc.media.picture import Frame
+from vsr_hpc.media.segment import SegmentFacts as WrittenFacts
+from vsr_hpc.media.segment import SegmentPart
 from vsr_hpc.media.timeline import Timeline
+from vsr_hpc.models.cards import card_hash
 from vsr_hpc.planning.plan import Plan, Shard
-from vsr_hpc.planning.preparation import make_plan, prepare, streams_request
+from vsr_hpc.planning.planner import make_plan
+from vsr_hpc.planning.preparation import prepare
+from vsr_hpc.planning.requests import streams_request
+from vsr_hpc.version import VERSION
 from vsr_hpc.work.pipeline import Workbench, make_segments
-from vsr_hpc.work.worker import build_upscaler, workbench
+from vsr_hpc.work.workbench import build_upscaler, workbench
 
 _HELD_FRAMES = 24
 """At most so many frames are held, in and out, while a stage is measured alone."""
@@ -195,7 +199,7 @@ def _measure(
 
 
 def _versions() -> dict[str, str]:
-    found = {"vsr": __version__, "python": platform.python_version()}
+    found = {"vsr": VERSION, "python": platform.python_version()}
     for name in ("torch", "av", "numpy"):
         found[name] = importlib.metadata.version(name)
     return found

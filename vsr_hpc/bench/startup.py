@@ -26,14 +26,14 @@ def main() -> None:
 
     note("torch")
     from vsr_hpc.job.spec import JobSpec
-    from vsr_hpc.media.clip.probe import index
+    from vsr_hpc.media.clip.probe import index_clip
     from vsr_hpc.media.clip.reader import read_frames
     from vsr_hpc.planning.preparation import prepare
-    from vsr_hpc.work.worker import build_upscaler
+    from vsr_hpc.work.workbench import build_upscaler
 
     note("other imports")
     prepared = prepare(JobSpec.model_validate_json(path.read_bytes()))
-    timeline = index(prepared.clip, prepared.source)
+    timeline = index_clip(prepared.clip, prepared.source)
     note("clip")
     upscaler, _ = build_upscaler(prepared, threads)
     note("weights")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vsr_hpc.errors import JobError
+from vsr_hpc.cli.answers import account_of, ask
 
 app = typer.Typer(
     help="Queues, roles and instances of AWS Batch, and what runs in them.", no_args_is_help=True
@@ -186,25 +186,6 @@ def whole_command(run_uri: str, source: Source, template: Template, incoming: In
     from vsr_hpc.executors.aws_batch import workflow_steps as batch_workflow
 
     raise typer.Exit(batch_workflow.whole(run_uri, source, template, incoming))
-
-
-def account_of(region: str | None) -> Any:
-    from vsr_hpc.aws.batch.inventory import Account
-    from vsr_hpc.aws.batch.jobs import client
-
-    found = region or client("batch", None).meta.region_name
-    return Account(region=found)
-
-
-def ask(question: str, is_yes: bool) -> None:
-    if is_yes:
-        return
-    try:
-        is_agreed = typer.confirm(question, err=True)
-    except typer.Abort as exc:
-        raise JobError("nothing was done: --yes answers the question") from exc
-    if not is_agreed:
-        raise JobError("nothing was done")
 
 
 def _tell(line: str) -> None:

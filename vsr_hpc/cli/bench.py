@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsr_hpc import cli_quality
 from vsr_hpc.errors import JobError
 
 if TYPE_CHECKING:
@@ -67,7 +70,7 @@ def bench(
     vsr bench --quality originals/ --scale 4 --models bicubic,vsr-clean-x4 --degrade h264:23
     """
     if quality is not None:
-        cli_quality.measure(
+        _measure_quality(
             quality, models=models, scale=scale, degrade=degrade, threads=threads, is_json=is_json
         )
         return
@@ -185,3 +188,50 @@ def _number_or_word(text: str) -> int | str:
 
 def _say(text: str) -> None:
     print(f"vsr: {text}", file=sys.stderr)  # noqa: T201
+
+
+def _measure_quality(
+    folder: Path, *, models: str | None, scale: float | None, degrade: str, threads: int, is_json: bool
+) -> None:
+    """Print PSNR and SSIM (LPIPS where installed) of every model, as a table in Markdown or as JSON."""
+    from vsr_hpc.bench.quality import measure_quality, rows_of_text
+    from vsr_hpc.models.defaults import shipped_models
+
+    factor = 4.0 if scale is None else scale
+    if factor != int(factor):
+        raise JobError(f"--quality measures whole factors; --scale {factor} is none")
+    names = models.split(",") if models else ["bicubic", "lanczos", *shipped_models(int(factor))]
+    table = measure_quality(
+        folder,
+        [name.strip() for name in names],
+        int(factor),
+        degrade=degrade,
+        threads=threads or len(os.sched_getaffinity(0)),
+        tell=_replace_line if sys.stderr.isatty() else lambda _: None,
+    )
+    if sys.stderr.isatty():
+        _replace_line("")
+    if is_json:
+        typer.echo(json.dumps(_finite(dataclasses.asdict(table)), indent=1))
+        return
+    for line in rows_of_text(table):
+        typer.echo(line)
+    typer.echo(
+        f"{table.pictures} originals; PSNR and SSIM of luma without {table.scale} pixels of border; "
+        f"fps: 1920x1080 out, upscaling alone, on {table.device} with {table.threads} threads",
+        err=True,
+    )
+
+
+def _replace_line(text: str) -> None:
+    """Replace the line that was printed last."""
+    typer.echo(f"\r\033[K{text}", nl=False, err=True)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity, which is the PSNR of equal pictures."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

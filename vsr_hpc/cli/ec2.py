@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vsr_hpc.errors import JobError
+
 if TYPE_CHECKING:
     from vsr_hpc.aws.calls import Step
+    from vsr_hpc.aws.ec2.spec import Ec2Spec
+    from vsr_hpc.job.spec import JobSpec
 
 
 app = typer.Typer(
@@ -90,12 +94,11 @@ def role(
     \b
     vsr ec2 role jobs/ec2-server.yaml > policy.json
     """
-    from vsr_hpc.aws.ec2 import fleet as ec2
     from vsr_hpc.aws.ec2 import roles as ec2_roles
     from vsr_hpc.aws.ec2.spec import load_ec2
 
     wanted = load_ec2(spec)
-    job = ec2.job_of(wanted) if whose == "instance" and not is_trust else None
+    job = job_of(wanted) if whose == "instance" and not is_trust else None
     _answer(ec2_roles.document(wanted, whose, job=job, is_trust=is_trust))
 
 
@@ -146,3 +149,16 @@ def _answer(found: Any) -> None:
 
 def _tell(line: str) -> None:
     typer.echo(line, err=True)
+
+
+def job_of(spec: Ec2Spec) -> JobSpec | None:
+    """The job of the run that workers are for; None for a server."""
+    from vsr_hpc.run.run import Run
+
+    if spec.run is None:
+        return None
+    try:
+        return Run.open(spec.run).job()
+    except (JobError, ValueError) as exc:
+        text = f"{spec.name}: what its workers may do follows from their run, which cannot be read: {exc}"
+        raise JobError(text) from exc

@@ -143,9 +143,10 @@ def promote(
     """
     from vsr_hpc.aws.endpoint import promotion
     from vsr_hpc.aws.endpoint.spec_file import load_spec
+    from vsr_hpc.bench import served_quality
 
     wanted = load_spec(spec)
-    measured = promotion.measure(wanted, pictures, tell)
+    measured = served_quality.measure(wanted, pictures, tell)
     typer.echo(str(measured), err=is_json)
     promotion.check(wanted, measured)
     if is_plan:
@@ -277,8 +278,8 @@ def transform_start(
     \b
     vsr endpoint transform start jobs/endpoint-transform.yaml --wait
     """
+    from vsr_hpc.aws.account import Patience
     from vsr_hpc.aws.endpoint import transform
-    from vsr_hpc.aws.endpoint.rollout import Patience
     from vsr_hpc.aws.endpoint.spec_file import load_spec
 
     job = transform.start(load_spec(spec), source, target)

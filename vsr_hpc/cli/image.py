@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vsr_hpc import __version__
+from vsr_hpc.version import VERSION
 
 app = typer.Typer(
     help="The container image, and where clusters and endpoints fetch it.", no_args_is_help=True
@@ -32,7 +32,7 @@ def push_command(
     repository: Annotated[
         str, typer.Option("--repository", help="Of this account in ECR; the one that nodes may pull.")
     ] = "vsr-hpc",
-    tag: Annotated[str, typer.Option("--tag", help="The image's name in there.")] = __version__,
+    tag: Annotated[str, typer.Option("--tag", help="The image's name in there.")] = VERSION,
     region: Annotated[str | None, typer.Option("--region", help="Where; as AWS tools have it.")] = None,
     engine: Annotated[
         EngineChoice | None, typer.Option("--engine", help="The first that has the image, by default.")

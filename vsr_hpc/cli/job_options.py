@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from vsr_hpc.errors import JobError
+from vsr_hpc.job.option_names import KEYS, as_option
 
 if TYPE_CHECKING:
     from vsr_hpc.job.spec import JobSpec
@@ -157,23 +158,6 @@ def _options(  # only its signature counts
 ) -> None: ...
 
 
-_KEYS = {
-    "model": "model", "overwrite": "overwrite",
-    "scale": "picture.scale", "size": "picture.size", "tile": "picture.tile", "batch": "picture.batch",
-    "precision": "picture.precision", "blend": "picture.blend", "grain": "picture.grain",
-    "denoise": "picture.denoise", "skip_duplicates": "picture.skip_duplicates",
-    "window": "picture.window", "context_frames": "picture.context",
-    "deinterlace": "picture.deinterlace", "field_order": "picture.field_order",
-    "codec": "video.codec", "encoder": "video.encoder", "crf": "video.crf", "qp": "video.qp",
-    "lossless": "video.lossless", "preset": "video.preset", "pix_fmt": "video.pix_fmt",
-    "encoder_params": "video.params", "encoder_threads": "video.threads",
-    "audio": "streams.audio", "drop": "streams.drop",
-    "start": "range.from", "stop": "range.to", "frames": "range.frames",
-    "rate": "images.rate", "allow_gaps": "images.allow_gaps",
-    "run": "run.location", "workers": "run.workers", "gpus": "run.gpus", "threads": "run.threads",
-    "chunk_s": "run.chunk_s", "shard_s": "run.shard_s", "keep_segments": "run.keep_segments",
-    "strict": "run.reproducible",
-}  # fmt: skip
 """Which key of a job each option sets."""
 
 
@@ -223,7 +207,7 @@ def asked_job(paths: list[str], given: dict[str, Any]) -> JobSpec:
 def asked_jobs(paths: list[str], given: dict[str, Any]) -> list[JobSpec]:
     """The jobs of `JOB.yaml`, of `IN... OUT`, or of both: then each input is done as the file says."""
     from vsr_hpc.job.inputs import expand
-    from vsr_hpc.job.spec import load_job, parse_job
+    from vsr_hpc.job.reading import load_job, parse_job
 
     has_file = len(paths) == 1 or Path(paths[0]).suffix.lower() in (".yaml", ".yml")
     if not has_file:
@@ -241,19 +225,10 @@ def asked_jobs(paths: list[str], given: dict[str, Any]) -> list[JobSpec]:
     ]
 
 
-def as_option(key: str) -> str:
-    """The option that sets a job's key: people see what they typed."""
-    if "." not in key:
-        return key
-    name = next((name for name, place in _KEYS.items() if place == key), key.split(".")[1])
-    odd = {"start": "from", "stop": "to", "context_frames": "context"}
-    return f"--{odd.get(name, name).replace('_', '-')}"
-
-
 def _laid_over(written: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     whole = {key: dict(value) if isinstance(value, dict) else value for key, value in written.items()}
     for name, value in given.items():
-        section, _, key = _KEYS[name].rpartition(".")
+        section, _, key = KEYS[name].rpartition(".")
         (whole.setdefault(section, {}) if section else whole)[key] = _plain(name, value)
     return whole
 

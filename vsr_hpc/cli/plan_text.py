@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from vsr_hpc.forecast.forecast import Forecast
-from vsr_hpc.forecast.job_ways import Option, Range, Refused, duration, money, rounded
+from vsr_hpc.forecast.job_ways import Option, Range, Refused, rounded
 from vsr_hpc.forecast.serving_ways import Offer, Placement, Traffic
+from vsr_hpc.wording import duration, money, plural, size
 
 
 def forecast_lines(found: Forecast) -> Iterator[str]:
@@ -17,12 +18,12 @@ def forecast_lines(found: Forecast) -> Iterator[str]:
     length = f", {plan.frames / float(plan.clip.frame_rate):.1f} s" if plan.clip.frame_rate else ""
     yield (
         f"input    {plan.clip.uri}  {clip.width}x{clip.height} {clip.pixel.name}  "
-        f"{counted(plan.frames, 'frame')}{length}"
+        f"{plural(plan.frames, 'frame')}{length}"
     )
     encoder = plan.encoding.encoder if plan.encoding else "images"
     yield f"output   {plan.job.output}  {out.width}x{out.height} {out.pixel.name}  {encoder}"
     yield f"model    {plan.card.name}"
-    yield f"work     {counted(plan.shard_count, 'shard')} with {counted(plan.chunk_count, 'chunk')} in all"
+    yield f"work     {plural(plan.shard_count, 'shard')} with {plural(plan.chunk_count, 'chunk')} in all"
     yield f"pace     {_pace(found)}"
     scratch, made = size(plan.scratch_bytes), size(found.bytes_out)
     yield f"disk     {scratch} free for segments and output; the output about {made}"
@@ -38,7 +39,7 @@ def forecast_lines(found: Forecast) -> Iterator[str]:
 def table(found: Forecast) -> Iterator[str]:
     """One line for each place."""
     rows = [("where", "with", "time", "cost")]
-    rows.append(("this machine", counted(found.here.workers, "worker"), _time(found.here), "-"))
+    rows.append(("this machine", plural(found.here.workers, "worker"), _time(found.here), "-"))
     for each in found.elsewhere:
         if isinstance(each, Refused):
             rows.append((each.label, f"no: {each.reason}", "", ""))
@@ -57,7 +58,7 @@ def _pace(found: Forecast) -> str:
     whole = 1 / sample.seconds_per_frame(workers=here.workers, cores=found.cores)
     slowest = {"device": "the model", "encode": "encoding", "decode": "decoding", "check": "checking"}
     share = sample.wall_s[sample.slowest] / sum(sample.wall_s.values())
-    how = "a part of a frame" if sample.is_cropped else counted(sample.frames, "frame")
+    how = "a part of a frame" if sample.is_cropped else plural(sample.frames, "frame")
     text = f"{whole:.2f} frames/s here, tried on {how}; {share:.0%} of that is {slowest[sample.slowest]}"
     if found.busy_cores > 0.5:
         busy = max(1, round(min(found.busy_cores, found.cores)))
@@ -192,13 +193,3 @@ def placement_document(found: Placement, traffic: Traffic, instance: str) -> dic
             for each in found.offers
         ],
     }  # fmt: skip
-
-
-def counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def size(size_bytes: int) -> str:
-    if size_bytes >= 1 << 30:
-        return f"{size_bytes / 2**30:.1f} GiB"
-    return f"{max(1, round(size_bytes / 2**20))} MiB"

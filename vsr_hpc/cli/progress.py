@@ -14,26 +14,22 @@ from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from vsr_hpc.run import spending as ledger
-from vsr_hpc.run.run import Heartbeat, Run
+from vsr_hpc.run.documents import Heartbeat
+from vsr_hpc.run.run import Run
+from vsr_hpc.run.spending import Estimate, Spent
 from vsr_hpc.run.status import STAGES, RunStatus, read_status
 from vsr_hpc.system.interrupts import StopFlag
+from vsr_hpc.wording import clock, duration, money, plural
 
 _PLAIN_EVERY_S = 10.0
 _READ_EVERY_S = 1.0
 _MERGE_PATIENCE_S = 60.0
 
 
-def duration(seconds: float) -> str:
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         fps, eta = task.fields["fps"], task.fields["eta_s"]
-        left = "" if eta is None else f"  {duration(eta)} left"
+        left = "" if eta is None else f"  {clock(eta)} left"
         return Text(f"{fps:6.2f} fps{left}", style="cyan")
 
 
@@ -88,7 +84,7 @@ class Watching:
         if made > 0:
             spent = time.monotonic() - self._began
             noun = "frame" if made == 1 else "frames"
-            self._say(f"{made} {noun} in {duration(spent)}, {made / max(spent, 1e-3):.2f} fps")
+            self._say(f"{made} {noun} in {clock(spent)}, {made / max(spent, 1e-3):.2f} fps")
 
     def on_beat(self, heartbeat: Heartbeat) -> None:
         """A worker inside this process moved."""
@@ -115,7 +111,7 @@ class Watching:
         now = time.monotonic()
         if self._live is None and not self._is_quiet and now - self._said_at >= _PLAIN_EVERY_S:
             self._said_at = now
-            left = "" if self._eta_s is None else f", {duration(self._eta_s)} left"
+            left = "" if self._eta_s is None else f", {clock(self._eta_s)} left"
             self._say(f"{self._frames}/{self._run.plan.frames} frames, {self._fps:.2f} fps{left}")
 
     def _render(self) -> RenderableType:
@@ -163,7 +159,7 @@ def workers_table(status: RunStatus, *, is_all: bool = False) -> Table:
             "" if beat.shard is None else f"{beat.shard}",
             str(beat.frames),
             f"{worker.fps:.2f}",
-            duration(worker.age_s),
+            clock(worker.age_s),
             str(beat.restart),
         )
     return table
@@ -183,7 +179,7 @@ def status_lines(status: RunStatus) -> list[RenderableType]:
         ),
     ]
     if status.fps or status.fps_overall:
-        left = "" if status.eta_s is None else f", {duration(status.eta_s)} left"
+        left = "" if status.eta_s is None else f", {clock(status.eta_s)} left"
         now = f"{status.fps:.2f} fps now, " if status.alive else ""
         lines.append(Text(f"speed: {now}{status.fps_overall:.2f} fps overall{left}"))
     spent = {stage: status.seconds.get(stage, 0.0) for stage in STAGES}
@@ -193,7 +189,7 @@ def status_lines(status: RunStatus) -> list[RenderableType]:
     if status.repeated:
         lines.append(Text(f"repeats: {status.repeated} frames got an equal one's result"))
     is_done = status.done is not None
-    lines += [Text(each) for each in ledger.lines(status.estimate, status.spent, is_done=is_done)]
+    lines += [Text(each) for each in spending_lines(status.estimate, status.spent, is_done=is_done)]
     if status.workers:
         lines.append(workers_table(status, is_all=True))
     lines += [Text(each) for each in status.queue]
@@ -245,3 +241,28 @@ def watch(read: Callable[[], RunStatus], *, every_s: float = 1.0) -> RunStatus:
             status = read()
             live.update(Group(*status_lines(status)))
     return status
+
+
+def spending_lines(estimate: Estimate | None, spent: Spent | None, *, is_done: bool) -> tuple[str, ...]:
+    """The two side by side, in words; nothing where neither is known."""
+    if spent is None or not spent.seconds:
+        return () if estimate is None else (f"estimated: {_expected(estimate)}",)
+    hours = f"{spent.node_hours:.2f}" if spent.node_hours >= 0.1 else f"{spent.node_hours:.4f}"
+    said = "" if estimate is None else f", estimated {_expected(estimate)}"
+    made = [f"{'took' if is_done else 'so far'}: {duration(spent.seconds)}, {hours} node-hours{said}"]
+    if spent.usd is not None and estimate is not None and estimate.usd is not None:
+        made.append(
+            f"cost: about {money(spent.usd)} by node-hours, estimated {money(estimate.usd.mid)} "
+            f"({money(estimate.usd.low)} to {money(estimate.usd.high)}; {estimate.prices})"
+        )
+    if spent.interruptions or spent.shards_lost:
+        made.append(
+            f"interrupted: {plural(spent.interruptions, 'worker')}, "
+            f"{plural(spent.shards_lost, 'shard')} begun again"
+        )
+    return tuple(made)
+
+
+def _expected(estimate: Estimate) -> str:
+    seconds = estimate.seconds
+    return f"{duration(seconds.mid)} ({duration(seconds.low)} to {duration(seconds.high)})"

@@ -133,7 +133,7 @@ def serve(
     curl --data-binary @in.png -H 'Content-Type: image/png' localhost:8080/invocations?scale=2 -o out.png
     """
     try:
-        from vsr_hpc.serving.app import serve as run
+        from vsr_hpc.serving.process import serve as run
     except ImportError as exc:
         raise JobError(f"vsr serve needs more packages ({exc.name}): pip install '.[serve]'") from exc
     from vsr_hpc.serving.limits import MIB, Limits

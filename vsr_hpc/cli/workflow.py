@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsr_hpc.cli.batch import account_of, ask
+from vsr_hpc.cli.answers import account_of, ask
 
 if TYPE_CHECKING:
     from vsr_hpc.aws.workflow.installation import Workflow
@@ -190,7 +190,7 @@ def delete(
 
 def _flow(job_file: Path, name: str, bucket: str, prefix: str, is_express: bool) -> Workflow:
     from vsr_hpc.aws.workflow.installation import Workflow
-    from vsr_hpc.job.spec import load_job
+    from vsr_hpc.job.reading import load_job
 
     return Workflow(
         name=name, bucket=bucket, prefix=prefix.strip("/"), job=load_job(job_file), kind=_kind(is_express)

@@ -28,13 +28,15 @@ from starlette.types import ASGIApp
 
 from vsr_hpc import launch
 from vsr_hpc.dashboard.guard import LOOPBACK, REPORT_POLICY, Door, Guard
+from vsr_hpc.dashboard.new_runs import Asked, Carrying, begin_run, preview_of
 from vsr_hpc.dashboard.snapshots import Telling, Watched, read_line, run_id
-from vsr_hpc.dashboard.uploads import Asked, Began, Bucket, Carrying, Folder, begin_run, preview_of
+from vsr_hpc.dashboard.uploads import Began, Bucket, Folder
 from vsr_hpc.errors import BackendError, JobError, VsrError
 from vsr_hpc.models.cards import all_cards
 from vsr_hpc.report.page import SHARED
 from vsr_hpc.report.report import NAME
-from vsr_hpc.storage.folder_store import MissingObject
+from vsr_hpc.run import known_runs
+from vsr_hpc.storage.store import MissingObject
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ class Board:
     previews: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     def uris(self) -> tuple[str, ...]:
-        known = self.named or launch.remembered_runs()
+        known = self.named or known_runs.remembered_runs()
         return tuple(dict.fromkeys((*known, *self._begun)))[-_MOST_RUNS:]
 
     def all(self) -> tuple[Watched, ...]:

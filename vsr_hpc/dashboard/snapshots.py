@@ -15,7 +15,8 @@ from vsr_hpc.launch import whole_status
 from vsr_hpc.report import facts
 from vsr_hpc.report.history import History, read_history, read_receipts
 from vsr_hpc.report.report import NAME, shown_history
-from vsr_hpc.run.run import Receipt, Run
+from vsr_hpc.run.documents import Receipt
+from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import RunStatus
 
 log = logging.getLogger(__name__)

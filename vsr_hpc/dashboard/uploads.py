@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import re
 import secrets
 import shutil
-import subprocess
-import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,10 +17,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field
 
 from vsr_hpc.errors import JobError, SpaceError, VsrError
-from vsr_hpc.job.spec import parse_job
-from vsr_hpc.launch import submit
-from vsr_hpc.run.run import Run
-from vsr_hpc.storage.s3_connection import S3Address, S3Connection, S3Options, explained
+from vsr_hpc.storage.s3_address import S3Address
+from vsr_hpc.storage.s3_connection import S3Connection, S3Options
+from vsr_hpc.storage.s3_errors import explained
 
 log = logging.getLogger(__name__)
 
@@ -32,21 +27,7 @@ log = logging.getLogger(__name__)
 _PART_BYTES = 16 << 20
 _MOST_PARTS = 9000
 _URL_S = 12 * 3600
-_PREVIEW_S = 900.0
 _KEPT_FREE_BYTES = 256 << 20
-
-
-class Asked(BaseModel):
-    """A job as the form says it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    input: str = Field(min_length=1, max_length=4096)
-    output: str = Field("", max_length=4096)
-    model: str = Field(min_length=1, max_length=1024)
-    scale: float | None = Field(None, gt=0, le=16)
-    at: str | None = Field(None, max_length=32)
-    on: str = "local"
 
 
 class Began(BaseModel):
@@ -184,85 +165,3 @@ class Bucket:
             ExpiresIn=_URL_S,
         )
         return url
-
-
-def begin_run(asked: Asked, folder: str) -> Run:
-    """Check the job and announce its run; JobError and MediaError say what is wrong."""
-    document = {
-        "input": asked.input,
-        "output": asked.output or default_output(asked, folder),
-        "model": asked.model,
-        "on": asked.on,
-        "picture": {"scale": asked.scale},
-    }
-    return submit(parse_job(document, "")).run
-
-
-def default_output(asked: Asked, folder: str) -> str:
-    """Beside the input; for one on S3, in the folder where the page keeps things."""
-    stem = Path(asked.input.rpartition("/")[2]).stem or "clip"
-    name = f"{stem}-{safe_name(Path(asked.model).stem)}.mkv"
-    if asked.input.startswith("s3://"):
-        return str(Path(folder if "://" not in folder else ".") / name)
-    return str(Path(asked.input).parent / name)
-
-
-@dataclass(slots=True)
-class Carrying:
-    """Commands that carry runs on, each a process of its own that outlives the page."""
-
-    logs: Path
-    _processes: dict[str, tuple[subprocess.Popen[bytes], Path]] = field(default_factory=dict)
-
-    def carry_on(self, uri: str, number: str) -> None:
-        """`vsr resume`, unless one that was begun here is still at it."""
-        known = self._processes.get(number)
-        if known is not None and known[0].poll() is None:
-            return
-        self.logs.mkdir(parents=True, exist_ok=True)
-        path = self.logs / f"{number}.log"
-        with path.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "vsr_hpc", "resume", uri, "--quiet"],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._processes[number] = (process, path)
-
-    def trouble(self, number: str) -> str:
-        """The last words of a command that failed; "" where all is well."""
-        known = self._processes.get(number)
-        if known is None or known[0].poll() in (None, 0, 130):
-            return ""
-        said = known[1].read_text(errors="replace").strip().splitlines()
-        return said[-1].removeprefix("vsr: ") if said else f"vsr resume ended with {known[0].returncode}"
-
-    def is_carrying(self, number: str) -> bool:
-        known = self._processes.get(number)
-        return known is not None and known[0].poll() is None
-
-
-async def preview_of(asked: Asked) -> dict[str, Any]:
-    """One second through the model, in a process of its own; it ends when nobody waits for it any more."""
-    command = [sys.executable, "-m", "vsr_hpc", "preview", f"--models={asked.model}", "--seconds=1"]
-    command += ["--json", "--quiet"]
-    command += [f"--scale={asked.scale}"] if asked.scale else []
-    command += [f"--at={asked.at}"] if asked.at else []
-    command += ["--", asked.input]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    try:
-        out, said = await asyncio.wait_for(process.communicate(), _PREVIEW_S)
-    except asyncio.TimeoutError as exc:
-        raise JobError(f"the preview took longer than {_PREVIEW_S:.0f} s; try a smaller model") from exc
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        raise JobError(said.decode(errors="replace").strip().removeprefix("vsr: ") or "the preview failed")
-    found: dict[str, Any] = json.loads(out)
-    return found

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Literal
 
+from vsr_hpc.engine.device_facts import DeviceFacts, DeviceKind, device_facts
 from vsr_hpc.engine.geometry import check_rgb_path, is_planewise, output_geometry
 from vsr_hpc.engine.tiles import smallest_tile
-from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.errors import JobError
 from vsr_hpc.media.picture import Picture, PixelFormat
 from vsr_hpc.models.cards import Card, Precision
 from vsr_hpc.models.network_costs import activation_bytes_per_pixel
 
 log = logging.getLogger(__name__)
 
-
-DeviceKind = Literal["cpu", "cuda"]
 ClipPolicy = Literal["carry", "clip"]
 
 SAMPLE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
-MEMORY_CLASSES_GIB = (4, 6, 8, 12, 16, 24, 32, 40, 48, 80, 96, 141)
 MAX_BATCH = 16
 _CUDA_LANES = 3
 _LANES_BYTES = 4 << 30
@@ -47,18 +43,6 @@ class UpscaleRequest:
     """Standard deviation of the added grain in 8-bit codes, 0 to 32."""
     seed: int = 0
     clip: ClipPolicy = "carry"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFacts:
-    """What a device is good at: the capabilities that `auto` looks at, never a clock."""
-
-    kind: DeviceKind
-    name: str
-    memory_gib: int
-    """The memory class: devices of one class get one tile and batch."""
-    has_fast_bf16: bool
-    has_fast_fp16: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,60 +129,6 @@ def choose_lanes(card: Card, picture: Picture, settings: UpscaleSettings, thread
     inner = 0 if card.is_filter else _pixel_bytes(card, settings.precision) * seen[0] * seen[1]
     outer = 16 * settings.width * settings.height
     return max(1, min(threads, _LANES_BYTES // (inner + outer)))
-
-
-def device_facts(kind: DeviceKind | None = None) -> DeviceFacts:
-    """This machine's device; torch is imported only where an NVIDIA driver lives or CUDA is asked for."""
-    if kind == "cuda" or (kind is None and Path("/proc/driver/nvidia/version").exists()):
-        facts = _cuda_facts()
-        if facts is not None:
-            return facts
-        if kind == "cuda":
-            raise BackendError(
-                "device cuda: torch sees no CUDA device here; check the driver, or use device cpu"
-            )
-        log.warning("an NVIDIA driver is here, but torch sees no CUDA device; the CPU is used")
-    flags = cpu_flags()
-    return DeviceFacts(
-        kind="cpu",
-        name=cpu_name(),
-        memory_gib=2,  # a tile of this size keeps its activations nearer to the caches than a whole frame
-        has_fast_bf16=bool(flags & {"amx_bf16", "avx512_bf16"}),
-        has_fast_fp16=False,  # measured: fp16 on a CPU is slower than fp32, also with avx512_fp16
-    )
-
-
-def cpu_flags() -> frozenset[str]:
-    return frozenset(_cpu_field("flags").split())
-
-
-def cpu_name() -> str:
-    return _cpu_field("model name") or os.uname().machine
-
-
-def _cpu_field(name: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == name), "")
-
-
-def _cuda_facts() -> DeviceFacts | None:
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    facts = torch.cuda.get_device_properties(0)
-    memory_gib = facts.total_memory / 2**30
-    fitting = [size for size in MEMORY_CLASSES_GIB if size <= memory_gib * 1.08]
-    return DeviceFacts(
-        kind="cuda",
-        name=facts.name,
-        memory_gib=fitting[-1] if fitting else MEMORY_CLASSES_GIB[0],
-        has_fast_bf16=facts.major >= 8,
-        has_fast_fp16=facts.major >= 7 or (facts.major, facts.minor) == (6, 0),
-    )
 
 
 def request_findings(request: UpscaleRequest, card: Card) -> list[str]:

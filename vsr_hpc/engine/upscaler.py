@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import logging
-import platform
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +21,7 @@ from vsr_hpc.engine.filters import Filter, code_map, plane_axes, resample, scali
 from vsr_hpc.engine.geometry import check_rgb_path, is_planewise
 from vsr_hpc.engine.phase_planes import PhasePlanes, is_fusible
 from vsr_hpc.engine.recurrent import Propagation, set_type
-from vsr_hpc.engine.settings import DeviceKind, UpscaleSettings, cpu_flags, cpu_name
+from vsr_hpc.engine.settings import UpscaleSettings
 from vsr_hpc.engine.tiles import Tile, feather, grid, padded
 from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError
 from vsr_hpc.media.picture import Frame, Picture, Plane
@@ -437,47 +435,6 @@ class Upscaler:
         log.warning("out of memory, batch halved batch=%d model=%s", self.batch, self._card.name)
 
 
-def platform_record(device: DeviceKind, precision: Precision) -> dict[str, str]:
-    """What else decides bytes: two workers with equal records make equal pictures."""
-    record = {
-        "device": device,
-        "precision": precision,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-    }
-    if device == "cuda":
-        facts = torch.cuda.get_device_properties(0)
-        record |= {
-            "model": facts.name,
-            "compute": f"{facts.major}.{facts.minor}",
-            "cuda": str(torch.version.cuda),
-            "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
-            "driver": _driver_version(),
-        }
-    else:
-        known = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
-        record |= {
-            "model": cpu_name(),
-            "instructions": " ".join(flag for flag in known if flag in cpu_flags()),
-            "capability": torch.backends.cpu.get_cpu_capability(),
-        }
-    return record
-
-
-def tune_allocator() -> bool:
-    """Keep freed activations in the process instead of giving them back at every layer (glibc only).
-
-    Measured: 150k page faults a frame become 1.6k, batch 4 runs 1.4 to 2.1 times as fast. Called once by a
-    worker before its first frame; changes no byte.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    threshold, trim, top = -3, -1, -4  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_MMAP_MAX
-    return bool(mallopt(threshold, 1 << 30) and mallopt(trim, (1 << 31) - 1) and mallopt(top, 0))
-
-
 class _Held:
     """Pictures by number, made when first asked for; the last few are held."""
 
@@ -577,10 +534,3 @@ def _download(codes: Tensor, dtype: np.dtype[np.generic]) -> Plane:
     if dtype == np.uint8:
         return codes.to(torch.uint8).cpu().numpy()
     return codes.to(torch.int32).cpu().numpy().astype(np.uint16)
-
-
-def _driver_version() -> str:
-    try:
-        return Path("/sys/module/nvidia/version").read_text().strip()
-    except OSError:
-        return "unknown"

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError, SpaceError, VsrError
@@ -21,6 +20,7 @@ from vsr_hpc.run.run import Run
 from vsr_hpc.system.interrupts import StopFlag
 
 log = logging.getLogger(__name__)
+
 
 _POLL_S = 0.25
 _CHILD_GRACE_S = 30.0
@@ -64,15 +64,6 @@ def run_workers(
     finally:
         _end(children, grace_s)
         on_tick()
-
-
-def visible_gpus() -> tuple[int, ...]:
-    """GPUs of this machine that this process may use, without importing torch."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return tuple(range(len([part for part in named.split(",") if part.strip() not in ("", "-1")])))
-    folder = Path("/proc/driver/nvidia/gpus")
-    return tuple(range(len(list(folder.iterdir())))) if folder.is_dir() else ()
 
 
 def _start(run: Run, place: int, gpus: tuple[int, ...], threads: int, restart: int = 0) -> _Child:

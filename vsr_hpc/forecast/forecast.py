@@ -9,14 +9,15 @@ import logging
 import os
 import time
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 
 from vsr_hpc.aws.prices import Prices, prices
-from vsr_hpc.executors.local import visible_gpus
 from vsr_hpc.forecast.job_ways import (
     WORKER_COUNTS,
     Choice,
     Option,
     Place,
+    Range,
     Refused,
     Work,
     cheapest,
@@ -25,19 +26,23 @@ from vsr_hpc.forecast.job_ways import (
     options,
     places,
     refusal,
+    rounded,
+    way,
 )
 from vsr_hpc.forecast.profiles import load_profiles
 from vsr_hpc.forecast.storage_ways import Footprint, StorageOffer, storage_offers
 from vsr_hpc.forecast.worker_speed import FrameWork, Pace
 from vsr_hpc.job.spec import JobSpec
-from vsr_hpc.media.encode.resolution import Encoding
+from vsr_hpc.media.encode.encoding import Encoding
 from vsr_hpc.media.timeline import Timeline
 from vsr_hpc.models.cards import Card
 from vsr_hpc.models.network_costs import activation_bytes_per_pixel
 from vsr_hpc.planning.plan import Plan
-from vsr_hpc.planning.preparation import Prepared, make_plan, prepare
-from vsr_hpc.run import spending as ledger
+from vsr_hpc.planning.planner import make_plan
+from vsr_hpc.planning.preparation import Prepared, prepare
 from vsr_hpc.run.run import Run
+from vsr_hpc.run.spending import ESTIMATE_NAME, Estimate, Figure
+from vsr_hpc.system.processes import visible_gpus
 from vsr_hpc.work.trial import LONG_S, SHORT_S, Sample, read_sample
 
 log = logging.getLogger(__name__)
@@ -90,7 +95,7 @@ def forecast(
     budget_usd: float | None = None,
 ) -> Forecast:
     """Check and plan a job, try some of its frames here, weigh where it could run. Writes nothing."""
-    from vsr_hpc.work.worker import try_frames
+    from vsr_hpc.work.run_plan import try_frames
 
     busy = os.getloadavg()[0]  # before this command adds to it
     prepared = prepare(job)
@@ -164,14 +169,14 @@ def note(run: Run, job: JobSpec) -> None:
             workers, cores = _workers_here(job, plan), len(os.sched_getaffinity(0))
             pace = _pace_here(sample, workers, cores, plan)
             own_s = _own_start_s(sample, workers, cores) or _REBUILT_S
-            ledger.note_estimate(run, local_option(work, replace(pace, startup_s=own_s), workers), prices="")
+            note_estimate(run, local_option(work, replace(pace, startup_s=own_s), workers), prices="")
         return
     purchase = "on-demand" if job.on == "slurm" and _is_on_demand(job) else "spot"
     for place in places(plan.card.is_filter):
         if place.where == job.on and place.purchase == purchase:
             best = cheapest(options(place, work, table, load_profiles(), (job.run.workers,)))
             if best is not None:
-                ledger.note_estimate(run, best, prices=table.text())
+                note_estimate(run, best, prices=table.text())
 
 
 def _is_on_demand(job: JobSpec) -> bool:
@@ -285,3 +290,30 @@ def _storage(work: Work, workers: int, here: Option, table: Prices) -> tuple[Sto
         bytes_per_s_per_worker=rate,
     )
     return storage_offers(run, table)
+
+
+def note_estimate(run: Run, chosen: Option, *, prices: str) -> None:
+    """Keep what was expected; an earlier estimate of the run stands."""
+    short = rounded(chosen)
+    hourly = short.usd.mid / short.node_hours if short.usd is not None and short.node_hours else None
+    estimate = Estimate(
+        where=short.where,
+        way=way(short),
+        instance=short.instance,
+        purchase=short.purchase,
+        workers=short.workers,
+        seconds=_figure(short.seconds),
+        usd=None if short.usd is None else _figure(short.usd),
+        node_hours=short.node_hours,
+        interruptions=short.interruptions,
+        basis=short.basis,
+        source=short.source,
+        usd_per_node_hour=hourly,
+        prices=prices,
+        made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    run.store.create(ESTIMATE_NAME, estimate.model_dump_json(indent=1).encode())
+
+
+def _figure(values: Range) -> Figure:
+    return Figure(low=values.low, mid=values.mid, high=values.high)

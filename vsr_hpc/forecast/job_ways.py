@@ -17,7 +17,8 @@ from vsr_hpc.aws.prices import Prices, Purchase
 from vsr_hpc.forecast.profiles import Profile
 from vsr_hpc.forecast.worker_speed import Basis, FrameWork, Pace, pace_on
 from vsr_hpc.models.cards import Card
-from vsr_hpc.planning.plan import shard_borders
+from vsr_hpc.planning.cutting import shard_borders
+from vsr_hpc.wording import duration, money
 
 Where = Literal["local", "slurm", "aws-batch", "sagemaker-async", "ec2"]
 
@@ -324,18 +325,6 @@ def way(each: Option) -> str:
     noun = "worker" if each.workers == 1 else "workers"
     on = f" on {each.instance}" if each.instance else ""
     return f"{each.label} with {each.workers} {noun}{on}"
-
-
-def duration(seconds: float) -> str:
-    """For people: 42 s, 7 min, 2 h 05."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d}"
-
-
-def money(usd: float) -> str:
-    return f"${usd:,.0f}" if usd >= 100 else f"${usd:.2f}" if usd >= 0.01 or usd == 0 else "<$0.01"
 
 
 def _shards(work: Work, seconds_per_frame: float, workers: int) -> int:

@@ -7,7 +7,6 @@ One file per model, device, sizes, precision and threads; measuring again replac
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import re
@@ -17,7 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vsr_hpc.models.cards import Card, Precision
+from vsr_hpc.models.cards import Card, Precision, card_hash
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +73,6 @@ class Profile(BaseModel):
     def seconds_per_pixel(self) -> float:
         """Of the input, for scaling to other sizes."""
         return 1 / (self.pipeline_fps * self.width * self.height)
-
-
-def card_hash(card: Card) -> str:
-    """What a card is in 16 digits: network, scale, parameters and weights; not its words."""
-    identity = card.model_dump_json(include={"kind", "network", "scale", "parameters", "weights"})
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def profiles_folder() -> Path:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vsr_hpc.aws.instances import InstanceType
-from vsr_hpc.forecast.profiles import Profile, card_hash
-from vsr_hpc.models.cards import Card
+from vsr_hpc.forecast.profiles import Profile
+from vsr_hpc.models.cards import Card, card_hash
 
 Basis = Literal["measured", "profile", "scaled"]
 

@@ -57,7 +57,7 @@ def _clips(source: str) -> list[str]:
 
 def _clips_on_s3(folder: str) -> list[str]:
     """Those directly below the prefix."""
-    from vsr_hpc.storage.folder_store import open_store
+    from vsr_hpc.storage.opening import open_store
 
     names = [each.name for each in open_store(folder.rstrip("/")).list("")]
     clips = [each for each in names if "/" not in each and Path(each).suffix.lower() in CLIP_SUFFIXES]

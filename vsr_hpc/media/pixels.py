@@ -259,3 +259,14 @@ def _upright(frame: av.VideoFrame) -> av.VideoFrame:
     graph.push(frame)
     out: Any = graph.pull()
     return out  # type: ignore[no-any-return]
+
+
+def planar_format(name: str) -> PixelFormat:
+    """The format of planes that has this very name; ValueError for a packed one."""
+    try:
+        form = pixel_format(name)
+    except (ValueError, MediaError) as exc:
+        raise ValueError(f"{name!r} is no pixel format of planes that FFmpeg knows") from exc
+    if form.name != name:
+        raise ValueError(f"{name} is packed or an alias; name the planes' own format, here {form.name}")
+    return form

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import os
 from collections.abc import Mapping
 from importlib import resources
@@ -239,3 +240,9 @@ def _package_cards() -> tuple[Card, ...]:
 def card_name(stem: str) -> str:
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._+-") else "-" for c in stem).lstrip("._+-")
     return kept or "model"
+
+
+def card_hash(card: Card) -> str:
+    """What a card is in 16 digits: network, scale, parameters and weights; not its words."""
+    identity = card.model_dump_json(include={"kind", "network", "scale", "parameters", "weights"})
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +12,18 @@ from typing import Any
 
 import yaml
 
-from vsr_hpc import __version__
+from vsr_hpc.job.option_names import command_line
 from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.media.picture import MATRIX_NAMES, Picture
-from vsr_hpc.planning.plan import Plan, fingerprint_id
-from vsr_hpc.run.run import Done, Receipt, Run
-from vsr_hpc.storage.folder_store import MissingObject
+from vsr_hpc.planning.fingerprint import fingerprint_id
+from vsr_hpc.planning.plan import Plan
+from vsr_hpc.run.documents import Done, Receipt
+from vsr_hpc.run.run import Run
+from vsr_hpc.storage.store import MissingObject
+from vsr_hpc.version import VERSION
 
 log = logging.getLogger(__name__)
+
 
 Rows = tuple[tuple[str, str], ...]
 """What a table shows: a name and a value."""
@@ -90,7 +93,7 @@ def what_ran(plan: Plan, receipts: Sequence[Receipt]) -> Ran:
             )
             if value
         ),
-        versions=(("vsr_hpc", __version__), *_versions(plan, receipts)),
+        versions=(("vsr_hpc", VERSION), *_versions(plan, receipts)),
         settings=tuple(sorted((key, _plain(value)) for key, value in plan.fingerprint.items())),
         fingerprint=fingerprint_id(plan.fingerprint),
     )
@@ -160,47 +163,7 @@ def reproduce(job: JobSpec) -> Reproduce:
     """The command that does it again, and the job as a file."""
     document = job.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-    return Reproduce(command=_command(job), job=text)
-
-
-_ODD_FLAGS = {
-    "run.location": "--run",
-    "video.params": "--encoder-params",
-    "video.threads": "--encoder-threads",
-}
-
-
-def _command(job: JobSpec) -> str:
-    if job.on != "local":
-        return f"vsr submit job.yaml --on {job.on}"
-    words = ["vsr", "upscale", job.input, job.output, "--model", job.model]
-    for section in ("picture", "video", "streams", "range", "images", "run"):
-        values = getattr(job, section).model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        for key, value in values.items():
-            words += _flag(section, key, value)
-    return shlex.join(words)
-
-
-def _flag(section: str, key: str, value: Any) -> list[str]:
-    flag = _ODD_FLAGS.get(f"{section}.{key}", f"--{key.replace('_', '-')}")
-    if (section, key) in _NO_FLAG:
-        return []
-    if (section, key) == ("run", "reproducible"):
-        return ["--strict"] if value == "strict" else []
-    if isinstance(value, bool):
-        return [flag] if value else []
-    if isinstance(value, dict):
-        return [flag, ":".join(f"{each}={text}" for each, text in value.items())] if value else []
-    if (section, key) == ("picture", "size"):
-        return [flag, "x".join("" if side is None else str(side) for side in value)]
-    if (section, key) == ("run", "gpus"):
-        return [flag, ",".join(map(str, value))]
-    if isinstance(value, list):
-        return [word for each in value for word in (flag, str(each))]
-    return [flag, str(value)]
-
-
-_NO_FLAG = {("picture", "seed"), ("run", "max_attempts"), ("run", "max_rounds")}
+    return Reproduce(command=command_line(job), job=text)
 
 
 def stored(run: Run, name: str) -> dict[str, Any] | None:

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from vsr_hpc.run.run import Heartbeat, LeaseEnd, Receipt, Run
+from vsr_hpc.run.documents import Heartbeat, LeaseEnd, Receipt
+from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import WorkerStatus
-from vsr_hpc.storage.folder_store import MissingObject, ObjectFacts
+from vsr_hpc.storage.store import MissingObject, ObjectFacts
 
 _READERS = 8
 _MOST_BREAKS = 2000

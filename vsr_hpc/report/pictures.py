@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vsr_hpc.media.clip.probe import Clip, index, probe
+from vsr_hpc.media.clip.clip import Clip
+from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.media.source import Source
 from vsr_hpc.media.timeline import Timeline
 from vsr_hpc.report.srgb import data_uri, shown_size, to_image, within
-from vsr_hpc.run.run import Done, Run
-from vsr_hpc.storage.s3_source import open_source
+from vsr_hpc.run.documents import Done
+from vsr_hpc.run.run import Run
+from vsr_hpc.storage.opening import open_source
 from vsr_hpc.verification.frame_match import luma_thumbnail, thumbnail_shape
 
 log = logging.getLogger(__name__)
@@ -107,8 +109,8 @@ def output_side(run: Run, done: Done) -> Side:
     """The finished output, its frames numbered as the source's are."""
     source = open_source(done.output)
     rate = run.plan.clip.frame_rate if run.plan.encoding is None else None
-    clip = probe(source, frame_rate=rate, allow_gaps=run.plan.job.images.allow_gaps)
-    return Side(clip=clip, timeline=index(clip, source), source=source, first=run.plan.start)
+    clip = probe_clip(source, frame_rate=rate, allow_gaps=run.plan.job.images.allow_gaps)
+    return Side(clip=clip, timeline=index_clip(clip, source), source=source, first=run.plan.start)
 
 
 def show(run: Run, done: Done) -> tuple[tuple[Scene, ...], tuple[Loop, ...]]:

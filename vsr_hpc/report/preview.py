@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vsr_hpc.engine.geometry import output_geometry
 from vsr_hpc.errors import JobError
-from vsr_hpc.media.clip.probe import Clip, index, probe
+from vsr_hpc.media.clip.clip import Clip
+from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.media.timeline import parse_position, select_range
 from vsr_hpc.models import weights
@@ -25,7 +26,7 @@ from vsr_hpc.report.facts import name_of
 from vsr_hpc.report.page import page
 from vsr_hpc.report.pictures import Side, busiest, strip
 from vsr_hpc.report.srgb import data_uri, to_image, within
-from vsr_hpc.storage.s3_source import open_source
+from vsr_hpc.storage.opening import open_source
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +82,8 @@ def preview(
     """JobError with every finding, before anything is decoded."""
     cards = _cards(models)
     source = open_source(uri)
-    clip = probe(source)
-    side = Side(clip=clip, timeline=index(clip, source), source=source)
+    clip = probe_clip(source)
+    side = Side(clip=clip, timeline=index_clip(clip, source), source=source)
     first = _frame_at(side, at)
     count, stride = _shown_frames(side, first, seconds)
     frames = list(side.frames(first, first + count))

@@ -15,10 +15,11 @@ from vsr_hpc.report.history import History, read_history, read_receipts
 from vsr_hpc.report.page import page
 from vsr_hpc.report.pictures import show
 from vsr_hpc.report.truth import Quality, measure_quality
-from vsr_hpc.run.run import Done, Receipt, Run
+from vsr_hpc.run.documents import Done, Receipt
+from vsr_hpc.run.run import Run
 from vsr_hpc.run.spending import read_estimate, read_spent
 from vsr_hpc.run.status import read_status
-from vsr_hpc.storage.s3_source import open_source
+from vsr_hpc.storage.opening import open_source
 from vsr_hpc.verification.verify import Verification, verify
 
 log = logging.getLogger(__name__)

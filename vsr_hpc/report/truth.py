@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vsr_hpc.errors import JobError
-from vsr_hpc.media.clip.probe import index, probe
+from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.report.pictures import Side, candidate_frames, input_side, output_side, read_some
 from vsr_hpc.report.srgb import to_image
-from vsr_hpc.run.run import Done, Run
-from vsr_hpc.storage.s3_source import open_source
+from vsr_hpc.run.documents import Done
+from vsr_hpc.run.run import Run
+from vsr_hpc.storage.opening import open_source
 from vsr_hpc.verification.similarity import psnr, ssim
 
 _EQUAL_DB = 100.0
@@ -42,8 +43,8 @@ def measure_quality(run: Run, done: Done, truth: str) -> Quality:
     """JobError where the truth has not the output's size or not the source's number of frames."""
     before, after = input_side(run), output_side(run, done)
     source = open_source(truth)
-    clip = probe(source)
-    original = Side(clip=clip, timeline=index(clip, source), source=source)
+    clip = probe_clip(source)
+    original = Side(clip=clip, timeline=index_clip(clip, source), source=source)
     _check_fits(original, before, after)
     numbers = candidate_frames(before.timeline, run.plan.start, run.plan.stop)
     rows = []

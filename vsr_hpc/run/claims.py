@@ -7,7 +7,10 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from vsr_hpc.run.run import Cause, Control, Lease, LeaseState, Liveness, Poison, Run
+from vsr_hpc.run.control import Control
+from vsr_hpc.run.documents import Cause, Lease, LeaseState, Poison
+from vsr_hpc.run.liveness import Liveness
+from vsr_hpc.run.run import Run
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from vsr_hpc.storage.folder_store import Store
+from vsr_hpc.storage.store import Store
 
 _MOST_BYTES = 1 << 20
 

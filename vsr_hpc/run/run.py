@@ -19,154 +19,36 @@ import getpass
 import hashlib
 import json
 import logging
-import os
-import re
-import secrets
 import socket
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from vsr_hpc.errors import JobError, VsrError
 from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.media.timeline import Timeline
 from vsr_hpc.planning.plan import Plan
-from vsr_hpc.storage.folder_store import MissingObject, Store, open_store
+from vsr_hpc.run.control import Control
+from vsr_hpc.run.documents import (
+    Cause,
+    Done,
+    Heartbeat,
+    Lease,
+    LeaseEnd,
+    LeaseNote,
+    LeaseState,
+    Poison,
+    Receipt,
+    Round,
+    encode_document,
+)
+from vsr_hpc.storage.opening import open_store
+from vsr_hpc.storage.store import MissingObject, Store
 
 log = logging.getLogger(__name__)
 
-
-Cause = Literal["stopped", "backend", "media", "died"]
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class SegmentFacts(_Document):
-    chunk: int
-    name: str
-    frames: int
-    size_bytes: int
-    sha256: str
-    worst_psnr_db: float | None = None
-    undecided: int = 0
-
-
-class Receipt(_Document):
-    """Proof that a shard is done: its segments are in place, counted and checked."""
-
-    shard: int
-    worker: str
-    generation: int
-    segments: tuple[SegmentFacts, ...]
-    platform: dict[str, str]
-    seconds: dict[str, float]
-    clipped: int = 0
-    repeated: int = 0
-    """Frames that got an equal one's result (`skip_duplicates`)."""
-    started_s: float
-    finished_s: float
-
-
-class LeaseNote(_Document):
-    worker: str
-    node: str
-    taken_s: float
-
-
-class LeaseEnd(_Document):
-    cause: Cause
-    node: str
-    text: str = ""
-
-
-class Heartbeat(_Document):
-    """A worker about itself. The first block never changes; it tells whether its process still lives."""
-
-    worker: str
-    host: str
-    node: str
-    pid: int
-    process_start: int
-    boot: str
-    task: str = ""
-    round: int = 0
-    restart: int = 0
-    device: str = ""
-    started_s: float = 0.0
-
-    state: Literal["starting", "working", "waiting", "finishing", "left"] = "starting"
-    counter: int = 0
-    updated_s: float = 0.0
-    shard: int | None = None
-    shard_frames: int = 0
-    frames: int = 0
-    failed: int = 0
-    """Attempts that ended with an error."""
-    shards: int = 0
-    seconds: dict[str, float] = {}
-    repeated: int = 0
-    note: str = ""
-
-
-class Round(_Document):
-    """One submission of workers."""
-
-    number: int
-    executor: str
-    workers: int
-    user: str
-    submitted_s: float
-    missing: int
-    jobs: tuple[str, ...] = ()
-
-
-class Done(_Document):
-    """The end of a run: what the output is."""
-
-    output: str
-    frames: int
-    size_bytes: int
-    sha256: str
-    offset_s: float
-    notes: tuple[str, ...] = ()
-    platforms: int = 1
-    repeated: int = 0
-    """Frames that got an equal one's result (`skip_duplicates`)."""
-    finished_s: float
-    seconds: dict[str, float] = {}
-
-
-class Poison(_Document):
-    shard: int
-    generation: int
-    reason: str
-    nodes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
-    name: str
-    generation: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseState:
-    """The newest generation of one lease, as a listing shows it."""
-
-    generation: int
-    is_ended: bool
-
-
-def new_worker_id(node: str) -> str:
-    safe = re.sub(r"[^A-Za-z0-9_.-]", "-", node)[:40]
-    return f"{safe}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 class Run:
@@ -241,7 +123,7 @@ class Run:
 
     def record(self, receipt: Receipt) -> bool:
         """Put a shard's receipt; False where another worker's receipt stands already."""
-        return self.store.create(f"receipts/{receipt.shard:05d}.json", _dump(receipt))
+        return self.store.create(f"receipts/{receipt.shard:05d}.json", encode_document(receipt))
 
     def done(self) -> Done | None:
         try:
@@ -250,7 +132,7 @@ class Run:
             return None
 
     def write_done(self, done: Done) -> None:
-        self.store.create("done.json", _dump(done))
+        self.store.create("done.json", encode_document(done))
 
     # Leases
 
@@ -270,7 +152,7 @@ class Run:
     def take(self, name: str, generation: int, worker: str, node: str) -> Lease | None:
         """Claim one generation of a lease; None where somebody else has it."""
         note = LeaseNote(worker=worker, node=node, taken_s=time.time())
-        if self.store.create(f"leases/{name}.g{generation}.json", _dump(note)):
+        if self.store.create(f"leases/{name}.g{generation}.json", encode_document(note)):
             return Lease(name=name, generation=generation)
         return None
 
@@ -279,7 +161,7 @@ class Run:
 
     def give_back(self, lease: Lease, cause: Cause, node: str, text: str = "") -> None:
         end = LeaseEnd(cause=cause, node=node, text=text[:500])
-        self.store.create(f"leases/{lease.name}.g{lease.generation}.end.json", _dump(end))
+        self.store.create(f"leases/{lease.name}.g{lease.generation}.end.json", encode_document(end))
 
     def ending(self, name: str, generation: int) -> LeaseEnd | None:
         try:
@@ -290,7 +172,7 @@ class Run:
     # Heartbeats
 
     def beat(self, heartbeat: Heartbeat) -> None:
-        self.store.put(f"workers/{heartbeat.worker}.json", _dump(heartbeat))
+        self.store.put(f"workers/{heartbeat.worker}.json", encode_document(heartbeat))
 
     def heartbeat(self, worker: str) -> Heartbeat | None:
         try:
@@ -318,7 +200,7 @@ class Run:
 
     def poison(self, poison: Poison) -> None:
         name = f"{poison.shard:05d}.g{poison.generation}"
-        self.store.create(f"poison/{name}.json", _dump(poison))
+        self.store.create(f"poison/{name}.json", encode_document(poison))
         self.store.create(f"control/poisoned.{name}", b"")
 
     def poisoned(self) -> tuple[Poison, ...]:
@@ -354,7 +236,7 @@ class Run:
             submitted_s=time.time(),
             missing=missing,
         )
-        if self.store.create(f"rounds/{started.number}.json", _dump(started)):
+        if self.store.create(f"rounds/{started.number}.json", encode_document(started)):
             return started
         return None
 
@@ -373,160 +255,6 @@ class Run:
             return model.model_validate_json(content)
         except ValidationError as exc:
             raise VsrError(f"{self.uri}: {name} is damaged: {exc}") from exc
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Control:
-    """What people and workers asked of the whole run, from one small listing."""
-
-    cancelled: int
-    """The latest round that was cancelled, 0 for none."""
-    poisoned: dict[int, int]
-    """Shards set aside, each with the lease generation at which it was."""
-    retried: dict[int, int]
-    avoided: frozenset[str]
-    is_stopped: bool
-
-    @classmethod
-    def from_names(cls, names: Iterable[str]) -> Control:
-        cancelled, is_stopped = 0, False
-        poisoned: dict[int, int] = {}
-        retried: dict[int, int] = {}
-        avoided: set[str] = set()
-        for name in names:
-            word, _, rest = name.partition(".")
-            if word == "cancelled":
-                cancelled = max(cancelled, int(rest))
-            elif word in ("poisoned", "retried"):
-                table = poisoned if word == "poisoned" else retried
-                shard, generation = int(rest[:5]), int(rest[7:])
-                table[shard] = max(table.get(shard, 0), generation)
-            elif word == "avoid":
-                avoided.add(rest)
-            elif word == "stop":
-                is_stopped = True
-        still = {shard: at for shard, at in poisoned.items() if retried.get(shard, 0) < at}
-        return cls(
-            cancelled=cancelled,
-            poisoned=still,
-            retried=retried,
-            avoided=frozenset(avoided),
-            is_stopped=is_stopped,
-        )
-
-    def is_cancelled(self, round_number: int) -> bool:
-        return self.cancelled > 0 and round_number <= self.cancelled
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
-    """This process, told apart from every other one that ever ran."""
-
-    host: str
-    pid: int
-    process_start: int
-    boot: str
-
-    @classmethod
-    def current(cls) -> Process:
-        return cls(
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            process_start=_process_start(os.getpid()),
-            boot=_boot(),
-        )
-
-    def heartbeat(
-        self, worker: str, node: str, *, task: str = "", round: int = 0, restart: int = 0
-    ) -> Heartbeat:
-        """The first one of a worker that lives in this process."""
-        return Heartbeat(
-            worker=worker,
-            host=self.host,
-            node=node,
-            pid=self.pid,
-            process_start=self.process_start,
-            boot=self.boot,
-            task=task,
-            round=round,
-            restart=restart,
-            started_s=time.time(),
-        )
-
-
-def is_process_gone(heartbeat: Heartbeat) -> bool:
-    """Whether the worker's process is known to be dead: only a process of the same boot can tell."""
-    if heartbeat.boot != _boot() or heartbeat.host != socket.gethostname():
-        return False
-    return _process_start(heartbeat.pid) != heartbeat.process_start
-
-
-@dataclass(slots=True)
-class Liveness:
-    """Which workers live: on this observer's own monotonic clock, heartbeats move or stand still."""
-
-    run: Run
-    task: str
-    worker: str
-    _moved: dict[str, tuple[float, float]] = field(default_factory=dict)
-    _alive: set[str] = field(default_factory=set)
-    _identity: dict[str, Heartbeat] = field(default_factory=dict)
-
-    def observe(self) -> None:
-        now = time.monotonic()
-        for facts in self.run.store.list("workers/"):
-            worker = facts.name[8:-5]
-            seen = self._moved.get(worker)
-            if seen is None or seen[0] != facts.modified_s:
-                self._moved[worker] = (facts.modified_s, now)
-            if seen is not None and seen[0] != facts.modified_s:
-                self._alive.add(worker)
-
-    def is_stale(self, worker: str) -> bool:
-        """Whether a lease of this worker may be taken over."""
-        if worker == self.worker:
-            return False
-        heartbeat = self._identity.get(worker) or self.run.heartbeat(worker)
-        if heartbeat is not None:
-            self._identity[worker] = heartbeat
-            if is_process_gone(heartbeat) or (self.task and heartbeat.task == self.task):
-                return True
-        return self._silence_s(worker) > self.run.store.lease_window_s
-
-    def is_silent(self, worker: str) -> bool:
-        """Whether this worker has not moved lately, so that its lease may soon be stale."""
-        return worker != self.worker and self._silence_s(worker) > self.run.store.lease_window_s / 3
-
-    def was_seen_alive(self, worker: str) -> bool:
-        """Whether this worker's heartbeat moved while it was observed, be it dead by now."""
-        return worker in self._alive
-
-    def _silence_s(self, worker: str) -> float:
-        _, since = self._moved.setdefault(worker, (0.0, time.monotonic()))
-        return time.monotonic() - since
-
-
-def _boot() -> str:
-    """This boot of this kernel and this process namespace, in which a pid has a meaning."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def _process_start(pid: int) -> int:
-    """Clock ticks from boot to the start of a live process; 0 where there is none or it is a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return 0
-    fields = stat.rsplit(")", 1)[1].split()
-    return 0 if fields[0] in "ZX" else int(fields[19])
-
-
-def _dump(document: BaseModel) -> bytes:
-    return document.model_dump_json(exclude_defaults=False).encode()
 
 
 def _stamp() -> bytes:

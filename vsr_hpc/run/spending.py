@@ -10,18 +10,18 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vsr_hpc.forecast.job_ways import Option, Range, duration, money, rounded, way
-from vsr_hpc.run.run import Done, Heartbeat, LeaseState, Round, Run, is_process_gone
-from vsr_hpc.storage.folder_store import MissingObject
+from vsr_hpc.run.documents import Done, Heartbeat, LeaseState, Round
+from vsr_hpc.run.liveness import is_process_gone
+from vsr_hpc.run.run import Run
+from vsr_hpc.storage.store import MissingObject
 
 log = logging.getLogger(__name__)
 
 
-_NAME = "estimate.json"
+ESTIMATE_NAME = "estimate.json"
 _INTERRUPTED_BY = frozenset({"spot notice", "terminated", "time limit"})
 
 
@@ -76,33 +76,10 @@ class Spent:
     """At the estimate's price of a node-hour; None where that is not known."""
 
 
-def note_estimate(run: Run, chosen: Option, *, prices: str) -> None:
-    """Keep what was expected; an earlier estimate of the run stands."""
-    short = rounded(chosen)
-    hourly = short.usd.mid / short.node_hours if short.usd is not None and short.node_hours else None
-    estimate = Estimate(
-        where=short.where,
-        way=way(short),
-        instance=short.instance,
-        purchase=short.purchase,
-        workers=short.workers,
-        seconds=_figure(short.seconds),
-        usd=None if short.usd is None else _figure(short.usd),
-        node_hours=short.node_hours,
-        interruptions=short.interruptions,
-        basis=short.basis,
-        source=short.source,
-        usd_per_node_hour=hourly,
-        prices=prices,
-        made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
-    run.store.create(_NAME, estimate.model_dump_json(indent=1).encode())
-
-
 def read_estimate(run: Run) -> Estimate | None:
     """What was said when the run began; None where nothing was, or where it cannot be read."""
     try:
-        return Estimate.model_validate_json(run.store.read(_NAME))
+        return Estimate.model_validate_json(run.store.read(ESTIMATE_NAME))
     except MissingObject:
         return None
     except ValidationError as exc:
@@ -179,34 +156,5 @@ def shards_lost(leases: Mapping[str, LeaseState], finished: frozenset[int]) -> i
     return lost
 
 
-def _figure(values: Range) -> Figure:
-    return Figure(low=values.low, mid=values.mid, high=values.high)
-
-
-def lines(estimate: Estimate | None, spent: Spent | None, *, is_done: bool) -> tuple[str, ...]:
-    """The two side by side, in words; nothing where neither is known."""
-    if spent is None or not spent.seconds:
-        return () if estimate is None else (f"estimated: {_expected(estimate)}",)
-    hours = f"{spent.node_hours:.2f}" if spent.node_hours >= 0.1 else f"{spent.node_hours:.4f}"
-    said = "" if estimate is None else f", estimated {_expected(estimate)}"
-    made = [f"{'took' if is_done else 'so far'}: {duration(spent.seconds)}, {hours} node-hours{said}"]
-    if spent.usd is not None and estimate is not None and estimate.usd is not None:
-        made.append(
-            f"cost: about {money(spent.usd)} by node-hours, estimated {money(estimate.usd.mid)} "
-            f"({money(estimate.usd.low)} to {money(estimate.usd.high)}; {estimate.prices})"
-        )
-    if spent.interruptions or spent.shards_lost:
-        made.append(
-            f"interrupted: {_counted(spent.interruptions, 'worker')}, "
-            f"{_counted(spent.shards_lost, 'shard')} begun again"
-        )
-    return tuple(made)
-
-
-def _expected(estimate: Estimate) -> str:
-    seconds = estimate.seconds
-    return f"{duration(seconds.mid)} ({duration(seconds.low)} to {duration(seconds.high)})"
-
-
-def _counted(count: int, noun: str) -> str:
+def count(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"

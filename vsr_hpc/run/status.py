@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vsr_hpc.run.run import Done, Heartbeat, Poison, Round, Run, is_process_gone
+from vsr_hpc.run.documents import Done, Heartbeat, Poison, Round
+from vsr_hpc.run.liveness import is_process_gone
+from vsr_hpc.run.run import Run
 from vsr_hpc.run.spending import Estimate, Spent, read_estimate, shards_lost, spent_by
 
 STAGES = ("decode", "device", "encode", "check", "store")

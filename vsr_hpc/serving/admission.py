@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator
 from typing import Literal
 
-from vsr_hpc.serving.clips import Patience
-from vsr_hpc.serving.limits import Limits, Refusal
+from vsr_hpc.serving.deadline import Patience
+from vsr_hpc.serving.limits import Limits
+from vsr_hpc.serving.refusals import Refusal
 
 _LONGEST_RETRY_S = 30
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vsr_hpc.serving.limits import Limits, Refusal
+from vsr_hpc.serving.limits import Limits
+from vsr_hpc.serving.refusals import Refusal
 
 _RECORDIO_MAGIC = 0xCED7230A
 

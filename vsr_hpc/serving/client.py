@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import time
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
-from vsr_hpc.aws.errors import is_passing
-from vsr_hpc.errors import BackendError, JobError, MediaError, VsrError
+from vsr_hpc.aws.account import CLIENT_ATTEMPTS, patient_client
+from vsr_hpc.aws.errors import error_of_answer, translated
+from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.serving.limits import SAGEMAKER_PAYLOAD_BYTES
 from vsr_hpc.serving.request import MEDIA_TYPES, Content
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from http.client import HTTPResponse
 
 log = logging.getLogger(__name__)
+
 
 Way = Literal["url", "real-time", "stream", "async"]
 
@@ -40,7 +41,6 @@ _BY_SUFFIX: dict[str, Content] = {
     ".json": "json",
     ".jsonl": "jsonlines",
 }
-_TRIES = 5
 _PIECE_BYTES = 64 << 10
 _LONGEST_PAUSE_S = 30.0
 
@@ -130,8 +130,6 @@ def _media_type(path: Path) -> str:
 
 
 # A server by its URL --------------------------------------------------------------------------------------
-
-
 def _by_url(
     endpoint: str,
     question: Question,
@@ -154,17 +152,17 @@ def _by_url(
             raise BackendError(f"{endpoint} does not answer: {exc or type(exc).__name__}") from exc
 
     until = time.monotonic() + question.timeout_s
-    for attempt in range(_TRIES):
+    for attempt in range(CLIENT_ATTEMPTS):
         answer = ask()
         pause_s = _pause_s(attempt, answer.getheader("Retry-After"))
         is_busy = answer.status in (429, 503)
-        if not is_busy or attempt + 1 == _TRIES or time.monotonic() + pause_s > until:
+        if not is_busy or attempt + 1 == CLIENT_ATTEMPTS or time.monotonic() + pause_s > until:
             break
         log.info("endpoint is busy status=%d pause_s=%.1f", answer.status, pause_s)
         time.sleep(pause_s)
     pieces = _pieces(endpoint, answer)
     if answer.status != 200:
-        raise _refused(endpoint, answer.status, b"".join(pieces))
+        raise error_of_answer(endpoint, answer.status, b"".join(pieces))
     return _Answer(
         pieces=pieces,
         media_type=answer.getheader("Content-Type", ""),
@@ -209,22 +207,7 @@ def _pause_s(attempt: int, retry_after: str | None) -> float:
     return min(_LONGEST_PAUSE_S, 0.5 * 2.0**attempt)
 
 
-def _refused(endpoint: str, status: int, answer: bytes) -> VsrError:
-    """The server's own words as an error for whoever must act."""
-    try:
-        text = str(json.loads(answer)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        text = answer[:300].decode(errors="replace").strip() or "no reason given"
-    message = f"{endpoint} answers {status}: {text}"
-    if status in (429, 503) or status >= 500:
-        return BackendError(message)
-    is_about_the_clip = status in (413, 415) or b'"code": "media"' in answer[:60]
-    return MediaError(message) if is_about_the_clip else JobError(message)
-
-
 # A SageMaker endpoint by its name ---------------------------------------------------------------------------
-
-
 def _by_name(endpoint: str, question: Question, body: bytes, headers: Mapping[str, str]) -> _Answer:
     wanted: dict[str, Any] = {"EndpointName": endpoint, "Body": body, **_parameters(question, headers)}
     if question.target_model:
@@ -232,7 +215,7 @@ def _by_name(endpoint: str, question: Question, body: bytes, headers: Mapping[st
     if question.variant:
         wanted["TargetVariant"] = question.variant
     with translated(endpoint):
-        answer = client("sagemaker-runtime", question.timeout_s).invoke_endpoint(**wanted)
+        answer = patient_client("sagemaker-runtime", question.timeout_s).invoke_endpoint(**wanted)
         whole = answer["Body"].read()
     return _Answer(
         pieces=[whole],
@@ -248,7 +231,7 @@ def _by_name_in_pieces(endpoint: str, question: Question, body: bytes, headers: 
     if question.variant:
         wanted["TargetVariant"] = question.variant
     with translated(endpoint):
-        answer = client("sagemaker-runtime", question.timeout_s).invoke_endpoint_with_response_stream(
+        answer = patient_client("sagemaker-runtime", question.timeout_s).invoke_endpoint_with_response_stream(
             **wanted
         )
     return _Answer(
@@ -274,11 +257,11 @@ def _by_s3(endpoint: str, question: Question, body: bytes, headers: Mapping[str,
     """Upload, invoke, wait for the output or the failure, take it, remove the upload."""
     bucket, prefix = _input_place(endpoint, question)
     key = f"{prefix}{hashlib.sha256(body).hexdigest()[:16]}-{os.getpid()}-{time.time_ns():x}"
-    s3 = client("s3", question.timeout_s)
+    s3 = patient_client("s3", question.timeout_s)
     with translated(endpoint):
         s3.put_object(Bucket=bucket, Key=key, Body=body, ContentType=headers["Content-Type"])
         try:
-            begun = client("sagemaker-runtime", 70).invoke_endpoint_async(
+            begun = patient_client("sagemaker-runtime", 70).invoke_endpoint_async(
                 EndpointName=endpoint,
                 InputLocation=f"s3://{bucket}/{key}",
                 InvocationTimeoutSeconds=max(1, min(3600, int(question.timeout_s))),
@@ -301,7 +284,7 @@ def _awaited(s3: Any, endpoint: str, output: str, failure: str | None, timeout_s
             return found
         told = _object(s3, failure) if failure else None
         if told is not None:
-            raise _refused(endpoint, 424, told[0])
+            raise error_of_answer(endpoint, 424, told[0])
         if time.monotonic() + pause_s > until:
             raise BackendError(
                 f"{endpoint}: no answer at {output} within {timeout_s:g} s; the endpoint may be scaling "
@@ -328,7 +311,7 @@ def _input_place(endpoint: str, question: Question) -> tuple[str, str]:
     """(bucket, prefix) for the input: where the user says, or beside the endpoint's own outputs."""
     place = question.s3
     if place is None:
-        sagemaker = client("sagemaker", 60)
+        sagemaker = patient_client("sagemaker", 60)
         with translated(endpoint):
             config = sagemaker.describe_endpoint_config(
                 EndpointConfigName=sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
@@ -354,50 +337,10 @@ def _taken_apart(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def client(service: str, timeout_s: float) -> Any:
-    """A boto3 client that waits long enough and tries again a bounded number of times."""
-    import boto3
-    from botocore.config import Config
-
-    # SageMaker answers within 60 s; a client that waits less would send the same request twice.
-    patience = Config(
-        connect_timeout=10,
-        read_timeout=max(70.0, timeout_s),
-        retries={"mode": "standard", "total_max_attempts": _TRIES},
-    )
-    return boto3.client(service, config=patience)
-
-
-_BROKEN_STREAMS = ("ModelStreamError", "InternalStreamFailure")
 """Come inside of an answer, under a status that says nothing; may be gone when one comes again."""
 
 
-@contextlib.contextmanager
-def translated(endpoint: str) -> Iterator[None]:
-    """AWS's errors inside the block as errors for whoever must act."""
-    from botocore import exceptions as aws
-
-    try:
-        yield
-    except aws.ClientError as exc:
-        error = exc.response.get("Error", {})
-        code, text = str(error.get("Code", "")), str(error.get("Message", exc))
-        if code == "ModelError":
-            status = int(exc.response.get("OriginalStatusCode", 0) or 0)
-            told = str(exc.response.get("OriginalMessage", text)).encode()
-            raise _refused(endpoint, status or 424, told) from exc
-        if code in _BROKEN_STREAMS or is_passing(exc.response):
-            raise BackendError(f"{endpoint}: {code}: {text}") from exc
-        raise JobError(f"{endpoint}: {code}: {text}") from exc
-    except (aws.NoCredentialsError, aws.NoRegionError, aws.ParamValidationError) as exc:
-        raise JobError(f"{endpoint}: {exc}") from exc
-    except aws.BotoCoreError as exc:
-        raise BackendError(f"{endpoint}: {exc}") from exc
-
-
 # Files ----------------------------------------------------------------------------------------------------
-
-
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

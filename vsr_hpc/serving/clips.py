@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -20,47 +19,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vsr_hpc.engine.settings import DeviceFacts, resolve_settings
+from vsr_hpc.engine.device_facts import DeviceFacts
+from vsr_hpc.engine.settings import resolve_settings
 from vsr_hpc.errors import MediaError
-from vsr_hpc.job.spec import JobSpec, parse_job
+from vsr_hpc.job.reading import parse_job
+from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.media.clip.reader import read_segment
-from vsr_hpc.media.encode.resolution import Encoding
+from vsr_hpc.media.encode.encoding import Encoding
 from vsr_hpc.media.encode.segment_writer import SegmentWriter
 from vsr_hpc.media.merge.merge import merge, merged
-from vsr_hpc.media.merge.segment_packets import SegmentPart
 from vsr_hpc.media.picture import Frame
+from vsr_hpc.media.segment import SegmentPart
 from vsr_hpc.media.source import Source, local_source, open_input
 from vsr_hpc.media.timeline import Timeline
 from vsr_hpc.planning.plan import Plan, Shard
-from vsr_hpc.planning.preparation import make_plan, prepare, streams_request, upscale_request
+from vsr_hpc.planning.planner import make_plan
+from vsr_hpc.planning.preparation import prepare
+from vsr_hpc.planning.requests import streams_request, upscale_request
 from vsr_hpc.serving.batcher import Batcher
-from vsr_hpc.serving.limits import Limits, too_long, too_many_pixels
+from vsr_hpc.serving.deadline import Patience
+from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.loaded_models import Bench, Model
+from vsr_hpc.serving.refusals import too_long, too_many_pixels
 from vsr_hpc.serving.request import Content, Options
 from vsr_hpc.serving.stills import Facts
 from vsr_hpc.work.pipeline import ShardWork, Stopped, Workbench, make_segments
 
 _STREAMED_CHUNK_S = 1.0
 """A chunk goes out when the next one is done: short ones make an early first piece."""
-
-
-class Patience:
-    """Until when a request is worked on: its deadline, or somebody saying that nobody waits any more."""
-
-    def __init__(self, deadline_s: float) -> None:
-        self.until = time.monotonic() + deadline_s
-        self._given_up = threading.Event()
-
-    def give_up(self) -> None:
-        self._given_up.set()
-
-    @property
-    def is_over(self) -> bool:
-        return self._given_up.is_set() or time.monotonic() > self.until
-
-    @property
-    def left_s(self) -> float:
-        return 0.0 if self._given_up.is_set() else max(0.0, self.until - time.monotonic())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

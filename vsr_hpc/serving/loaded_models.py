@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsr_hpc.engine.settings import DeviceFacts, UpscaleSettings
+from vsr_hpc.engine.device_facts import DeviceFacts
+from vsr_hpc.engine.settings import UpscaleSettings
 from vsr_hpc.errors import BackendError, JobError, ModelError
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.models.cards import WEIGHT_SUFFIXES, Card, card_of_file, find_card, read_card
-from vsr_hpc.serving.limits import Refusal
+from vsr_hpc.serving.refusals import Refusal
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-from vsr_hpc.serving.limits import Refusal
+from vsr_hpc.serving.refusals import Refusal
 from vsr_hpc.serving.request import Content
 
 _MAX_INFLATED_BYTES = 16 << 20

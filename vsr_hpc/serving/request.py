@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vsr_hpc.serving.limits import Refusal
+from vsr_hpc.serving.refusals import Refusal
 
 Content = Literal["png", "jpeg", "webp", "planes", "mp4", "mkv", "json", "jsonlines", "recordio"]
 

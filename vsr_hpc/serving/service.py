@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vsr_hpc.engine.settings import DeviceFacts, DeviceKind, device_facts
+from vsr_hpc.engine.device_facts import DeviceFacts, DeviceKind, device_facts
 from vsr_hpc.errors import VsrError
 from vsr_hpc.media.picture import Colour, Frame, Picture
 from vsr_hpc.media.pixels import pixel_format
@@ -30,9 +30,10 @@ from vsr_hpc.serving.bodies import (
     split_recordio,
 )
 from vsr_hpc.serving.clips import ClipStream, PlannedClip, make_clip, plan_clip
-from vsr_hpc.serving.limits import Limits, Refusal, answer_too_large, past_deadline, refusal_for
+from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.loaded_models import Bench, Model, Shelf, model_named, models_in
 from vsr_hpc.serving.metrics import Metrics
+from vsr_hpc.serving.refusals import Refusal, answer_too_large, past_deadline, refusal_for
 from vsr_hpc.serving.request import (
     CLIPS,
     MEDIA_TYPES,
@@ -132,7 +133,7 @@ class Service:
         self.gate.state = "ready" if self.gate.state == "starting" else self.gate.state
 
     def _load(self) -> None:
-        from vsr_hpc.engine.upscaler import tune_allocator
+        from vsr_hpc.engine.platform import tune_allocator
 
         settings = self.settings
         tune_allocator()

@@ -10,16 +10,18 @@ from typing import Literal
 
 import numpy as np
 
+from vsr_hpc.engine.device_facts import DeviceFacts
 from vsr_hpc.engine.geometry import output_geometry
-from vsr_hpc.engine.settings import DeviceFacts, UpscaleRequest, resolve_settings
+from vsr_hpc.engine.settings import UpscaleRequest, resolve_settings
 from vsr_hpc.errors import JobError
-from vsr_hpc.media.encode.resolution import planar_format
 from vsr_hpc.media.picture import Colour, Frame, Picture, Plane
+from vsr_hpc.media.pixels import planar_format
 from vsr_hpc.media.stills.metadata import StillMeta
 from vsr_hpc.media.stills.still import encode_image, read_image, resolve_image_encoding, still_picture
-from vsr_hpc.serving.limits import Limits, Refusal, answer_too_large, too_many_pixels
+from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.loaded_models import Bench, Model
 from vsr_hpc.serving.picture_size import still_size
+from vsr_hpc.serving.refusals import Refusal, answer_too_large, too_many_pixels
 from vsr_hpc.serving.request import MEDIA_TYPES, Content, Options
 
 _MATRICES = {"gbr": 0, "bt709": 1, "unspecified": 2, "bt601": 6, "bt2020": 9}

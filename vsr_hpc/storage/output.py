@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from vsr_hpc.errors import BackendError, JobError, SpaceError
 from vsr_hpc.media.stills.names import is_pattern, numbered_files
-from vsr_hpc.storage.folder_store import MissingObject, node_folder, process_folder
+from vsr_hpc.storage.store import MissingObject
+from vsr_hpc.system.node_disk import node_folder, process_folder
 
 if TYPE_CHECKING:
     from vsr_hpc.storage.s3_connection import S3Facts
@@ -45,11 +46,6 @@ class Output(Protocol):
     def is_there(self, size_bytes: int, sha256: str) -> bool:
         """Whether what was published still stands, as far as a look at it tells."""
         ...
-
-
-def open_output(uri: str) -> Output:
-    """A path or `s3://bucket/name`; asks nothing yet."""
-    return S3Output(uri) if uri.startswith("s3://") else LocalOutput(uri)
 
 
 def check_remote_output(uri: str, *, replaces: bool) -> list[str]:
@@ -114,7 +110,8 @@ class S3Output:
     """One object; its sha256 travels with it, so that a later look tells ours from another's."""
 
     def __init__(self, uri: str) -> None:
-        from vsr_hpc.storage.s3_connection import S3Address, S3Connection, S3Options
+        from vsr_hpc.storage.s3_address import S3Address
+        from vsr_hpc.storage.s3_connection import S3Connection, S3Options
         from vsr_hpc.storage.s3_store import S3Store
 
         address = S3Address.from_uri(uri)

@@ -11,11 +11,10 @@ import functools
 import logging
 import os
 import random
-import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO, Literal, get_args
@@ -26,8 +25,9 @@ import urllib3.exceptions
 from botocore import exceptions as aws
 from botocore.config import Config
 
-from vsr_hpc.errors import BackendError, JobError, SpaceError, VsrError
-from vsr_hpc.storage.folder_store import MissingObject
+from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.storage.s3_address import S3Address
+from vsr_hpc.storage.s3_errors import ObjectChanged, explained, status
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 MIB = 1 << 20
 Encryption = Literal["AES256", "aws:kms", "aws:kms:dsse"]
 Checksum = Literal["SHA256", "CRC32", "CRC64NVME"]
-
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _STREAM_TRIES = 6
 
 
@@ -80,27 +78,6 @@ class S3Options:
             kms_key=key,
             is_accelerated=named.get("VSR_S3_ACCELERATE", "") not in ("", "0", "false"),
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class S3Address:
-    bucket: str
-    key: str
-
-    @classmethod
-    def from_uri(cls, uri: str) -> S3Address:
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        if not uri.startswith("s3://") or not _BUCKET.fullmatch(bucket):
-            raise JobError(f"{uri}: is not an S3 address; wanted s3://bucket/name, the bucket in lower case")
-        if not key.strip("/"):
-            raise JobError(f"{uri}: names a whole bucket; add a name below it, s3://{bucket}/name")
-        if len(key.encode()) > 1024:
-            raise JobError(f"{uri}: is longer than the 1024 bytes that S3 allows a name")
-        return cls(bucket=bucket, key=key)
-
-    @property
-    def uri(self) -> str:
-        return f"s3://{self.bucket}/{self.key}"
 
 
 SHA256_MARK = "vsr-sha256"
@@ -219,10 +196,6 @@ class S3Connection:
             self._clock_ahead_s = parsedate_to_datetime(date).timestamp() - time.monotonic()
 
 
-class ObjectChanged(BackendError):
-    """The object is no longer the one that was asked for."""
-
-
 _BROKEN_STREAM = (
     aws.ReadTimeoutError,
     aws.ResponseStreamingError,
@@ -232,17 +205,6 @@ _BROKEN_STREAM = (
     ConnectionError,
     TimeoutError,
 )
-
-
-@contextlib.contextmanager
-def explained(address: S3Address) -> Iterator[None]:
-    """Turn what boto3 raises inside the block into an error that says who must do what."""
-    try:
-        yield
-    except aws.ClientError as exc:
-        raise refusal(exc, address) from exc
-    except (aws.BotoCoreError, urllib3.exceptions.HTTPError, ConnectionError) as exc:
-        raise _without_answer(exc, address) from exc
 
 
 def _client(options: S3Options) -> Any:
@@ -272,118 +234,3 @@ def _service_models() -> Any:
 
 def pause(tried: int) -> None:
     time.sleep(random.uniform(0.5, 1.0) * min(5.0, 0.05 * 2**tried))
-
-
-def status(exc: aws.ClientError) -> int:
-    return int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def retries(exc: aws.ClientError) -> int:
-    return int(exc.response.get("ResponseMetadata", {}).get("RetryAttempts", 0))
-
-
-_MISSING = frozenset({"NoSuchKey", "NoSuchVersion", "404", "NotFound"})
-_DENIED = frozenset({"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"})
-_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
-_REFUSED = frozenset(
-    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "UnrecognizedClientException"}
-)
-_ELSEWHERE = frozenset(
-    {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
-)
-_FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"})
-_TRY_AGAIN = frozenset(
-    {"RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "Throttling", "ThrottlingException", "BadDigest"}
-    | {
-        "InternalError",
-        "ServiceUnavailable",
-        "OperationAborted",
-        "ConditionalRequestConflict",
-        "TooManyRequests",
-    }
-    | {"XAmzContentSHA256Mismatch", "IncompleteBody", "KMS.ThrottlingException"}
-)
-_ACTIONS = {
-    "GetObject": "s3:GetObject",
-    "HeadObject": "s3:GetObject",
-    "HeadBucket": "s3:ListBucket",
-    "ListObjectsV2": "s3:ListBucket",
-    "DeleteObject": "s3:DeleteObject",
-    "DeleteObjects": "s3:DeleteObject",
-}
-
-
-def refusal(exc: aws.ClientError, address: S3Address) -> VsrError:
-    answer, uri, bucket = exc.response, address.uri, address.bucket
-    code = str(answer.get("Error", {}).get("Code", ""))
-    message = str(answer.get("Error", {}).get("Message", ""))
-    http, operation = status(exc), exc.operation_name
-    if code == "NoSuchBucket" or (operation == "HeadBucket" and status(exc) == 404):
-        return JobError(
-            f"{uri}: there is no bucket {bucket}; make it with `aws s3 mb s3://{bucket}` or correct it"
-        )
-    if code in _MISSING:
-        return MissingObject(f"{uri}: no such object")
-    if code == "PreconditionFailed" or http == 412:
-        return ObjectChanged(f"{uri}: is no longer the object it was")
-    if code.startswith("KMS.") and code not in _TRY_AGAIN:
-        return JobError(
-            f"{uri}: KMS refused its key ({code}: {message}); the key must be enabled and ours to use"
-        )
-    if code in _DENIED:
-        action = _ACTIONS.get(operation, "s3:PutObject")
-        hint = (
-            "; where the object may be absent, s3:ListBucket as well, without which S3 answers the same"
-            if action == "s3:GetObject"
-            else ""
-        )
-        if "kms" in message.lower():
-            action = "kms:GenerateDataKey and kms:Decrypt on the bucket's key"
-        return JobError(
-            f"{uri}: access denied ({operation}); your AWS role or user needs {action} here{hint}"
-        )
-    if code in _EXPIRED:
-        return JobError(
-            f"{uri}: the AWS credentials have expired; renew them (`aws sso login`) and call again"
-        )
-    if code in _REFUSED:
-        return JobError(
-            f"{uri}: AWS refused the credentials ({code}); check AWS_PROFILE and AWS_ACCESS_KEY_ID"
-        )
-    if code in _ELSEWHERE:
-        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        region = headers.get("x-amz-bucket-region") or answer.get("Error", {}).get("Region")
-        return JobError(f"{uri}: the bucket is in another region; set AWS_REGION={region or '<its region>'}")
-    if code in _FULL:
-        return SpaceError(f"{uri}: the object store is full ({code}); free some space and call again")
-    if code == "InvalidObjectState":
-        return JobError(f"{uri}: is archived; restore it first (`aws s3api restore-object`)")
-    if code in _TRY_AGAIN or http >= 500 or http in (0, 429):
-        tries = retries(exc) + 1
-        return BackendError(f"{uri}: S3 answered {http} {code} to {operation}, {tries} tries: {message}")
-    return JobError(f"{uri}: S3 refused {operation} ({http} {code}): {message}")
-
-
-def _without_answer(exc: Exception, address: S3Address) -> VsrError:
-    uri = address.uri
-    if isinstance(exc, (aws.NoCredentialsError, aws.PartialCredentialsError)):
-        return JobError(
-            f"{uri}: no AWS credentials found; `aws configure`, `aws sso login`, or a role for nodes"
-        )
-    if isinstance(exc, (aws.SSOError, aws.TokenRetrievalError)):
-        return JobError(f"{uri}: the AWS sign-on has expired ({exc}); `aws sso login` and call again")
-    if isinstance(
-        exc,
-        (
-            aws.ParamValidationError,
-            aws.ProfileNotFound,
-            aws.NoRegionError,
-            aws.EndpointProviderError,
-            aws.UnsupportedS3ConfigurationError,
-            aws.MissingDependencyException,
-        ),
-    ):
-        return JobError(f"{uri}: {exc}")
-    if isinstance(exc, aws.EndpointConnectionError):
-        return BackendError(f"{uri}: S3 cannot be reached ({exc}); is there a route or VPC endpoint to it?")
-    return BackendError(f"{uri}: {exc}")

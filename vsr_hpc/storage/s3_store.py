@@ -15,26 +15,12 @@ from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore import exceptions as aws
 
 from vsr_hpc.errors import BackendError
-from vsr_hpc.storage.folder_store import (
-    MissingObject,
-    ObjectFacts,
-    check_name,
-    process_folder,
-    temporary_name,
-    translated,
-)
-from vsr_hpc.storage.s3_connection import (
-    SHA256_MARK,
-    S3Address,
-    S3Connection,
-    S3Facts,
-    S3Options,
-    explained,
-    pause,
-    refusal,
-    retries,
-    status,
-)
+from vsr_hpc.storage.s3_address import S3Address
+from vsr_hpc.storage.s3_connection import SHA256_MARK, S3Connection, S3Facts, S3Options, pause
+from vsr_hpc.storage.s3_errors import explained, refusal, retries, status
+from vsr_hpc.storage.store import MissingObject, ObjectFacts, check_name
+from vsr_hpc.system.files import temporary_name, translated
+from vsr_hpc.system.node_disk import process_folder
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vsr_hpc.bench.imresize import shrink, whole
 from vsr_hpc.bench.originals import through_h264, to_rgb8
-from vsr_hpc.engine.settings import cpu_name
+from vsr_hpc.engine.device_facts import cpu_name
 from vsr_hpc.errors import JobError
 from vsr_hpc.training.data import ImageFile, Pair, clean_pairs, list_images, read_rgb, sizes_of
 from vsr_hpc.training.degradation import BankSize, video_pairs

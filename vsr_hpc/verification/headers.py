@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Literal
 
-from vsr_hpc.media.clip.probe import Chapter, Clip, Pairs, Stream
+from vsr_hpc.media.clip.clip import Chapter, Clip, Pairs, Stream
 from vsr_hpc.media.merge.container_plan import format_name
 from vsr_hpc.media.picture import MATRIX_NAMES, Picture
 

@@ -15,7 +15,7 @@ import av.error
 import numpy as np
 
 from vsr_hpc.errors import MediaError
-from vsr_hpc.media.clip.probe import Stream
+from vsr_hpc.media.clip.clip import Stream
 from vsr_hpc.media.merge.container_plan import format_name
 from vsr_hpc.media.source import Source, open_input
 from vsr_hpc.media.timeline import Timeline

@@ -16,14 +16,16 @@ from typing import Literal, overload
 
 from vsr_hpc.errors import VerifyError, VsrError
 from vsr_hpc.media.encode.still_archive import extract_archives
-from vsr_hpc.media.merge.merge import MergeReport, merge
-from vsr_hpc.media.merge.segment_packets import SegmentPart
-from vsr_hpc.planning.preparation import streams_request
+from vsr_hpc.media.merge.merge import merge
+from vsr_hpc.media.segment import MergeReport, SegmentPart
+from vsr_hpc.planning.requests import streams_request
 from vsr_hpc.report.report import write_at_end
 from vsr_hpc.run.claims import is_taken_over, take_single
-from vsr_hpc.run.run import Done, Liveness, Process, Receipt, Run, SegmentFacts, new_worker_id
-from vsr_hpc.storage.output import disk_errors_explained, open_output, remove_partial
-from vsr_hpc.storage.s3_source import open_source
+from vsr_hpc.run.documents import Done, Receipt, SegmentFacts
+from vsr_hpc.run.liveness import Liveness, Process, new_worker_id
+from vsr_hpc.run.run import Run
+from vsr_hpc.storage.opening import open_output, open_source
+from vsr_hpc.storage.output import disk_errors_explained, remove_partial
 from vsr_hpc.system.interrupts import StopFlag
 
 log = logging.getLogger(__name__)

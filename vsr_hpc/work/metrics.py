@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
-from vsr_hpc.run.run import Heartbeat
+from vsr_hpc.run.documents import Heartbeat
 
 log = logging.getLogger(__name__)
 

@@ -23,12 +23,12 @@ from typing import Generic, Protocol, TypeVar, cast
 from vsr_hpc.engine.duplicates import Repeats, Sorted
 from vsr_hpc.errors import MediaError
 from vsr_hpc.media.clip.reader import read_frames
-from vsr_hpc.media.encode.segment_writer import SegmentFacts as WrittenFacts
 from vsr_hpc.media.picture import Frame, Picture
+from vsr_hpc.media.segment import SegmentFacts as WrittenFacts
 from vsr_hpc.media.source import Source
 from vsr_hpc.media.timeline import Timeline
 from vsr_hpc.planning.plan import Plan, Shard
-from vsr_hpc.run.run import SegmentFacts
+from vsr_hpc.run.documents import SegmentFacts
 from vsr_hpc.verification import frame_match as fidelity
 from vsr_hpc.verification.frame_match import Thumbnail, thumbnail_shape
 

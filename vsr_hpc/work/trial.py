@@ -19,10 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vsr_hpc.media.picture import Frame, Picture, Plane
 from vsr_hpc.media.timeline import Timeline
-from vsr_hpc.planning.plan import Plan, window_of
-from vsr_hpc.planning.preparation import Prepared, frame_range
+from vsr_hpc.planning.cutting import window_of
+from vsr_hpc.planning.plan import Plan
+from vsr_hpc.planning.planner import frame_range
+from vsr_hpc.planning.preparation import Prepared
 from vsr_hpc.run.run import Run
-from vsr_hpc.storage.folder_store import MissingObject
+from vsr_hpc.storage.store import MissingObject
 from vsr_hpc.verification import frame_match as fidelity
 from vsr_hpc.verification.frame_match import Thumbnail, thumbnail_shape
 from vsr_hpc.work.pipeline import Upscaling, Workbench, frames_of

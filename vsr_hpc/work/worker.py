@@ -6,41 +6,27 @@ Identical workers need to know nothing of each other. Whoever finds nothing miss
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError, VsrError
-from vsr_hpc.media.clip.probe import probe
-from vsr_hpc.media.clip.reader import read_segment
-from vsr_hpc.media.encode.segment_writer import SegmentWriter, encoder_build
-from vsr_hpc.media.encode.still_archive import ArchiveWriter, read_archive
-from vsr_hpc.media.picture import Frame, Picture
-from vsr_hpc.media.source import local_source
-from vsr_hpc.media.timeline import Timeline
-from vsr_hpc.models import weights
-from vsr_hpc.planning.plan import Plan, Shard
-from vsr_hpc.planning.preparation import Prepared, check_space, make_plan, prepare, upscale_request
+from vsr_hpc.planning.plan import Shard
 from vsr_hpc.run import model_copy as staging
 from vsr_hpc.run.claims import Claims, is_in_living_hands, take_single
+from vsr_hpc.run.documents import Cause, Heartbeat, Lease, Receipt
+from vsr_hpc.run.liveness import Liveness, Process, new_worker_id
 from vsr_hpc.run.log import RunLog
-from vsr_hpc.run.run import Cause, Heartbeat, Lease, Liveness, Process, Receipt, Run, new_worker_id
-from vsr_hpc.storage.s3_source import open_source
+from vsr_hpc.run.run import Run
 from vsr_hpc.system.interrupts import Reason, StopFlag
 from vsr_hpc.work import finish
 from vsr_hpc.work.metrics import Push, Telemetry, sinks_of
-from vsr_hpc.work.pipeline import ChunkWriter, Stopped, Upscaling, Workbench, make_segments
-from vsr_hpc.work.trial import SHORT_S, Sample, Tools, keep_sample, measure
-
-if TYPE_CHECKING:
-    from vsr_hpc.engine.upscaler import Upscaler
+from vsr_hpc.work.pipeline import Stopped, Workbench, make_segments
+from vsr_hpc.work.run_plan import plan_run
+from vsr_hpc.work.workbench import build_upscaler, check_encoder, workbench
 
 log = logging.getLogger(__name__)
 
@@ -397,89 +383,3 @@ class Worker:
             if not is_patient or self._stop.wait(run.store.poll_s):
                 return False
         return True
-
-
-def workbench(plan: Plan, timeline: Timeline, upscaler: Upscaling, scratch: Path, threads: int) -> Workbench:
-    """What a worker works with; segments stay in `scratch` unless `publish` is replaced."""
-    return Workbench(
-        plan=plan,
-        timeline=timeline,
-        source=open_source(plan.clip.uri, etag=plan.source_etag),
-        upscaler=upscaler,
-        scratch=scratch,
-        decoder_threads=min(2, threads),
-        new_writer=lambda path: _new_writer(plan, path),
-        read_back=lambda path: _read_back(plan, path),
-        publish=lambda name, path: None,
-        lanes=int(getattr(upscaler, "lanes", 1)),
-    )
-
-
-def _new_writer(plan: Plan, path: Path) -> ChunkWriter:
-    if plan.encoding is None:
-        return ArchiveWriter(path, plan.picture, plan.clip, plan.job.output)
-    rate = plan.clip.frame_rate or Fraction(25)
-    return SegmentWriter(path, plan.encoding, plan.picture, time_base=1 / rate)
-
-
-def _read_back(plan: Plan, path: Path) -> tuple[Picture, Iterator[Frame]]:
-    if plan.encoding is None:
-        return plan.picture, read_archive(path)
-    if plan.encoding.codec == "prores":  # FFmpeg decodes 4444 to 12 bits, whatever went in
-        return probe(local_source(path)).picture, read_segment(path)
-    return plan.picture, read_segment(path, plan.picture)
-
-
-def build_upscaler(plan: Plan | Prepared, threads: int) -> tuple[Upscaler, dict[str, str]]:
-    """The engine for a plan on this machine's device, with its weights checked; and its platform."""
-    from vsr_hpc.engine.settings import choose_lanes, resolve_settings
-    from vsr_hpc.engine.upscaler import Upscaler, platform_record, tune_allocator
-
-    tune_allocator()
-    request = upscale_request(plan.job, plan.picture)
-    settings = resolve_settings(request, plan.card, plan.clip.picture)
-    path = weights.ensure(plan.card) if plan.card.weights else None
-    lanes = choose_lanes(plan.card, plan.clip.picture, settings, threads)
-    upscaler = Upscaler(
-        plan.card,
-        path,
-        plan.clip.picture,
-        plan.picture,
-        settings,
-        threads=max(1, threads // lanes),
-        lanes=lanes,
-    )
-    tile = "none" if settings.tile is None else str(settings.tile)
-    return upscaler, {**platform_record(settings.device, settings.precision), "tile": tile}
-
-
-def check_encoder(plan: Plan) -> None:
-    """Segments of different encoder builds may not join, so a node with another build does not begin."""
-    planned, here = json.loads(plan.fingerprint["encoder build"]), encoder_build()
-    if planned != here:
-        raise JobError(
-            f"this machine encodes with {here}, the run was planned with {planned}; install the same"
-        )
-
-
-def plan_run(run: Run, threads: int = 0) -> None:
-    """Make the plan of a run that has only its job yet; what was measured for it is kept beside."""
-    prepared = prepare(run.job(), card=staging.card_of(run))
-    plan, timeline = make_plan(prepared, lambda ready, index: _measured(run, ready, index, threads))
-    check_space(plan, run.uri, run.store.free_bytes())
-    run.write_plan(plan, timeline)
-
-
-def _measured(run: Run, prepared: Prepared, timeline: Timeline, threads: int) -> float:
-    found = try_frames(prepared, timeline, threads=threads)
-    keep_sample(run, found)
-    return found.seconds_per_frame()
-
-
-def try_frames(
-    prepared: Prepared, timeline: Timeline, *, threads: int = 0, budget_s: float = SHORT_S
-) -> Sample:
-    """What a frame of this job costs here, by a few of them made as a worker would; they are thrown away."""
-    threads = threads or len(os.sched_getaffinity(0))
-    tools = Tools(upscaler=build_upscaler, bench=workbench)
-    return measure(prepared, timeline, tools, threads=threads, budget_s=budget_s)

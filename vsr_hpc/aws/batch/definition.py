@@ -7,6 +7,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from vsr_hpc.aws.batch.jobs import Queue
+from vsr_hpc.aws.errors import explained
+from vsr_hpc.errors import JobError
+from vsr_hpc.job.spec import JobSpec
+from vsr_hpc.models.cards import find_card
+
 FINGERPRINT_TAG = "vsr-fingerprint"
 OWNER_TAG = "vsr-batch"
 IMAGE_TAG = "vsr-image"
@@ -101,3 +107,49 @@ def definition(wanted: Wanted) -> dict[str, Any]:
 
 def fingerprint(arguments: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def gpus_of(job: JobSpec) -> int:
+    """For each worker: one for a network, unless the job says otherwise."""
+    if job.batch.gpus is not None:
+        return job.batch.gpus
+    return 0 if find_card(job.model).is_filter else 1
+
+
+def wanted_of(queue: Queue, job: JobSpec, region: str) -> Wanted:
+    """The workers' job definition. JobError where no image is known."""
+    section = job.batch
+    image = section.image or queue.tags.get(IMAGE_TAG)
+    if not image:
+        raise JobError(
+            f"no container image: name one as batch.image, or with `vsr batch init {section.name} --image`"
+        )
+    role = section.job_role or f"arn:{queue.partition}:iam::{queue.account}:role/{job_role(section.name)}"
+    return Wanted(
+        name=section.name,
+        image=image,
+        job_role=role,
+        region=region,
+        cpus=section.cpus,
+        memory_gib=section.memory_gib,
+        gpus=gpus_of(job),
+        attempts=section.attempts,
+        timeout_min=section.timeout_min,
+        warning_s=section.warning_s,
+    )
+
+
+def ensure_definition(batch: Any, wanted: Wanted) -> str:
+    """The ARN of a job definition that is just so; registered only where none is."""
+    arguments = definition(wanted)
+    mark = fingerprint(arguments)
+    with explained(f"look at job definition {arguments['jobDefinitionName']}"):
+        pages = batch.get_paginator("describe_job_definitions").paginate(
+            jobDefinitionName=arguments["jobDefinitionName"], status="ACTIVE"
+        )
+        for each in (found for page in pages for found in page["jobDefinitions"]):
+            if each.get("tags", {}).get(FINGERPRINT_TAG) == mark:
+                return str(each["jobDefinitionArn"])
+    tags = {OWNER_TAG: wanted.name, FINGERPRINT_TAG: mark}
+    with explained(f"register job definition {arguments['jobDefinitionName']}"):
+        return str(batch.register_job_definition(**arguments, tags=tags)["jobDefinitionArn"])

@@ -11,13 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vsr_hpc.aws.batch import jobs as calls
+from vsr_hpc.aws import errors as calls
+from vsr_hpc.aws.account import POLL_S, Account, Say
 from vsr_hpc.aws.batch import resources as wanted
 from vsr_hpc.aws.batch.definition import OWNER_TAG, log_group
 from vsr_hpc.aws.batch.inventory import (
-    POLL_S,
-    Account,
-    Say,
     Verdict,
     find_environment,
     find_launch_template,

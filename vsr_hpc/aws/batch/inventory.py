@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from botocore.exceptions import ClientError
 
-from vsr_hpc.aws.batch import jobs as calls
 from vsr_hpc.aws.batch.resources import Role
-from vsr_hpc.errors import BackendError
 
-Say = Callable[[str], None]
 Verdict = Literal["make", "change", "as it is"]
-POLL_S = 5.0
-_PATIENCE_S = 900.0
-
-
-@dataclass(slots=True)
-class Account:
-    """The clients of one region, and how to wait; what `init` finds out on its way."""
-
-    region: str
-    pause: Callable[[float], None] = time.sleep
-    _clients: dict[str, Any] = field(default_factory=dict)
-
-    def client(self, service: str) -> Any:
-        if service not in self._clients:
-            self._clients[service] = calls.client(service, self.region)
-        return self._clients[service]
-
-    def number(self) -> str:
-        with calls.explained("find the AWS account"):
-            return str(self.client("sts").get_caller_identity()["Account"])
-
-    def wait(self, what: str, is_so: Callable[[], bool]) -> None:
-        until = time.monotonic() + _PATIENCE_S
-        while not is_so():
-            if time.monotonic() > until:
-                raise BackendError(f"{what} takes more than {_PATIENCE_S / 60:.0f} minutes; call again")
-            self.pause(POLL_S)
 
 
 def every(batch: Any, call: str, key: str) -> list[dict[str, Any]]:

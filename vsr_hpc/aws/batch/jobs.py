@@ -6,19 +6,15 @@ facts decide.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import boto3
 from botocore import exceptions as aws
-from botocore.config import Config
 
-from vsr_hpc.aws.errors import is_passing, status
-from vsr_hpc.errors import BackendError, JobError, VsrError
+from vsr_hpc.aws.errors import explained
+from vsr_hpc.errors import JobError
 
 log = logging.getLogger(__name__)
 
@@ -26,48 +22,6 @@ log = logging.getLogger(__name__)
 ENDED = frozenset({"SUCCEEDED", "FAILED"})
 _DESCRIBED_AT_ONCE = 100
 _WORDS_OF_FAILED = 3
-_DENIED = re.compile(r"AccessDenied|UnauthorizedOperation|NotAuthorized")
-_CREDENTIALS = re.compile(r"ExpiredToken|UnrecognizedClient|InvalidClientTokenId|SignatureDoesNotMatch")
-
-
-def client(service: str, region: str | None) -> Any:
-    """A client whose retries are bounded. JobError where the shell has no region."""
-    patience = Config(
-        connect_timeout=10, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 6}
-    )
-    with explained(f"connect to {service}"):
-        return boto3.client(service, region_name=region, config=patience)
-
-
-@contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Errors of AWS as ours: what a person must mend is a JobError, what may pass a BackendError."""
-    try:
-        yield
-    except aws.ClientError as exc:
-        raise _refusal(exc, what) from exc
-    except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.SSOError) as exc:
-        raise JobError(
-            f"{what}: no usable AWS credentials ({exc}); `aws configure` or `aws sso login`"
-        ) from exc
-    except aws.NoRegionError as exc:
-        raise JobError(f"{what}: no region; set AWS_REGION, or batch.region in the job file") from exc
-    except (aws.ParamValidationError, aws.ProfileNotFound) as exc:
-        raise JobError(f"{what}: {exc}") from exc
-    except (aws.BotoCoreError, ValueError) as exc:
-        raise BackendError(f"{what}: {exc}") from exc
-
-
-def _refusal(exc: aws.ClientError, what: str) -> VsrError:
-    error = exc.response.get("Error", {})
-    code, said = str(error.get("Code", "")), str(error.get("Message", ""))
-    if _DENIED.search(code):
-        return JobError(f"not allowed to {what} ({exc.operation_name}): {said}")
-    if _CREDENTIALS.search(code):
-        return JobError(f"{what}: AWS refused the credentials ({code}); renew them and call again")
-    if is_passing(exc.response):
-        return BackendError(f"{what}: AWS answered {status(exc.response)} {code}: {said}")
-    return JobError(f"{what}: refused by AWS ({code}): {said}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

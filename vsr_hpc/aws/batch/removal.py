@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vsr_hpc.aws.batch import jobs as calls
+from vsr_hpc.aws import errors as calls
+from vsr_hpc.aws.account import Account, Say
 from vsr_hpc.aws.batch.definition import OWNER_TAG, log_group
 from vsr_hpc.aws.batch.inventory import (
-    Account,
-    Say,
     every,
     find_environment,
     find_launch_template,

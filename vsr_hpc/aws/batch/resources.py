@@ -10,7 +10,7 @@ from typing import Any
 
 from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG
 from vsr_hpc.aws.bucket import checked_place
-from vsr_hpc.aws.cluster.render import config_folder
+from vsr_hpc.aws.config_files import config_folder
 from vsr_hpc.errors import JobError
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vsr_hpc.aws.batch import jobs as calls
+from vsr_hpc.aws import errors as calls
+from vsr_hpc.aws.account import Account
 from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG
-from vsr_hpc.aws.batch.inventory import Account, every
+from vsr_hpc.aws.batch.inventory import every
 from vsr_hpc.errors import JobError
 
 

@@ -25,8 +25,9 @@ from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 import vsr_hpc
-from vsr_hpc.aws.cluster.render import config_folder
+from vsr_hpc.aws.config_files import config_folder
 from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -218,9 +219,9 @@ def _own_code(root: Path, site: Path) -> None:
     own = Path(vsr_hpc.__file__).parent
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
     shutil.copytree(own, site / "vsr_hpc", ignore=ignore, dirs_exist_ok=True)
-    facts = site / f"vsr_hpc-{vsr_hpc.__version__}.dist-info"
+    facts = site / f"vsr_hpc-{VERSION}.dist-info"
     facts.mkdir()
-    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vsr-hpc\nVersion: {vsr_hpc.__version__}\n")
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vsr-hpc\nVersion: {VERSION}\n")
     watch = root / "share" / "spot-watch"
     watch.mkdir(parents=True)
     for path in spot_watch_files():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from vsr_hpc.aws.cluster.values import Values
+from vsr_hpc.aws.config_files import config_folder
 from vsr_hpc.errors import JobError
 
 _PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
@@ -33,16 +33,6 @@ class Rendered:
             template = template.relative_to(Path.cwd())
         by = f" (value {', '.join(names)})" if names else ""
         return f"{template}:{self.source_lines[line - 1]}{by}"
-
-
-def config_folder() -> Path:
-    """`cluster-config/` of the checkout, or where an installed package put it."""
-    checkout = Path(__file__).resolve().parents[3] / "cluster-config"
-    installed = Path(sys.prefix) / "share" / "vsr_hpc" / "cluster-config"
-    for folder in (checkout, installed):
-        if folder.is_dir():
-            return folder
-    raise JobError(f"no cluster-config folder at {checkout} or {installed}; give the template's path instead")
 
 
 def find_template(name: str) -> Path:

@@ -12,14 +12,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from vsr_hpc.aws.account import Patience
 from vsr_hpc.aws.calls import Call, Clients, Step, check
 from vsr_hpc.aws.ec2.changes import SOURCES, TAG, Found, Request, is_under_way, removal, steps, with_group
 from vsr_hpc.aws.ec2.spec import HOOK, Ec2Spec, port_in, resource_name
-from vsr_hpc.aws.endpoint.rollout import Patience
+from vsr_hpc.aws.errors import translated
 from vsr_hpc.aws.prices import hourly_price, prices
 from vsr_hpc.errors import BackendError, JobError
-from vsr_hpc.job.spec import JobSpec
-from vsr_hpc.serving.client import translated
 
 log = logging.getLogger(__name__)
 
@@ -101,19 +100,6 @@ def status(name: str) -> dict[str, Any]:
         "wanted": found.scaling["DesiredCapacity"],
         "instances": [_shown(each, details.get(each["InstanceId"], {}), found) for each in members],
     }
-
-
-def job_of(spec: Ec2Spec) -> JobSpec | None:
-    """The job of the run that workers are for; None for a server."""
-    from vsr_hpc.run.run import Run
-
-    if spec.run is None:
-        return None
-    try:
-        return Run.open(spec.run).job()
-    except (JobError, ValueError) as exc:
-        text = f"{spec.name}: what its workers may do follows from their run, which cannot be read: {exc}"
-        raise JobError(text) from exc
 
 
 def _shown(member: Request, detail: Request, found: Found) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vsr_hpc.aws.account import Patience
 from vsr_hpc.aws.calls import Call, Clients, Step, check
 from vsr_hpc.aws.endpoint import autoscaling as autoscale
 from vsr_hpc.aws.endpoint import changes as diff
@@ -14,10 +15,9 @@ from vsr_hpc.aws.endpoint import inventory as account
 from vsr_hpc.aws.endpoint import rollout
 from vsr_hpc.aws.endpoint.inventory import describe, look
 from vsr_hpc.aws.endpoint.requests import config_request, rollback_alarms, variants
-from vsr_hpc.aws.endpoint.rollout import Patience
 from vsr_hpc.aws.endpoint.spec import EndpointSpec
+from vsr_hpc.aws.errors import translated
 from vsr_hpc.errors import BackendError, JobError
-from vsr_hpc.serving.client import translated
 
 log = logging.getLogger(__name__)
 

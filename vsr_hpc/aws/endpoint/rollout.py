@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from vsr_hpc.aws.account import Patience
 from vsr_hpc.aws.endpoint.requests import Request, rollback_alarms
 from vsr_hpc.aws.endpoint.spec import EndpointSpec, Rollout
 from vsr_hpc.errors import BackendError
@@ -17,14 +17,6 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = Rollout(traffic="all-at-once", bake_s=0)
 _MOVING = ("Creating", "Updating", "RollingBack", "SystemUpdating", "Deleting")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How often an endpoint is looked at, and for how long in all."""
-
-    poll_s: float = 15.0
-    longest_s: float = 9 * 3600
 
 
 def update_request(spec: EndpointSpec, config: str, *, at_once: bool, was_scaled: bool) -> Request:

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from vsr_hpc.aws.account import Patience, patient_client
 from vsr_hpc.aws.calls import Call, Step, check
 from vsr_hpc.aws.endpoint.requests import Request, model_request, tags
-from vsr_hpc.aws.endpoint.rollout import Patience
 from vsr_hpc.aws.endpoint.spec import EndpointSpec, can_encrypt_volume
+from vsr_hpc.aws.errors import translated
 from vsr_hpc.errors import BackendError, JobError
-from vsr_hpc.serving.client import client, translated
 
 _TARGET = "arn:{partition}:scheduler:::aws-sdk:sagemaker:createTransformJob"
 _OVER = ("Completed", "Failed", "Stopped")
@@ -124,13 +124,13 @@ def start(spec: EndpointSpec, source: str | None = None, target: str | None = No
     step = Step(action="create", kind="model", name=request["TransformJobName"], calls=(call,))
     check((step,), spec.name)
     with translated(spec.name):
-        client("sagemaker", 60).create_transform_job(**request)
+        patient_client("sagemaker", 60).create_transform_job(**request)
     return str(request["TransformJobName"])
 
 
 def status(job: str) -> dict[str, Any]:
     with translated(job):
-        found = client("sagemaker", 60).describe_transform_job(TransformJobName=job)
+        found = patient_client("sagemaker", 60).describe_transform_job(TransformJobName=job)
     return {
         "job": job,
         "status": found["TransformJobStatus"],
@@ -158,4 +158,4 @@ def wait(job: str, patience: Patience, tell: Callable[[str], None]) -> dict[str,
 
 def stop(job: str) -> None:
     with translated(job):
-        client("sagemaker", 60).stop_transform_job(TransformJobName=job)
+        patient_client("sagemaker", 60).stop_transform_job(TransformJobName=job)

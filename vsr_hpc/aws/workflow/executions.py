@@ -8,12 +8,12 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from vsr_hpc.aws.batch import jobs as calls
-from vsr_hpc.aws.batch.inventory import Account
+from vsr_hpc.aws import errors as calls
+from vsr_hpc.aws.account import Account
 from vsr_hpc.aws.workflow.installation import machine_arn, machine_name, machine_tags
 from vsr_hpc.aws.workflow.state_machine import Kind, run_name
 from vsr_hpc.errors import JobError
-from vsr_hpc.storage.s3_connection import S3Address
+from vsr_hpc.storage.s3_address import S3Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

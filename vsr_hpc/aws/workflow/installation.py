@@ -14,16 +14,17 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from vsr_hpc.aws import errors
+from vsr_hpc.aws.account import Account, Say
 from vsr_hpc.aws.batch import jobs as calls
-from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG
+from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG, ensure_definition, gpus_of, wanted_of
 from vsr_hpc.aws.batch.installation import Maker
-from vsr_hpc.aws.batch.inventory import Account, Say, listed, named
+from vsr_hpc.aws.batch.inventory import listed, named
 from vsr_hpc.aws.batch.removal import Remover
 from vsr_hpc.aws.batch.resources import Role, Settings, policy, trust
 from vsr_hpc.aws.workflow import state_machine as workflow
 from vsr_hpc.aws.workflow.state_machine import Kind, Places
 from vsr_hpc.errors import BackendError, JobError
-from vsr_hpc.executors.aws_batch.submission import ensure_definition, gpus_of, wanted_of
 from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.models.cards import find_card, packaged_models
 
@@ -107,7 +108,7 @@ def rendered(flow: Workflow, account: Account) -> Places:
 def create(flow: Workflow, account: Account, say: Say) -> str:
     """Make the workflow or bring it up to date; the state machine's ARN."""
     _check_model(flow.job.model)
-    with calls.explained(f"create {flow.label}"):
+    with errors.explained(f"create {flow.label}"):
         worker, cpu = _definitions(flow, account)
         places = places_of(flow, account, cpu_definition=cpu, worker_definition=worker)
         maker = Maker(settings=_settings(flow, account), account=account, say=say, is_plan=False)
@@ -273,7 +274,7 @@ def machine_arn(machine: str, account: Account) -> str:
 # Taking it away
 def delete(name: str, kind: Kind, account: Account, say: Say, *, is_plan: bool = False) -> tuple[str, ...]:
     """Remove the workflow. Clips, runs and results stay; roles and topic go with its last machine."""
-    with calls.explained(f"delete {machine_name(name, kind)}"):
+    with errors.explained(f"delete {machine_name(name, kind)}"):
         remover = Remover(name=name, account=account, say=say, is_plan=is_plan)
         _delete_rule(remover, machine_name(name, kind))
         _delete_machine(remover, machine_name(name, kind))

@@ -16,24 +16,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from vsr_hpc.aws.batch import jobs as calls
-from vsr_hpc.aws.batch.definition import (
-    FINGERPRINT_TAG,
-    IMAGE_TAG,
-    OWNER_TAG,
-    Wanted,
-    definition,
-    fingerprint,
-    job_role,
-    log_group,
-)
+from vsr_hpc.aws.account import client
+from vsr_hpc.aws.batch import jobs
+from vsr_hpc.aws.batch.definition import ensure_definition, gpus_of, log_group, wanted_of
+from vsr_hpc.aws.errors import explained
 from vsr_hpc.errors import BackendError, JobError, VsrError
 from vsr_hpc.job.spec import JobSpec
-from vsr_hpc.models.cards import find_card
+from vsr_hpc.run.documents import Round
 from vsr_hpc.run.model_copy import stage
-from vsr_hpc.run.run import Round, Run
+from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
-from vsr_hpc.storage.folder_store import MissingObject
+from vsr_hpc.storage.store import MissingObject
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +84,8 @@ def check(job: JobSpec) -> None:
     ]
     if found:
         raise JobError.from_findings("on: aws-batch", found)
-    batch = calls.client("batch", job.batch.region)
-    wanted_of(calls.find_queue(batch, _queues(job)[0]), job, batch.meta.region_name)
+    batch = client("batch", job.batch.region)
+    wanted_of(jobs.find_queue(batch, _queues(job)[0]), job, batch.meta.region_name)
 
 
 # Beginning a round
@@ -101,7 +94,7 @@ def start(run: Run, job: JobSpec, after: Run | None = None) -> RoundJob:
 
     With `after` the workers wait in Batch until that run's workers have ended well.
     """
-    batch = calls.client("batch", job.batch.region)
+    batch = client("batch", job.batch.region)
     number = run.round_number() + 1  # before looking: whoever begins it meanwhile is met when it is created
     present = active_round(run)
     if present is not None:
@@ -126,13 +119,13 @@ def start(run: Run, job: JobSpec, after: Run | None = None) -> RoundJob:
         log_group=log_group(wanted.name),
     )
     try:
-        definition_arn = ensure_definition(batch, wanted)
-        submitted = _submit(batch, run, queue, definition_arn, workers, depends, after)
+        definition = ensure_definition(batch, wanted)
+        submitted = _submit(batch, run, queue, definition, workers, depends, after)
     except VsrError as exc:
         failed = made.model_copy(update={"error": str(exc)})
         run.store.create(f"jobs/{begun.number}.json", failed.model_dump_json().encode())
         raise
-    made = made.model_copy(update={"job": submitted, "definition": definition_arn})
+    made = made.model_copy(update={"job": submitted, "definition": definition})
     run.store.create(f"jobs/{begun.number}.json", made.model_dump_json().encode())
     log.info("round begun round=%d workers=%d job=%s", begun.number, workers, submitted)
     return made
@@ -151,9 +144,9 @@ def active_round(run: Run) -> RoundJob | None:
         return _wait_for_job(run, latest)
     if made.error:
         return None
-    facts = calls.describe(calls.client("batch", made.region), [made.job]).get(made.job)
+    facts = jobs.describe(client("batch", made.region), [made.job]).get(made.job)
     if facts is not None:
-        return None if facts["status"] in calls.ENDED else made
+        return None if facts["status"] in jobs.ENDED else made
     alive = [each for each in read_status(run).alive if each.heartbeat.round == latest.number]
     return made if alive else None
 
@@ -171,30 +164,23 @@ def _wait_for_job(run: Run, begun: Round) -> RoundJob:
     )
 
 
-def gpus_of(job: JobSpec) -> int:
-    """For each worker: one for a network, unless the job says otherwise."""
-    if job.batch.gpus is not None:
-        return job.batch.gpus
-    return 0 if find_card(job.model).is_filter else 1
-
-
 def _queues(job: JobSpec) -> tuple[str, ...]:
     return job.batch.queues or (job.batch.name if gpus_of(job) else f"{job.batch.name}-cpu",)
 
 
-def _queue(batch: Any, run: Run, job: JobSpec) -> tuple[int, calls.Queue]:
+def _queue(batch: Any, run: Run, job: JobSpec) -> tuple[int, jobs.Queue]:
     """The first of the job's queues, or the next one where the last round found no capacity in its own."""
     names = _queues(job)
     place = 0
     rounds = [each for each in run.rounds() if each.executor == "aws-batch"]
     last = job_of(run, rounds[-1].number) if rounds else None
     if last is not None and last.job and last.queue_place < len(names) - 1:
-        facts = calls.describe(batch, [last.job]).get(last.job)
-        failed = [] if facts is None else calls.failed_children(batch, facts)
+        facts = jobs.describe(batch, [last.job]).get(last.job)
+        failed = [] if facts is None else jobs.failed_children(batch, facts)
         if any(is_capacity(each) for each in failed):
             place = last.queue_place + 1
             log.warning("no capacity in %s, going on in %s", last.queue, names[place])
-    return place, calls.find_queue(batch, names[place])
+    return place, jobs.find_queue(batch, names[place])
 
 
 def is_capacity(facts: dict[str, Any]) -> bool:
@@ -202,61 +188,22 @@ def is_capacity(facts: dict[str, Any]) -> bool:
     return "CAPACITY:" in facts.get("statusReason", "")
 
 
-def wanted_of(queue: calls.Queue, job: JobSpec, region: str) -> Wanted:
-    """The workers' job definition. JobError where no image is known."""
-    section = job.batch
-    image = section.image or queue.tags.get(IMAGE_TAG)
-    if not image:
-        raise JobError(
-            f"no container image: name one as batch.image, or with `vsr batch init {section.name} --image`"
-        )
-    role = section.job_role or f"arn:{queue.partition}:iam::{queue.account}:role/{job_role(section.name)}"
-    return Wanted(
-        name=section.name,
-        image=image,
-        job_role=role,
-        region=region,
-        cpus=section.cpus,
-        memory_gib=section.memory_gib,
-        gpus=gpus_of(job),
-        attempts=section.attempts,
-        timeout_min=section.timeout_min,
-        warning_s=section.warning_s,
-    )
-
-
-def ensure_definition(batch: Any, wanted: Wanted) -> str:
-    """The ARN of a job definition that is just so; registered only where none is."""
-    arguments = definition(wanted)
-    mark = fingerprint(arguments)
-    with calls.explained(f"look at job definition {arguments['jobDefinitionName']}"):
-        pages = batch.get_paginator("describe_job_definitions").paginate(
-            jobDefinitionName=arguments["jobDefinitionName"], status="ACTIVE"
-        )
-        for each in (found for page in pages for found in page["jobDefinitions"]):
-            if each.get("tags", {}).get(FINGERPRINT_TAG) == mark:
-                return str(each["jobDefinitionArn"])
-    tags = {OWNER_TAG: wanted.name, FINGERPRINT_TAG: mark}
-    with calls.explained(f"register job definition {arguments['jobDefinitionName']}"):
-        return str(batch.register_job_definition(**arguments, tags=tags)["jobDefinitionArn"])
-
-
 def _submit(
     batch: Any,
     run: Run,
-    queue: calls.Queue,
-    definition_arn: str,
+    queue: jobs.Queue,
+    definition: str,
     workers: int,
     depends: list[dict[str, str]],
     after: Run | None,
 ) -> str:
     waiting = [] if after is None else ["--after", after.uri]
     more: dict[str, Any] = {"arrayProperties": {"size": workers}} if workers > 1 else {}
-    with calls.explained(f"submit {job_name(run)} to {queue.name}"):
+    with explained(f"submit {job_name(run)} to {queue.name}"):
         answer = batch.submit_job(
             jobName=job_name(run),
             jobQueue=queue.arn,
-            jobDefinition=definition_arn,
+            jobDefinition=definition,
             dependsOn=depends,
             containerOverrides={"command": ["vsr", "batch", "worker", run.uri, *waiting]},
             tags={"vsr-run": _as_tag(run.uri)},
@@ -288,7 +235,7 @@ def cancel(run: Run) -> None:
     """End the run's jobs, waiting and running; the marker in the run is the caller's."""
     for made in _rounds(run)[-1:]:
         if made.job:
-            calls.terminate(calls.client("batch", made.region), made.job, "vsr cancel")
+            jobs.terminate(client("batch", made.region), made.job, "vsr cancel")
 
 
 def _rounds(run: Run) -> list[RoundJob]:
@@ -308,28 +255,28 @@ def queue_of(run: Run) -> tuple[tuple[str, ...], bool]:
     if made.error:
         return (made.text(),), False
     try:
-        batch = calls.client("batch", made.region)
-        facts = calls.describe(batch, [made.job]).get(made.job)
+        batch = client("batch", made.region)
+        facts = jobs.describe(batch, [made.job]).get(made.job)
         if facts is None:
             return (made.text(), "batch: the job is over and forgotten"), False
-        lines = [made.text(), _line(facts), *_told(batch, made, calls.failed_children(batch, facts))]
+        lines = [made.text(), _line(facts), *_told(batch, made, jobs.failed_children(batch, facts))]
     except VsrError as exc:  # a status is worth reading without Batch's word, too
         return (made.text(), f"batch: not asked, {exc}"), False
-    return tuple(lines), facts["status"] not in calls.ENDED
+    return tuple(lines), facts["status"] not in jobs.ENDED
 
 
 def _line(facts: dict[str, Any]) -> str:
-    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(calls.counts(facts).items()))
+    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(jobs.counts(facts).items()))
     reason = "" if facts["status"] == "FAILED" else facts.get("statusReason", "")
     return f"batch: workers {states}" + (f" ({reason})" if reason else "")
 
 
 def _told(batch: Any, made: RoundJob, failed: Sequence[dict[str, Any]]) -> list[str]:
     """Why workers failed, each reason once."""
-    words = calls.last_words(calls.client("logs", made.region), made.log_group, failed)
+    words = jobs.last_words(client("logs", made.region), made.log_group, failed)
     grouped: dict[str, list[dict[str, Any]]] = {}
     for each in failed:
-        grouped.setdefault(calls.why(each), []).append(each)
+        grouped.setdefault(jobs.why(each), []).append(each)
     lines = []
     for reason, members in grouped.items():
         said = next((words[each["jobId"]] for each in members if each["jobId"] in words), "")

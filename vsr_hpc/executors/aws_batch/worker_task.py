@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from vsr_hpc.errors import BackendError, JobError
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
-from vsr_hpc.system.interrupts import Reason, StopFlag, signals_set, spot_watched
+from vsr_hpc.system.interrupts import Reason, StopFlag, signals_set
+from vsr_hpc.system.spot_notice import spot_watched
 
 log = logging.getLogger(__name__)
 

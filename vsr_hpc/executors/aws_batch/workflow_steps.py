@@ -11,12 +11,14 @@ from vsr_hpc.errors import JobError, MediaError, VerifyError
 from vsr_hpc.executors.aws_batch.worker_task import Place, work_here
 from vsr_hpc.job.inputs import CLIP_SUFFIXES
 from vsr_hpc.job.spec import JobSpec
-from vsr_hpc.planning.preparation import Prepared, make_plan, prepare, streams_request
+from vsr_hpc.planning.planner import make_plan
+from vsr_hpc.planning.preparation import Prepared, prepare
+from vsr_hpc.planning.requests import streams_request
+from vsr_hpc.run.documents import Done
 from vsr_hpc.run.model_copy import stage
-from vsr_hpc.run.run import Done, Run
-from vsr_hpc.storage.folder_store import open_store
-from vsr_hpc.storage.s3_connection import S3Address
-from vsr_hpc.storage.s3_source import open_source
+from vsr_hpc.run.run import Run
+from vsr_hpc.storage.opening import open_source, open_store
+from vsr_hpc.storage.s3_address import S3Address
 from vsr_hpc.verification.verify import Verification, verify
 from vsr_hpc.work.finish import finish_patiently
 

@@ -22,8 +22,10 @@ from typing import NoReturn
 
 from vsr_hpc.errors import BackendError, VsrError
 from vsr_hpc.executors.slurm import commands as slurm
+from vsr_hpc.executors.slurm.jobs import Failure, Names
 from vsr_hpc.job.spec import ContainerSection
-from vsr_hpc.system.interrupts import Reason, StopFlag, signals_set, spot_watched
+from vsr_hpc.system.interrupts import Reason, StopFlag, signals_set
+from vsr_hpc.system.spot_notice import spot_watched
 
 log = logging.getLogger(__name__)
 
@@ -35,25 +37,6 @@ _BACKEND_FAILURES = 4
 _HOLD_EVERY_S = 3.0
 _HOLD_LONGEST_S = 1200.0
 _LOOK_EVERY_S = 15.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Names:
-    """The Slurm job names of one run; they alone are enough to find its jobs."""
-
-    run: str
-
-    @property
-    def workers(self) -> str:
-        return self.run
-
-    @property
-    def standby(self) -> str:
-        return f"{self.run}-standby"
-
-    @property
-    def finish(self) -> str:
-        return f"{self.run}-finish"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +84,7 @@ class WorkerTask:
 
     def __call__(self) -> NoReturn:
         place = Place.here()
-        with _reported(place):
+        with record_failure(place):
             stop = StopFlag()
             grace_s = max(0.0, self.kill_wait_s - 5.0)
             with signals_set(stop, grace_s=grace_s), spot_watched(stop):
@@ -135,7 +118,7 @@ class WorkerTask:
             slurm.requeue(place.job)
 
     def _work(self, place: Place, stop: StopFlag) -> int:
-        from vsr_hpc.run.run import Heartbeat
+        from vsr_hpc.run.documents import Heartbeat
         from vsr_hpc.work.worker import WorkerOptions, work
 
         seen: set[str] = set()
@@ -222,47 +205,6 @@ class WorkerTask:
         return True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinishTask:
-    """Runs when all workers of a round have ended: merge, or begin another round, or say what is wrong."""
-
-    uri: str
-    round: int
-
-    def __call__(self) -> NoReturn:
-        place = Place.here()
-        with _reported(place):
-            stop = StopFlag()
-            with signals_set(stop):
-                from vsr_hpc.executors.slurm.submission import conclude
-                from vsr_hpc.run.run import Run
-
-                conclude(Run.open(self.uri), self.round, task=place.task, node=place.node)
-        raise SystemExit(0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """How a task ended that could not go on; beside submitit's files, as the run may be unseen."""
-
-    job: str
-    node: str
-    code: int
-    text: str
-    after_s: float = 0.0
-    times: int = 1
-    """How often the task ended so."""
-
-
-def failures(folder: Path) -> tuple[Failure, ...]:
-    """What tasks left behind that ended with an error."""
-    found = []
-    for path in sorted(folder.glob("*.failed.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            found.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
-    return tuple(found)
-
-
 def inside(container: ContainerSection, command: list[str]) -> list[str]:
     """The command that runs another one in a container."""
     if container.runtime == "apptainer":
@@ -272,7 +214,7 @@ def inside(container: ContainerSection, command: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _reported(place: Place) -> Iterator[None]:
+def record_failure(place: Place) -> Iterator[None]:
     """Errors become the exit code that Slurm shows and a small file for `vsr status`.
 
     SystemExit passes through submitit, which catches Exception alone: it writes no result, and so cannot

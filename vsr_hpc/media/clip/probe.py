@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import av
 
 from vsr_hpc.errors import MediaError
 from vsr_hpc.media.clip import indexing
-from vsr_hpc.media.clip.container_facts import Edit, Track, matroska_crops, mp4_tracks
-from vsr_hpc.media.clip.interlace import Interlace, judge_scan, sample_scan
+from vsr_hpc.media.clip.clip import Chapter, Clip, Pairs, Stream, StreamKind
+from vsr_hpc.media.clip.container_facts import Track, matroska_crops, mp4_tracks
+from vsr_hpc.media.clip.interlace import judge_scan, sample_scan
 from vsr_hpc.media.decoder import ALPHA_DECODERS, open_decoder
 from vsr_hpc.media.picture import Colour, Picture
 from vsr_hpc.media.pixels import is_full_range_by_name, pixel_format
 from vsr_hpc.media.side_data import Shown, SideData, read_side_data, show
 from vsr_hpc.media.source import MAX_PIXELS, MAX_SIDE, Source, file_hash, open_input, raw_bytes, size_bytes
-from vsr_hpc.media.stills.names import ImageSequence
 from vsr_hpc.media.stills.sequence import (
     DEFAULT_RATE,
     find_stills,
@@ -27,9 +27,6 @@ from vsr_hpc.media.stills.sequence import (
     stills_timeline,
 )
 from vsr_hpc.media.timeline import Timeline
-
-StreamKind = Literal["video", "audio", "subtitle", "data", "attachment", "unknown"]
-Pairs = tuple[tuple[str, str], ...]
 
 # Coded greyscale is limited unless tagged; greyscale from still and raw codecs is full.
 _LIMITED_GREY_CODECS = frozenset({"h264", "hevc", "vvc", "av1", "vp9", "mpeg2video", "prores"})
@@ -46,81 +43,7 @@ _LOST_SIDE_DATA = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stream:
-    """One stream of the container, as it says itself. `start_pts` and `duration` are in `time_base`."""
-
-    index: int
-    id: int
-    kind: StreamKind
-    codec: str
-    codec_tag: str = ""
-    profile: str | None = None
-    time_base: Fraction
-    language: str = ""
-    title: str = ""
-    disposition: tuple[str, ...] = ()
-    metadata: Pairs = ()
-    start_pts: int | None = None
-    duration: int | None = None
-    sample_rate: int | None = None
-    channels: int | None = None
-    layout: str = ""
-    width: int | None = None
-    height: int | None = None
-    edits: tuple[Edit, ...] = ()
-    has_plain_edits: bool = True
-    is_attached_picture: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chapter:
-    """`start` and `stop` in `time_base`."""
-
-    id: int
-    start: int
-    stop: int
-    time_base: Fraction
-    metadata: Pairs = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clip:
-    """A clip as its headers and first frames tell it. Round-trips through JSON by pydantic's TypeAdapter."""
-
-    uri: str
-    container: str
-    size_bytes: int
-    video: int
-    codec: str
-    decoder: str | None = None
-    """A decoder other than FFmpeg's choice, where alpha needs it."""
-    picture: Picture
-    frame_rate: Fraction | None
-    is_rate_given: bool = False
-    duration_s: Fraction | None = None
-    start_s: Fraction | None = None
-    streams: tuple[Stream, ...]
-    chapters: tuple[Chapter, ...] = ()
-    metadata: Pairs = ()
-    interlace: Interlace = "progressive"
-    has_hard_telecine: bool = False
-    has_hdr10plus: bool = False
-    dolby_vision_profile: int | None = None
-    """None: no Dolby Vision; 0: there is some, of a profile that could not be told."""
-    has_film_grain: bool = False
-    side_data: tuple[str, ...] = ()
-    """Kinds of side data on the first frames, by FFmpeg's names."""
-    images: ImageSequence | None = None
-    """Set where the clip is a folder, a pattern or a single still: there is no container then."""
-    findings: tuple[str, ...] = ()
-
-    @property
-    def video_stream(self) -> Stream:
-        return next(each for each in self.streams if each.index == self.video)
-
-
-def probe(
+def probe_clip(
     source: Source,
     *,
     video_stream: int | None = None,
@@ -196,7 +119,7 @@ def probe(
     )
 
 
-def index(clip: Clip, source: Source, *, decode: bool = False) -> Timeline:
+def index_clip(clip: Clip, source: Source, *, decode: bool = False) -> Timeline:
     """Every frame of the clip with its timestamp, exactly as a decode from the start yields them.
 
     One demux pass where packets can be trusted (see `indexing`), a decode where they can't or `decode` asks.

@@ -14,7 +14,7 @@ import numpy as np
 from av.filter import Graph
 
 from vsr_hpc.errors import MediaError
-from vsr_hpc.media.clip.probe import Clip
+from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.decoder import SeekMissed, frames_from, open_decoder
 from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.media.pixels import pixel_format, to_planes

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -20,28 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError
-from vsr_hpc.media.encode.resolution import (
-    Encoding,
-    encoder_layout,
-    nominal_rate,
-    picture_name,
-    reason,
-    set_up_encoder,
-)
+from vsr_hpc.media.encode.encoder import encoder_layout, nominal_rate, picture_name, set_up_encoder
+from vsr_hpc.media.encode.encoding import Encoding
+from vsr_hpc.media.ffmpeg_errors import reason
 from vsr_hpc.media.picture import Colour, Frame, Picture, PixelFormat, Plane
+from vsr_hpc.media.segment import SegmentFacts
 
 log = logging.getLogger(__name__)
 
 
 _MUXERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentFacts:
-    frames: int
-    packets: int
-    size_bytes: int
-    sha256: str
 
 
 def encoder_build() -> str:

@@ -14,11 +14,9 @@ from pathlib import Path
 from types import TracebackType
 
 from vsr_hpc.errors import MediaError, VerifyError
-from vsr_hpc.media.clip.probe import Clip
-from vsr_hpc.media.encode.segment_writer import SegmentFacts
-from vsr_hpc.media.merge.merge import MergeReport
-from vsr_hpc.media.merge.segment_packets import SegmentPart
+from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.picture import Frame, Picture
+from vsr_hpc.media.segment import MergeReport, SegmentFacts, SegmentPart
 from vsr_hpc.media.stills.metadata import StillMeta
 from vsr_hpc.media.stills.names import ImageSequence, StillNames, is_pattern
 from vsr_hpc.media.stills.still import (

@@ -10,8 +10,8 @@ from typing import Literal
 
 import av
 
-from vsr_hpc.media.clip.probe import Clip, Stream
-from vsr_hpc.media.encode.resolution import Encoding, VideoCodec
+from vsr_hpc.media.clip.clip import Clip, Stream
+from vsr_hpc.media.encode.encoding import Encoding, VideoCodec
 
 AudioMode = Literal["copy", "aac", "opus", "none"]
 Action = Literal["video", "copy", "text", "transcode", "cover", "attach", "drop", "regenerate"]

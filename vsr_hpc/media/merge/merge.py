@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from math import lcm
 from pathlib import Path
@@ -21,8 +21,9 @@ from typing import Any
 import av
 
 from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError, VerifyError
-from vsr_hpc.media.clip.probe import Clip
-from vsr_hpc.media.encode.resolution import Encoding, reason
+from vsr_hpc.media.clip.clip import Clip
+from vsr_hpc.media.encode.encoding import Encoding
+from vsr_hpc.media.ffmpeg_errors import reason
 from vsr_hpc.media.merge.container_plan import ContainerPlan, StreamPlan, StreamsRequest, plan_container
 from vsr_hpc.media.merge.header_edits import NAME_PADDING, TrackEdit, edit_matroska_file, edit_mov_languages
 from vsr_hpc.media.merge.live_output import Outlet
@@ -42,7 +43,6 @@ from vsr_hpc.media.merge.other_streams import (
 )
 from vsr_hpc.media.merge.segment_packets import (
     Fetched,
-    SegmentPart,
     mp4_scale,
     nearest,
     numbered_packets,
@@ -52,6 +52,7 @@ from vsr_hpc.media.merge.segment_packets import (
     video_template,
 )
 from vsr_hpc.media.picture import Picture
+from vsr_hpc.media.segment import MergeReport, SegmentPart
 from vsr_hpc.media.source import Source, open_input
 from vsr_hpc.media.timeline import Timeline
 
@@ -76,21 +77,6 @@ _MP4_TAGS = (
     "episode_id episode_sort network season_number composer encoder tempo track disc compilation media_type "
     "hd_video gapless_playback creation_time keywords rating sort_album sort_artist sort_name"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergeReport:
-    """What was written. `offset` seconds were added to every source timestamp; `tick` is the output's."""
-
-    frames: int
-    size_bytes: int
-    sha256: str
-    offset: Fraction
-    tick: Fraction
-    reorder_depth: int
-    notes: tuple[str, ...]
-    copy_s: float
-    hash_s: float
 
 
 def merge(

@@ -15,7 +15,7 @@ from typing import Any
 import av
 from av.filter import Graph
 
-from vsr_hpc.media.encode.resolution import reason
+from vsr_hpc.media.ffmpeg_errors import reason
 from vsr_hpc.media.merge.container_plan import StreamPlan, recoded_layout
 from vsr_hpc.media.merge.header_edits import NAME_PADDING, TrackEdit, edit_matroska_tracks
 from vsr_hpc.media.merge.segment_packets import nearest

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,13 @@ from typing import Any
 import av
 
 from vsr_hpc.errors import VerifyError
-from vsr_hpc.media.encode.resolution import reason
+from vsr_hpc.media.ffmpeg_errors import reason
 from vsr_hpc.media.merge.header_edits import with_track_header
 from vsr_hpc.media.picture import Picture
+from vsr_hpc.media.segment import SegmentPart
 from vsr_hpc.media.timeline import Timeline
 
 _PREFETCH = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentPart:
-    """One finished segment. `fetch` brings it to this machine when its turn comes; `done` lets it go."""
-
-    fetch: Callable[[], Path]
-    frames: int
-    sha256: str | None = None
-    done: Callable[[Path], None] | None = None
 
 
 class Fetched:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError
-from vsr_hpc.media.encode.resolution import reason
+from vsr_hpc.media.ffmpeg_errors import reason
 from vsr_hpc.media.picture import Colour, Picture, PixelFormat, Plane
 from vsr_hpc.media.pixels import is_full_range_by_name, pixel_format, to_planes
 from vsr_hpc.media.stills.metadata import StillMeta, read_meta, with_meta, without_packed_chunks

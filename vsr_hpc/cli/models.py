@@ -1,0 +1,76 @@
+"""`vsr models`: lists, shows, fetches and imports networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vsr_hpc.cli.answers import IsJson, answer
+from vsr_hpc.cli.train import train
+
+app = typer.Typer(help="The models that are known, and their weights.", no_args_is_help=True)
+app.command("train", no_args_is_help=True)(train)
+
+
+@app.command("list")
+def models_list(is_json: IsJson = False) -> None:
+    """The models that `--model` takes by name.
+
+    \b
+    vsr models list
+    """
+    from vsr_hpc.models.cards import all_cards
+
+    cards = all_cards()
+    if is_json:
+        answer(list(cards))
+        return
+    width = max(len(card.name) for card in cards)
+    for card in cards:
+        factor = "any" if card.is_filter else f"x{card.scale}"
+        typer.echo(f"{card.name:<{width}}  {factor:<4} {card.description}")
+
+
+@app.command("show", no_args_is_help=True)
+def models_show(name: Annotated[str, typer.Argument(help="A model's name or a weights file.")]) -> None:
+    """One model's card: its network, licence, weights and limits.
+
+    \b
+    vsr models show realesr-animevideov3
+    """
+    from vsr_hpc.models.cards import find_card
+
+    answer(find_card(name))
+
+
+@app.command("pull", no_args_is_help=True)
+def models_pull(name: Annotated[str, typer.Argument(help="A model's name.")]) -> None:
+    """Fetch a model's weights into the cache, check them, and print where they are.
+
+    \b
+    vsr models pull realesr-animevideov3
+    """
+    from vsr_hpc.cli.progress import downloading
+    from vsr_hpc.models import weights
+    from vsr_hpc.models.cards import find_card
+
+    with downloading(name) as progress:
+        typer.echo(str(weights.ensure(find_card(name), progress)))
+
+
+@app.command("import", no_args_is_help=True)
+def models_import(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A .pth or .safetensors file.")],
+    name: Annotated[str | None, typer.Option("--name", help="The model's name from now on.")] = None,
+) -> None:
+    """Recognise the network in a file of weights and keep it as a model of your own.
+
+    \b
+    vsr models import 4x-film.pth --name film
+    """
+    from vsr_hpc.models import weights
+
+    card = weights.import_weights(path, name)
+    typer.echo(f"{card.name}: {card.network} x{card.scale}")

@@ -1,0 +1,67 @@
+"""Turns a job's settings into requests to the engine, the encoder and the merge."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+from vsr_hpc.engine.geometry import Geometry, output_geometry
+from vsr_hpc.engine.settings import UpscaleRequest
+from vsr_hpc.errors import JobError
+from vsr_hpc.job.spec import JobSpec
+from vsr_hpc.media.clip.clip import Clip
+from vsr_hpc.media.encode.encoding import VideoRequest
+from vsr_hpc.media.merge.container_plan import StreamsRequest
+from vsr_hpc.media.picture import Picture, PixelFormat
+from vsr_hpc.media.pixels import planar_format
+from vsr_hpc.models.cards import Card
+
+
+def upscale_request(job: JobSpec, picture: Picture) -> UpscaleRequest:
+    """The engine's view of a job whose output is settled: its size is `picture`'s, not worked out again."""
+    wanted = job.picture
+    return UpscaleRequest(
+        size=(picture.width, picture.height),
+        pixel=picture.pixel,
+        tile=None if wanted.tile == "auto" else 0 if wanted.tile == "none" else wanted.tile,
+        batch=None if wanted.batch == "auto" else wanted.batch,
+        precision=None if wanted.precision == "auto" else wanted.precision,
+        blend=wanted.blend,
+        grain=wanted.grain,
+        seed=wanted.seed,
+    )
+
+
+def streams_request(job: JobSpec) -> StreamsRequest:
+    return StreamsRequest(audio=job.streams.audio, drop=job.streams.drop)
+
+
+def output_geometry_of(job: JobSpec, clip: Clip, card: Card, pixel: PixelFormat) -> Geometry:
+    wanted = job.picture
+    scale = None if wanted.scale is None else Fraction(str(wanted.scale)).limit_denominator(10_000)
+    return output_geometry(clip.picture, pixel, scale=scale, size=wanted.size, default_scale=card.scale)
+
+
+def output_pixel_of(job: JobSpec, picture: Picture) -> PixelFormat:
+    if job.video.pix_fmt is None:
+        return picture.pixel
+    try:
+        return planar_format(job.video.pix_fmt)
+    except ValueError as exc:
+        raise JobError(f"video.pix_fmt: {exc}") from exc
+
+
+def video_request(job: JobSpec, output: Path) -> VideoRequest:
+    video = job.video
+    is_webm = output.suffix.lower() == ".webm"
+    return VideoRequest(
+        codec=video.codec or ("av1" if is_webm else None),
+        encoder=video.encoder,
+        crf=video.crf,
+        qp=video.qp,
+        lossless=video.lossless,
+        preset=video.preset,
+        pix_fmt=video.pix_fmt,
+        encoder_params=tuple(video.params.items()),
+        threads=video.threads,
+    )

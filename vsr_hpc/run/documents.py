@@ -1,0 +1,134 @@
+"""The documents that a run keeps: receipts, leases, heartbeats, rounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Cause = Literal["stopped", "backend", "media", "died"]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class SegmentFacts(_Document):
+    chunk: int
+    name: str
+    frames: int
+    size_bytes: int
+    sha256: str
+    worst_psnr_db: float | None = None
+    undecided: int = 0
+
+
+class Receipt(_Document):
+    """Proof that a shard is done: its segments are in place, counted and checked."""
+
+    shard: int
+    worker: str
+    generation: int
+    segments: tuple[SegmentFacts, ...]
+    platform: dict[str, str]
+    seconds: dict[str, float]
+    clipped: int = 0
+    repeated: int = 0
+    """Frames that got an equal one's result (`skip_duplicates`)."""
+    started_s: float
+    finished_s: float
+
+
+class LeaseNote(_Document):
+    worker: str
+    node: str
+    taken_s: float
+
+
+class LeaseEnd(_Document):
+    cause: Cause
+    node: str
+    text: str = ""
+
+
+class Heartbeat(_Document):
+    """A worker about itself. The first block never changes; it tells whether its process still lives."""
+
+    worker: str
+    host: str
+    node: str
+    pid: int
+    process_start: int
+    boot: str
+    task: str = ""
+    round: int = 0
+    restart: int = 0
+    device: str = ""
+    started_s: float = 0.0
+
+    state: Literal["starting", "working", "waiting", "finishing", "left"] = "starting"
+    counter: int = 0
+    updated_s: float = 0.0
+    shard: int | None = None
+    shard_frames: int = 0
+    frames: int = 0
+    failed: int = 0
+    """Attempts that ended with an error."""
+    shards: int = 0
+    seconds: dict[str, float] = {}
+    repeated: int = 0
+    note: str = ""
+
+
+class Round(_Document):
+    """One submission of workers."""
+
+    number: int
+    executor: str
+    workers: int
+    user: str
+    submitted_s: float
+    missing: int
+    jobs: tuple[str, ...] = ()
+
+
+class Done(_Document):
+    """The end of a run: what the output is."""
+
+    output: str
+    frames: int
+    size_bytes: int
+    sha256: str
+    offset_s: float
+    notes: tuple[str, ...] = ()
+    platforms: int = 1
+    repeated: int = 0
+    """Frames that got an equal one's result (`skip_duplicates`)."""
+    finished_s: float
+    seconds: dict[str, float] = {}
+
+
+class Poison(_Document):
+    shard: int
+    generation: int
+    reason: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    name: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseState:
+    """The newest generation of one lease, as a listing shows it."""
+
+    generation: int
+    is_ended: bool
+
+
+def encode_document(document: BaseModel) -> bytes:
+    return document.model_dump_json(exclude_defaults=False).encode()

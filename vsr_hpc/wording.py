@@ -1,0 +1,33 @@
+"""Writes counts, durations, sizes and money for people."""
+
+from __future__ import annotations
+
+
+def plural(count: int, noun: str) -> str:
+    """3 frames, 1 frame."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def size(size_bytes: int) -> str:
+    if size_bytes >= 1 << 30:
+        return f"{size_bytes / 2**30:.1f} GiB"
+    return f"{max(1, round(size_bytes / 2**20))} MiB"
+
+
+def duration(seconds: float) -> str:
+    """For people: 42 s, 7 min, 2 h 05."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d}"
+
+
+def money(usd: float) -> str:
+    return f"${usd:,.0f}" if usd >= 100 else f"${usd:.2f}" if usd >= 0.01 or usd == 0 else "<$0.01"
+
+
+def clock(seconds: float) -> str:
+    """As a clock shows it: 0:42, 7:05, 2:05:00."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
