@@ -79,7 +79,7 @@ def measured(job: Job, folder: Path) -> tuple[float, float]:
     subprocess.run(command("submit", job, folder, "--quiet"), stdout=subprocess.DEVNULL, check=True)
     took, after = time.perf_counter() - began, os.times()
     (folder / "out.mkv").unlink()
-    shutil.rmtree(folder / "out.mkv.vsr")
+    shutil.rmtree(folder / ".vsr/out.mkv")
     used = after.children_user + after.children_system - before.children_user - before.children_system
     return took, used
 

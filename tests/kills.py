@@ -46,7 +46,7 @@ def upscale(clip: Path, output: Path, workers: int) -> list[str]:
 def undisturbed(clip: Path, folder: Path) -> str:
     output = folder / "undisturbed.mkv"
     subprocess.run(upscale(clip, output, 1), check=True, timeout=_LIMIT_S)
-    done = Run.open(f"{output}.vsr").done()
+    done = Run.open(str(output)).done()
     assert done is not None
     return done.sha256
 
@@ -59,7 +59,7 @@ def killed(clip: Path, output: Path, workers: int, kills: int, chance: random.Ra
         process = subprocess.Popen(upscale(clip, output, workers), start_new_session=True)
         try:
             if struck < kills:
-                struck += _strike(process, f"{output}.vsr", chance)
+                struck += _strike(process, str(output), chance)
             code = process.wait(timeout=_LIMIT_S)
         finally:
             if process.poll() is None:
@@ -67,7 +67,7 @@ def killed(clip: Path, output: Path, workers: int, kills: int, chance: random.Ra
                 process.wait()
         if code == 0:
             break
-    run = Run.open(f"{output}.vsr")
+    run = Run.open(str(output))
     done = run.done()
     assert done is not None, f"{output}: not done after {struck} kills"
     leases = run.leases()

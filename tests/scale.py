@@ -113,7 +113,7 @@ def measure(run: Run, workers: int, stores: list[Store]) -> Scale:
     for store in {id(store): store for store in stores}.values():
         requests += store.requests  # type: ignore[attr-defined]
     began = time.monotonic()
-    status = read_status(Run(open_store(run.uri)))
+    status = read_status(Run(open_store(run.place_uri)))
     return Scale(
         shards=run.plan.shard_count,
         workers=workers,
@@ -139,7 +139,7 @@ def on_s3(folder: Path, shards: int, workers: int) -> Iterator[Scale]:
         moto.make_bucket("scale")
         uri = "s3://scale/run"
         _plan_into(open_store(uri), folder, shards, workers)
-        yield measure(Run(open_store(uri)), workers, [open_store(uri) for _ in range(workers)])
+        yield measure(Run.open(uri), workers, [open_store(uri) for _ in range(workers)])
 
 
 def _plan_into(store: Store, folder: Path, shards: int, workers: int) -> None:

@@ -34,6 +34,10 @@ class MediaError(VsrError):
     exit_code = 3
 
 
+class SourceChangedError(MediaError):
+    """The source is no longer the one that the run was planned with."""
+
+
 class ModelError(VsrError):
     """Weights are missing, have the wrong hash or the wrong shape."""
 
@@ -57,3 +61,7 @@ class BackendError(VsrError):
 
     exit_code = 75
     retryable = True
+
+
+class OutageError(BackendError):
+    """The store, the source or the network fails: another node would meet the same error."""

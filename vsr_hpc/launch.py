@@ -13,7 +13,7 @@ from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.executors import local
 from vsr_hpc.forecast import forecast
 from vsr_hpc.job.reading import placed
-from vsr_hpc.job.spec import JobSpec, RangeSection, RunSection, StreamsSection
+from vsr_hpc.job.spec import JobSpec, RangeSection, RunSection, StreamsSection, run_folder
 from vsr_hpc.media.clip.probe import content_hash
 from vsr_hpc.media.encode.segment_writer import encoder_build
 from vsr_hpc.planning.cutting import window_of
@@ -27,7 +27,6 @@ from vsr_hpc.run.known_runs import remember
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import RunStatus, read_status, with_costs
 from vsr_hpc.storage.opening import open_source, open_store
-from vsr_hpc.storage.store import Store
 from vsr_hpc.system import processes
 from vsr_hpc.system.interrupts import StopFlag
 from vsr_hpc.work.finish import is_in_place
@@ -54,21 +53,21 @@ def submit(job: JobSpec, *, is_new: bool = False, after: Run | None = None) -> S
     """
     _check_executor(job)
     makes_input = after is not None and after.done() is None and after.job().output == job.input
-    store = open_store(job.run_uri)
-    is_there = store.exists("job.json")
-    if is_there and not is_new:
-        run = Run(store)
-        done = run.done()
+    folder = open_store(job.run_uri)
+    present = Run.find(folder)
+    if present is not None and not is_new:
+        done = present.done()
         if done is None or is_in_place(done):
-            _check_same_output(run, job)
-            notes = () if makes_input else _check_continues(run, job)
-            return Submitted(run=run, notes=notes, is_continued=True)
+            _check_same_output(present, job)
+            notes = () if makes_input else _check_continues(present, job)
+            return Submitted(run=present, notes=notes, is_continued=True)
         log.warning("the finished output is gone, starting over output=%s", done.output)
     notes = (f"{job.input} is looked at once {after.uri} has made it",) if after and makes_input else ()
     notes = notes or prepare(job).notes
-    if is_there:
-        _discard(store)  # only now: a job that is refused throws nothing away
-    run = Run.create(store, placed(job))
+    if present is not None:
+        _refuse_living(present)
+    # Only now: a job that is refused throws nothing away.
+    run = Run.create(folder, placed(job), replaces=present)
     _check_same_job(run, job)  # another call may have been faster
     remember(run)
     return Submitted(run=run, notes=notes, is_continued=False)
@@ -99,7 +98,7 @@ def ensure_plan(run: Run, *, is_new: bool = False) -> None:
         check_space(run.plan, run.uri, run.store.free_bytes(), stored)
     except BaseException:
         if is_new and not run.rounds() and not run.leases():
-            run.store.remove_all()
+            run.withdraw()
         raise
 
 
@@ -132,20 +131,37 @@ def run_here(
     """Do what is missing on this machine and finish; None where the flag was set before the end.
 
     `how` says with how many workers, GPUs and threads this time; the plan's job where it is left out.
+    Finished shards whose segments were lost are made again.
     """
+    from vsr_hpc.work.finish import ShardsLostError
+
+    while True:
+        try:
+            return _run_round(run, stop, how or run.plan.job.run, on_beat, on_tick)
+        except ShardsLostError as exc:
+            log.warning("%s", exc)
+
+
+def _run_round(
+    run: Run,
+    stop: StopFlag,
+    how: RunSection,
+    on_beat: Callable[[Heartbeat], None],
+    on_tick: Callable[[], None],
+) -> Done | None:
     from vsr_hpc.work import worker
     from vsr_hpc.work.finish import finish_patiently
 
-    how = how or run.plan.job.run
     gpus = processes.visible_gpus() if how.gpus is None else how.gpus
     missing = run.missing()
     workers = max(1, min(max(how.workers, len(gpus)), len(missing)))
     forecast.note(run, run.plan.job.model_copy(update={"run": how, "on": "local"}))
+    run.begin_again()
     run.start_round("local", workers, len(missing))
     done: Done | None = None
     if missing and workers == 1 and not how.gpus:  # a process of its own sees only the GPU that is named
         options = worker.WorkerOptions(threads=how.threads or 0)
-        worker.work(run.uri, options, stop, on_beat)
+        worker.work(run.place_uri, options, stop, on_beat)
     elif missing:
         threads = max(1, (how.threads or len(os.sched_getaffinity(0))) // workers)
         local.run_workers(run, workers=workers, gpus=gpus, threads=threads, stop=stop, on_tick=on_tick)
@@ -230,6 +246,7 @@ def whole_status(run: Run) -> RunStatus:
 
 def retry(run: Run, *, retries_poisoned: bool = False) -> int:
     """Let shards that were set aside be tried again; how many they are."""
+    run.begin_again()
     return run.retry_poisoned() if retries_poisoned else 0
 
 
@@ -240,12 +257,13 @@ def finish_here(run: Run) -> Done:
     return already_done(run) or finish_patiently(run, os.uname().nodename)
 
 
-def _plan_beside(store: Store) -> Plan | None:
+def _plan_beside(output: str) -> Plan | None:
     """What was asked for, where the run still stands and this version can read it."""
-    if not store.exists("plan.json"):
+    run = Run.find(open_store(run_folder(output)))
+    if run is None or not run.has_plan():
         return None
     try:
-        return Run(store).plan
+        return run.plan
     except PlanError as exc:
         log.warning("the run beside the output is not asked: %s", exc)
         return None
@@ -257,8 +275,7 @@ def verify_here(
     """Compare an output with its source; a run beside the output tells what was asked for."""
     from vsr_hpc.verification.verify import verify
 
-    beside = open_store(f"{output.rstrip('/')}.vsr")
-    plan = _plan_beside(beside)
+    plan = _plan_beside(output)
     if plan is not None and Path(plan.clip.uri).resolve() == Path(source).resolve():
         streams, wanted = plan.job.streams, plan.job.range
     else:
@@ -279,14 +296,11 @@ def verify_here(
     )
 
 
-def _discard(store: Store) -> None:
-    if not store.exists("job.json"):
-        return
-    alive = read_status(Run(store)).alive
+def _refuse_living(run: Run) -> None:
+    alive = read_status(run).alive
     if alive:
         names = ", ".join(worker.heartbeat.worker for worker in alive)
-        raise JobError(f"{store.uri}: workers are still at it ({names}); `vsr cancel {store.uri}` stops them")
-    store.remove_all()
+        raise JobError(f"{run.uri}: workers are still at it ({names}); `vsr cancel {run.uri}` stops them")
 
 
 def _check_same_output(run: Run, job: JobSpec) -> None:

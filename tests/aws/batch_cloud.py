@@ -189,7 +189,7 @@ class Film:
 
     @property
     def run(self) -> Run:
-        return Run.open(f"{self.output}.vsr")
+        return Run.open(str(self.output))
 
     def submit(self, *flags: str) -> Said:
         said = vsr("submit", self.path, "--on", "aws-batch", *flags)

@@ -22,6 +22,7 @@ from PIL import Image
 from tests.browser.chromium import PATIENCE_S, Browser, browser, why_not
 from tests.browser.pages import large_history
 from vsr_hpc.bench.made_clip import make_demo_clip
+from vsr_hpc.errors import VsrError
 from vsr_hpc.report.page import page
 from vsr_hpc.report.preview import png, preview
 from vsr_hpc.report.report import gather
@@ -47,7 +48,7 @@ def main() -> None:
         clip = make_demo_clip(work / "clip.mkv", seconds=6, size=(256, 144))
         with _dashboard(work) as address:
             _live(chromium, address, work, target)
-        _report(chromium, Run.open(str(work / "bigger.mkv.vsr")), Path(folder), target)
+        _report(chromium, Run.open(str(work / "bigger.mkv")), Path(folder), target)
         shown = preview(str(clip), _MODELS, at="5", scale=4, crop="160x90")
         _keep(_png(png(shown)), target / "preview.png")
     for path in sorted(target.glob("*.png")):
@@ -79,7 +80,7 @@ def _live(chromium: Browser, address: str, work: Path, target: Path) -> None:
         chromium.open(address, size=_WIDE, is_dark=True)
         chromium.wait(lambda: chromium.all(".run"), "the run")
         chromium.one(".run").click()
-        run = _once_planned(work / "bigger.mkv.vsr")
+        run = _once_planned(work / "bigger.mkv")
         chromium.wait(lambda: len(run.finished()) >= 3, "some shards")
         victim = next(beat for beat in run.heartbeats() if beat.state == "working")
         os.kill(victim.pid, signal.SIGKILL)
@@ -118,8 +119,10 @@ def _report(chromium: Browser, run: Run, folder: Path, target: Path) -> None:
 def _once_planned(path: Path) -> Run:
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
-        if (path / "job.json").exists() and Run.open(str(path)).has_plan():
-            return Run.open(str(path))
+        with contextlib.suppress(VsrError):
+            run = Run.open(str(path))
+            if run.has_plan():
+                return run
         time.sleep(0.1)
     raise AssertionError(f"{path}: no plan came")
 

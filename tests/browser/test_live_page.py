@@ -89,7 +89,7 @@ def test_a_dropped_clip_is_tried_begun_and_followed_to_its_report(chromium: Brow
     press(chromium, "Begin the whole run")
     chromium.wait(lambda: state(chromium) == "complete", "the end of the run")
     chromium.wait(lambda: chromium.all("a[href$='/report']"), "the report")
-    run = Run.open(f"{place.with_name(place.stem)}-bicubic.mkv.vsr")
+    run = Run.open(f"{place.with_name(place.stem)}-bicubic.mkv")
     assert read_status(run).state == "complete"
     assert "24" in chromium.text(".tiles")
     assert chromium.run("return window.pwned") is None
@@ -132,7 +132,7 @@ def test_a_run_that_goes_on_is_shown_cancelled_and_resumed(chromium: Browser, li
         press(chromium, "Cancel")
         chromium.wait(lambda: state(chromium) == "cancelled", "the cancelled run")
         assert process.wait(PATIENCE_S) == 130
-        run = Run.open(str(live.folder / "long.out.mkv.vsr"))
+        run = Run.open(str(live.folder / "long.out.mkv"))
         left = len(run.missing())
         assert left > 0
         press(chromium, "Resume")

@@ -24,7 +24,7 @@ from tests.commands import MODULE, process, vsr
 from vsr_hpc import __version__
 from vsr_hpc.bench.made_clip import make_demo_clip
 from vsr_hpc.cli import main as cli
-from vsr_hpc.errors import VsrError
+from vsr_hpc.errors import JobError, VsrError
 from vsr_hpc.job.reading import load_job
 from vsr_hpc.media.clip.reader import read_segment
 from vsr_hpc.media.stills.still import read_image, write_image
@@ -192,7 +192,7 @@ def test_a_second_call_finds_nothing_to_do(made: Path) -> None:
 
 
 def test_a_run_is_known_by_its_folder_and_by_its_output(made: Path) -> None:
-    for place in ("out.mkv", "out.mkv.vsr", "out.mkv.vsr/", made):
+    for place in ("out.mkv", ".vsr/out.mkv", ".vsr/out.mkv/", made):
         said = vsr("status", place)
         assert said.code == 0, said.err
         assert "complete: 12/12 frames (100%)" in said.out
@@ -202,7 +202,7 @@ def test_lines_are_not_broken_for_a_program_that_reads_them(clip: Path, here: Pa
     deep = here / "/".join(["a-rather-long-name-of-a-folder"] * 6)
     assert vsr("upscale", clip, deep / "out.mkv", *_FAST).code == 0
     said = process("status", deep / "out.mkv", cwd=here)
-    assert said.out.splitlines()[0] == f"{deep}/out.mkv.vsr"
+    assert said.out.splitlines()[0] == f"{deep}/.vsr/out.mkv"
 
 
 def test_the_logs_of_workers_are_shown(made: Path) -> None:
@@ -216,8 +216,8 @@ def test_runs_lists_what_was_begun_and_is_still_there(clip: Path, here: Path) ->
     assert (said.code, said.out, said.err) == (0, "", "no runs here yet\n")
     for name in ("a.mkv", "b.mkv"):
         assert vsr("upscale", clip, name, *_FAST).code == 0
-    shutil.rmtree("a.mkv.vsr")
-    assert vsr("runs").out == f"complete    100%  {here}/b.mkv.vsr\n"
+    shutil.rmtree(".vsr/a.mkv")
+    assert vsr("runs").out == f"complete    100%  {here}/.vsr/b.mkv\n"
 
 
 def test_a_cancelled_run_goes_on_with_resume_from_any_folder(
@@ -226,10 +226,10 @@ def test_a_cancelled_run_goes_on_with_resume_from_any_folder(
     shutil.copy(clip, here / "in.mkv")
     document = {"input": "in.mkv", "output": "out.mkv", "model": "nearest", "run": {"chunk_s": 0.125}}
     _begun(document)
-    assert vsr("cancel", "out.mkv.vsr").out.startswith("cancelled: ")
-    assert vsr("status", "out.mkv.vsr", "--json").json["state"] == "cancelled"
+    assert vsr("cancel", ".vsr/out.mkv").out.startswith("cancelled: ")
+    assert vsr("status", ".vsr/out.mkv", "--json").json["state"] == "cancelled"
     monkeypatch.chdir(tmp_path)
-    assert vsr("resume", here / "out.mkv.vsr", "-q").out == "here/out.mkv\n"
+    assert vsr("resume", here / ".vsr/out.mkv", "-q").out == "here/out.mkv\n"
     assert vsr("cancel", here / "out.mkv").out.startswith("complete already, nothing to cancel")
 
 
@@ -251,7 +251,7 @@ def test_a_second_ctrl_c_aborts_at_once_with_all_workers(here: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as caller:
         assert caller.stderr is not None
-        while caller.poll() is None and not _states("out.mkv.vsr").count("working"):
+        while caller.poll() is None and not _states(".vsr/out.mkv").count("working"):
             time.sleep(0.05)
         caller.send_signal(signal.SIGINT)
         while "stopping after the frames in hand" not in (line := caller.stderr.readline()):
@@ -262,19 +262,20 @@ def test_a_second_ctrl_c_aborts_at_once_with_all_workers(here: Path) -> None:
         130,
         "vsr: aborted; call again to go on from the last finished shard\n",
     )
-    assert all(is_process_gone(beat) for beat in Run.open("out.mkv.vsr").heartbeats())
+    assert all(is_process_gone(beat) for beat in Run.open("out.mkv").heartbeats())
 
 
 def _states(uri: str) -> list[str]:
-    if not Path(uri, "plan.json").exists():
+    try:
+        return [beat.state for beat in Run.open(uri).heartbeats()]
+    except JobError:  # the run is not there yet
         return []
-    return [beat.state for beat in Run.open(uri).heartbeats()]
 
 
 def test_an_output_that_is_gone_is_not_taken_as_made(made: Path) -> None:
     made.unlink()
     for command in ("resume", "finish"):
-        said = vsr(command, "out.mkv.vsr")
+        said = vsr(command, ".vsr/out.mkv")
         assert said.code == 2
         assert "is gone or was changed" in said.err
     assert vsr("upscale", "in.mkv", "out.mkv", *_FAST).code == 0
@@ -325,7 +326,7 @@ def test_a_user_without_home_or_name_can_work(
     monkeypatch.setattr("pathlib.Path.mkdir", _not_below("/.local", Path.mkdir))
     said = vsr("upscale", clip, "out.mkv", *_FAST, "-q")
     assert (said.code, said.err) == (0, "")
-    assert Run.open("out.mkv.vsr").rounds()[0].user == f"uid-{os.getuid()}"
+    assert Run.open("out.mkv").rounds()[0].user == f"uid-{os.getuid()}"
 
 
 def _not_below(closed: str, really: Any) -> Any:
@@ -480,7 +481,7 @@ def test_one_side_of_the_size_may_be_left_to_follow(clip: Path, here: Path) -> N
         vsr("upscale", clip, "out.mkv", "--size", "160x", "--model", "bicubic", "--preset", "ultrafast").code
         == 0
     )
-    answer = json.loads(Path("out.mkv.vsr/plan.json").read_text())
+    answer = json.loads(Run.open("out.mkv").store.read("plan.json"))
     assert (answer["picture"]["width"], answer["picture"]["height"]) == (160, 120)
 
 

@@ -81,7 +81,7 @@ def _is_whole(clip: Path, output: Path, tmp_path: Path) -> None:
     assert vsr(*_wish(clip, undisturbed)).code == 0
     assert _sha256(output) == _sha256(undisturbed)
     assert verify(str(clip), str(output)).ok
-    assert {path.name for path in output.parent.iterdir()} == {output.name, f"{output.name}.vsr"}
+    assert {path.name for path in output.parent.iterdir()} == {output.name, ".vsr"}
 
 
 def _sha256(path: Path) -> str:
@@ -127,7 +127,7 @@ def test_a_disk_that_fills_up_stops_the_run_which_goes_on_once_there_is_space(
     with monkeypatch.context() as patched:
         _filled_after(receipts, disk, patched)
         _is_stopped(vsr(*_wish(clip, output)))
-    run = Run.open(f"{output}.vsr")
+    run = Run.open(str(output))
     kept = {shard: run.receipt(shard) for shard in run.finished()}
     assert len(kept) == receipts
     assert not list(disk.folder.glob(".*partial*"))
@@ -147,7 +147,7 @@ def test_a_full_disk_in_a_worker_process_ends_the_command_with_its_sentence(
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes) as caller:
-        while caller.poll() is None and not list(disk.folder.glob("out.mkv.vsr/workers/*.json")):
+        while caller.poll() is None and not list(disk.folder.glob(".vsr/out.mkv/*/workers/*.json")):
             time.sleep(0.01)
         disk.fill()
         out, err = caller.communicate(timeout=120)

@@ -43,7 +43,7 @@ def environment(folder: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def endless_segment(run: Run) -> Iterator[None]:
     """Reading the last segment takes for ever, until the block ends: a pipe that nobody writes to."""
-    last = Path(run.uri) / run.store.list("segments/")[-1].name
+    last = Path(run.place_uri) / run.store.list("segments/")[-1].name
     aside = last.with_name(".tmp-aside")
     last.rename(aside)
     os.mkfifo(last)

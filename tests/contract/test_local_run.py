@@ -180,12 +180,12 @@ def test_two_workers_making_other_bytes_for_one_shard_do_no_harm(
     barrier = threading.Barrier(2)
     taken = Run.take
 
-    def take_both(self: Run, name: str, generation: int, who: str, node: str) -> object:
+    def take_both(self: Run, name: str, generation: int, who: str, node: str, *, round: int = 0) -> object:
         """Both workers believe that they hold the first shard."""
         if name == "00000" and generation == 1:
             barrier.wait(30)
             return taken(self, name, 1, who, node) or taken(self, name, 2, who, node)
-        return taken(self, name, generation, who, node)
+        return taken(self, name, generation, who, node, round=round)
 
     monkeypatch.setattr(Run, "take", take_both)
     monkeypatch.setattr("vsr_hpc.run.claims.random.randrange", lambda count: 0)
@@ -296,7 +296,7 @@ def test_workers_leave_when_their_caller_is_killed(tmp_path: Path) -> None:
     options = ["--model", str(weights), "--precision", "fp32", "--chunk-s", "0.25", "--workers", "2", "-q"]
     caller = subprocess.Popen([sys.executable, "-m", "vsr_hpc", "upscale", str(clip), str(output), *options])
     try:
-        run = _wait_for(lambda: Run.open(f"{output}.vsr"))
+        run = _wait_for(lambda: Run.open(str(output)))
         beats = _wait_for(lambda: [beat for beat in run.heartbeats() if beat.state == "working"])
     finally:
         caller.kill()
@@ -322,7 +322,7 @@ def test_ctrl_c_drains_and_says_how_to_go_on(tmp_path: Path) -> None:
         "0.25",
     ]
     caller = subprocess.Popen(command, stderr=subprocess.PIPE)
-    run = _wait_for(lambda: Run.open(f"{output}.vsr"))
+    run = _wait_for(lambda: Run.open(str(output)))
     _wait_for(lambda: run.finished())
     os.kill(caller.pid, signal.SIGINT)
     _, said = caller.communicate(timeout=60)
@@ -480,7 +480,10 @@ def test_what_a_killed_merge_has_left_goes_with_the_next_one_of_the_same_run(
     video = {"preset": None, "threads": None} if name.endswith("png") else {}
     run = planned_run(tiny_job(tmp_path, frames=8, output=str(tmp_path / "to" / name), video=video))
     output = open_output(run.plan.job.output)
-    names = [output.partial(uri) for uri in (run.uri, run.uri, f"{run.uri}-of-another", run.uri)]
+    names = [
+        output.partial(uri)
+        for uri in (run.place_uri, run.place_uri, f"{run.place_uri}-of-another", run.place_uri)
+    ]
     left, folder, stranger, _ = names
     assert len(set(names)) == 4 and all(each.name.startswith(".") for each in names)
     left.touch()
@@ -488,4 +491,4 @@ def test_what_a_killed_merge_has_left_goes_with_the_next_one_of_the_same_run(
     (folder / "1.png").touch()
     stranger.touch()
     assert finished(run).frames == 8
-    assert [each.name for each in stranger.parent.glob(".*")] == [stranger.name]
+    assert [each.name for each in stranger.parent.glob(".*.partial*")] == [stranger.name]

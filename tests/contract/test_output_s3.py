@@ -64,9 +64,9 @@ def test_the_command_makes_it_once_and_proves_it(tmp_path: Path, place: str) -> 
     command = ["upscale", clip, place, "--model", "nearest", "--preset", "ultrafast", "-q"]
     made = vsr(*command)
     assert (made.code, made.out.strip()) == (0, place), made.err
-    before = Run.open(f"{place}.vsr").done()
+    before = Run.open(str(place)).done()
     assert vsr(*command).code == 0
-    assert Run.open(f"{place}.vsr").done() == before
+    assert Run.open(str(place)).done() == before
     proof = vsr("verify", clip, place)
     assert proof.code == 0, proof.err
     assert "24 frames, each with its timestamp" in proof.out

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.clips import numbered_clip
+from vsr_hpc.job.spec import run_folder
 from vsr_hpc.models.networks import Compact
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,7 @@ def test_every_command_of_the_readme_runs(desk: Path) -> None:
         if words[0] in ("upscale", "plan") and len(words) > 2:
             words.append("--overwrite")
         if words[0] == "upscale" and len(words) > 2:
-            words += ["--new"] if Path(desk / f"{words[2]}.vsr").exists() else []
+            words += ["--new"] if Path(desk / run_folder(words[2])).exists() else []
         if "--size" in words:
             words[words.index("--size") + 1] = "192x144"
         _vsr(desk, shlex.join(words))

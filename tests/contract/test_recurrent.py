@@ -133,7 +133,7 @@ def test_killed_and_called_again_it_makes_the_same_bytes(tmp_path: Path) -> None
     tiny_model(tmp_path)
     wanted = finished(planned_run(video_job(tmp_path, "undisturbed"))).sha256
     planned_run(video_job(tmp_path, "killed"))
-    uri, chance = str(tmp_path / "killed.mkv.vsr"), random.Random(7)
+    uri, chance = str(tmp_path / "killed.mkv"), random.Random(7)
     until, struck = time.monotonic() + 240, 0
     while time.monotonic() < until and Run.open(uri).done() is None:
         before = len(Run.open(uri).finished())

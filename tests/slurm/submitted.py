@@ -92,7 +92,7 @@ class Submitted:
 
     @property
     def run(self) -> Run:
-        return Run.open(f"{self.output}.vsr")
+        return Run.open(str(self.output))
 
     def vsr(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.cluster.run_as_user(["vsr", *argv], check=check, timeout_s=PATIENCE_S)

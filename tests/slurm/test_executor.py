@@ -104,7 +104,7 @@ def test_workers_that_do_not_see_the_run_exit_2_and_status_says_it(cluster: DevC
     film = Submitted(cluster, "unseen", frames=24, run={"workers": 2})
     film.submit()
     assert film.status()["state"] == "waiting"
-    run, away = film.folder / "out.mkv.vsr", film.folder / "elsewhere"
+    run, away = film.folder / ".vsr/out.mkv", film.folder / "elsewhere"
     workers, finish = film.job(), film.job(kind="finish")
     run.rename(away)
     for node in cluster.spot_nodes:

@@ -63,7 +63,7 @@ def test_three_workers_on_a_run_in_s3_make_the_bytes_of_a_run_in_a_folder(
     assert len(receipts) == film.run.plan.shard_count == 24
     assert {receipt.worker for receipt in receipts} <= {beat.worker for beat in beats}
     assert film.wait_ended(kind="finish") == ["CANCELLED"], "the worker that was last finishes the run"
-    assert not (film.folder / "out.mkv.vsr").exists(), "the run was to be on S3 alone"
+    assert not (film.folder / ".vsr/out.mkv").exists(), "the run was to be on S3 alone"
     film.write()
     assert sha256 == film.alone()
 

@@ -146,5 +146,5 @@ def test_numbers_are_taken_where_texts_are_meant() -> None:
 
 
 def test_the_run_lies_beside_the_output_unless_told() -> None:
-    assert parse_job(LEAST, "x").run_uri == "out.mkv.vsr"
+    assert parse_job(LEAST, "x").run_uri == ".vsr/out.mkv"
     assert parse_job({**LEAST, "run": {"location": "/tmp/r"}}, "x").run_uri == "/tmp/r"

@@ -56,7 +56,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 def test_a_run_is_found_by_its_own_place_and_by_its_output(tmp_path: Path) -> None:
     run = planned_run(tiny_job(tmp_path))
     output = Path(run.plan.job.output)
-    assert run.uri == f"{output}.vsr"
+    assert run.uri == str(output.parent / ".vsr" / output.name)
     for named in (run.uri, f"{run.uri}/", str(output)):
         assert Run.open(named).uri == run.uri
     output.write_bytes(b"a film")  # a file is no run, and no reason to fail either
@@ -187,7 +187,7 @@ def test_a_shard_that_fails_too_often_is_set_aside_and_named(run: Run, cause: st
     assert "00000" not in [each.name for each in taken if each is not None]
     (poison,) = run.poisoned()
     assert poison.shard == 0
-    assert poison.reason == ("frame 3 is broken" if cause == "media" else "the worker died without a word")
+    assert poison.reason == ("frame 3 is broken" if cause == "media" else "its worker died without a message")
 
 
 def test_a_shard_that_was_finished_after_all_is_not_set_aside(run: Run) -> None:
@@ -256,4 +256,4 @@ def test_objects_of_a_run_obey_the_umask(tmp_path: Path) -> None:
         run = planned_run(tiny_job(tmp_path))
     finally:
         os.umask(before)
-    assert (Path(run.uri) / "plan.json").stat().st_mode & 0o777 == 0o640
+    assert (Path(run.place_uri) / "plan.json").stat().st_mode & 0o777 == 0o640

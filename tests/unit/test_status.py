@@ -11,6 +11,7 @@ from tests.unit.test_run import heartbeat, receipt
 from vsr_hpc.run.documents import Done, Poison
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
+from vsr_hpc.storage.folder_store import FolderStore
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def _done(run: Run) -> Done:
 
 def test_a_run_without_a_plan_waits_until_somebody_plans_it(tmp_path: Path) -> None:
     job = tiny_job(tmp_path)
-    run = Run.create(planned_run(job).store, job)
+    run = Run.create(FolderStore(tmp_path / "run"), job)
     run.store.delete("plan.json")
     assert (read_status(run).state, read_status(run).shards) == ("waiting", 0)
     run.beat(heartbeat("w"))
@@ -117,7 +118,7 @@ def test_a_worker_whose_process_is_gone_is_not_alive(run: Run) -> None:
 
 def test_a_worker_elsewhere_that_says_nothing_for_a_lease_window_is_not_alive(run: Run) -> None:
     run.beat(heartbeat("elsewhere", state="working", host="other"))
-    path = Path(run.uri) / "workers" / "elsewhere.json"
+    path = Path(run.place_uri) / "workers" / "elsewhere.json"
     silent_since = path.stat().st_mtime - run.store.lease_window_s - 5
     os.utime(path, (silent_since, silent_since))
     status = read_status(run)

@@ -32,7 +32,7 @@ def main() -> None:
         "--preset", "veryfast", "--workers", str(_WORKERS), "--chunk-s", "1",
     ]  # fmt: skip
     _say("$ " + " ".join(command))
-    killer = threading.Thread(target=_kill_one_worker, args=(f"{output}.vsr",), daemon=True)
+    killer = threading.Thread(target=_kill_one_worker, args=(str(output),), daemon=True)
     killer.start()
     _run(command)
     killer.join(10)

@@ -137,7 +137,7 @@ def unreachable(uri: str, why: str) -> dict[str, Any]:
 def read_line(watched: Watched) -> dict[str, Any]:
     try:
         run, status, _, _ = watched.look()
-        return {**line_of(status), "name": facts.name_of(run.uri).removesuffix(".vsr"), "fps": status.fps}
+        return {**line_of(status), "name": facts.name_of(run.uri), "fps": status.fps}
     except VsrError as exc:
         return {**unreachable(watched.uri, str(exc)), "name": facts.name_of(watched.uri)}
 

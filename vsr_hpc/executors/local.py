@@ -71,8 +71,9 @@ def _start(run: Run, place: int, gpus: tuple[int, ...], threads: int, restart: i
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = _device(gpus[place % len(gpus)])
     command = [
-        sys.executable, "-m", "vsr_hpc", "worker", run.uri, "--quiet", "--with-parent", str(os.getpid()),
-        "--threads", str(threads), "--task", f"{_here()}-{place}", "--restart", str(restart),
+        sys.executable, "-m", "vsr_hpc", "worker", run.place_uri, "--quiet",
+        "--with-parent", str(os.getpid()), "--threads", str(threads),
+        "--task", f"{_here()}-{place}", "--restart", str(restart),
     ]  # fmt: skip
     said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
     process = subprocess.Popen(

@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from vsr_hpc.storage.store import RUNS_FOLDER
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
@@ -179,6 +181,8 @@ class RunSection(_Section):
     shard_s: float = Field(45.0, gt=0)
     max_attempts: int = Field(4, ge=1, le=100)
     max_rounds: int = Field(8, ge=1, le=1000)
+    lease_window_s: float | None = Field(None, ge=1, le=3600)
+    """Silence after which a worker's shard is taken over; the store's own window where it is left out."""
     reproducible: Literal["mixed", "strict"] = "mixed"
     keep_segments: bool = False
     metrics: Literal["none", "emf", "cloudwatch"] = "none"
@@ -290,4 +294,10 @@ class JobSpec(_Section):
     @property
     def run_uri(self) -> str:
         """Where this job's run lives unless it is told otherwise: beside its output."""
-        return self.run.location or f"{self.output.rstrip('/')}.vsr"
+        return self.run.location or run_folder(self.output)
+
+
+def run_folder(output: str) -> str:
+    """Where the run of an output lies unless the job names another place: `.vsr/NAME` beside it."""
+    above, slash, name = output.rstrip("/").rpartition("/")
+    return f"{above}{slash}{RUNS_FOLDER}/{name}"

@@ -117,6 +117,22 @@ def raw_bytes(source: Source) -> Iterator[BinaryIO]:
         yield given
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileStamp:
+    """Size and modification time of a file: equal stamps mean that nobody has written to it."""
+
+    size_bytes: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileStamp:
+        try:
+            found = path.stat()
+        except OSError as exc:
+            raise MediaError(f"{path}: cannot be read ({exc.strerror})") from exc
+        return cls(size_bytes=found.st_size, modified_ns=found.st_mtime_ns)
+
+
 def size_bytes(source: Source) -> int:
     with raw_bytes(source) as file:
         return file.seek(0, os.SEEK_END)

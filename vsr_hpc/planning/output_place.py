@@ -55,10 +55,10 @@ def _same_file(one: Path, other: Path) -> bool:
 
 def _is_writable(folder: Path) -> bool:
     """Proved by writing: access bits lie on network file systems and read-only mounts."""
-    probe_clip = folder / f".vsr-{os.getpid()}-{secrets.token_hex(4)}"
+    probe = folder / f".vsr-{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        probe_clip.touch()
-        probe_clip.unlink()
+        probe.touch()
+        probe.unlink()
     except OSError:
         return False
     return True

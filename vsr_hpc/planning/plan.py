@@ -15,12 +15,11 @@ from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.encode.encoding import Encoding
 from vsr_hpc.media.picture import Picture
+from vsr_hpc.media.source import FileStamp
 from vsr_hpc.models.cards import Card
 
 PLAN_VERSION = 1
 """Raised whenever this package makes other pixels from the same settings."""
-"""What the features of a window's frames may take, in fp32; they wait in the host's memory if need be."""
-"""Operations in one chunk of a heavy network: what a small GPU does in about half a minute."""
 
 
 class PlanError(VsrError):
@@ -101,6 +100,8 @@ class Plan(BaseModel):
     fingerprint: dict[str, str]
     source_etag: str | None = None
     """What the source on S3 was when it was planned; another object under its name is refused."""
+    source_stamps: tuple[FileStamp, ...] = ()
+    """Size and time of the source's file, or of each of its images; none for a source on S3."""
     seconds_per_frame: float | None
     scratch_bytes: int
 
@@ -186,6 +187,3 @@ def windows(start: int, stop: int, *, within: tuple[int, int], temporal: Tempora
                 )
             )
     return tuple(found)
-
-
-"""Settings that a plan names only where they are in use: plans of before know nothing of them."""

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from fractions import Fraction
 
+from vsr_hpc.errors import SourceChangedError
 from vsr_hpc.job.spec import RangeSection
 from vsr_hpc.media.clip.probe import content_hash, index_clip
 from vsr_hpc.media.clip.reader import read_frames
@@ -18,6 +19,7 @@ from vsr_hpc.planning.cutting import chunk_borders, shard_borders, window_of
 from vsr_hpc.planning.fingerprint import fingerprint
 from vsr_hpc.planning.plan import Plan, Temporal
 from vsr_hpc.planning.preparation import Prepared
+from vsr_hpc.planning.source_stamps import take_stamps
 from vsr_hpc.planning.space import scratch_bytes
 from vsr_hpc.storage.s3_source import RangedSource
 
@@ -29,8 +31,11 @@ def make_plan(
 ) -> tuple[Plan, bytes]:
     """Demux and hash the source once, cut it, freeze all of it; the second value is the timeline as bytes."""
     job, clip, card = prepared.job, prepared.clip, prepared.card
+    stamps = take_stamps(clip)
     timeline = index_clip(clip, prepared.source)
     content = content_hash(prepared.source)
+    if take_stamps(clip) != stamps:
+        raise SourceChangedError(f"{clip.uri}: is still being written; call again when it is complete")
     start, stop = frame_range(job.range, timeline)
     pixels = clip.picture.width * clip.picture.height
     temporal = _temporal(prepared, timeline, start, stop)
@@ -67,6 +72,7 @@ def make_plan(
             window=window_of(job, card, clip),
         ),
         source_etag=prepared.source.facts.etag if isinstance(prepared.source, RangedSource) else None,
+        source_stamps=stamps,
         seconds_per_frame=speed,
         scratch_bytes=scratch_bytes(prepared, stop - start),
     )

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from vsr_hpc.run.documents import Heartbeat, LeaseEnd, Receipt
+from vsr_hpc.run.names import parse_lease, parse_shard, shard_name
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import WorkerStatus
 from vsr_hpc.storage.store import MissingObject, ObjectFacts
@@ -157,26 +158,24 @@ class _Attempt:
 
 def _failed_attempts(run: Run, receipts: Sequence[Receipt]) -> tuple[_Attempt, ...]:
     """Leases with an end, and leases that a later one took over without any: their workers died."""
-    done = {receipt.shard: receipt.generation for receipt in receipts}
-    generations: dict[int, dict[int, ObjectFacts | None]] = defaultdict(dict)
+    done = {shard_name(receipt.shard, receipt.epoch): receipt.generation for receipt in receipts}
+    generations: dict[str, dict[int, ObjectFacts | None]] = defaultdict(dict)
     for facts in run.store.list("leases/"):
-        shard, generation, *rest = facts.name.removeprefix("leases/").split(".")
-        if shard.isdigit():
-            is_end = rest[0] == "end"
-            known = generations[int(shard)]
-            known[int(generation[1:])] = facts if is_end else known.get(int(generation[1:]))
+        lease = parse_lease(facts.name)
+        if lease is not None and parse_shard(lease[0]) is not None:
+            name, number, is_end = lease
+            generations[name][number] = facts if is_end else generations[name].get(number)
     failed = [
-        (shard, number, end)
-        for shard, known in sorted(generations.items())
+        (name, number, end)
+        for name, known in sorted(generations.items())
         for number, end in sorted(known.items())
-        if end is not None or (number < max(known) and number != done.get(shard))
+        if end is not None or (number < max(known) and number != done.get(name))
     ]
     with ThreadPoolExecutor(_READERS, thread_name_prefix="leases") as pool:
         return tuple(pool.map(lambda each: _attempt(run, *each), failed[:_MOST_BREAKS]))
 
 
-def _attempt(run: Run, shard: int, generation: int, end: ObjectFacts | None) -> _Attempt:
-    name = f"{shard:05d}"
+def _attempt(run: Run, name: str, generation: int, end: ObjectFacts | None) -> _Attempt:
     note = run.holder(name, generation)
     said: LeaseEnd | None = run.ending(name, generation) if end is not None else None
     if said is not None and end is not None:
@@ -186,7 +185,7 @@ def _attempt(run: Run, shard: int, generation: int, end: ObjectFacts | None) -> 
         with contextlib.suppress(MissingObject):
             stop = run.holder(name, generation + 1).taken_s
     return _Attempt(
-        shard=shard,
+        shard=(parse_shard(name) or (0, 0))[0],
         worker=note.worker,
         node=note.node,
         start_s=note.taken_s,

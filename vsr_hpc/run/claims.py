@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vsr_hpc.run.control import Control
+from vsr_hpc.run.control import NEVER, Control
 from vsr_hpc.run.documents import Cause, Lease, LeaseState, Poison
 from vsr_hpc.run.liveness import Liveness
+from vsr_hpc.run.names import shard_name
 from vsr_hpc.run.run import Run
 
 log = logging.getLogger(__name__)
@@ -31,10 +33,12 @@ class Claims:
     worker: str
     node: str
     task: str = ""
+    round: int = 0
     _missing: list[int] = field(default_factory=list)
     _held: dict[int, int] = field(default_factory=dict)
     """Shards that somebody holds or held, with the newest generation known."""
     _ended: set[int] = field(default_factory=set)
+    _epochs: Mapping[int, int] = field(default_factory=dict)
     _holders: dict[tuple[int, int], str] = field(default_factory=dict)
     _listed_at: float = float("-inf")
     _liveness: Liveness = field(init=False)
@@ -71,20 +75,23 @@ class Claims:
         return [shard for shard in self._missing if shard not in control.poisoned]
 
     def _is_listing_due(self) -> bool:
-        return time.monotonic() - self._listed_at >= self.run.store.poll_s
+        return time.monotonic() - self._listed_at >= self.run.poll_s
 
     def _list(self) -> None:
         """Workers begin at different places, so that few of them meet at one shard."""
-        leases = {int(name): state for name, state in self.run.leases().items() if name.isdigit()}
-        missing = sorted(self.run.missing())
+        leases = self.run.leases()
+        tally = self.run.tally()
+        missing = sorted(frozenset(range(self.run.plan.shard_count)) - tally.finished.keys())
         self._liveness.observe()
         self._listed_at = time.monotonic()
         if missing and self.run.plan.job.run.workers > 1:
             offset = random.randrange(len(missing))
             missing = missing[offset:] + missing[:offset]
         self._missing = missing
-        self._held = {shard: state.generation for shard, state in leases.items()}
-        self._ended = {shard for shard, state in leases.items() if state.is_ended}
+        self._epochs = tally.epochs
+        held = {shard: leases[name] for shard in missing if (name := self._name(shard)) in leases}
+        self._held = {shard: state.generation for shard, state in held.items()}
+        self._ended = {shard for shard, state in held.items() if state.is_ended}
 
     def _claim_free(self, control: Control) -> Lease | None:
         misses = 0
@@ -96,7 +103,7 @@ class Claims:
                 break
             misses += 1
             self._held[shard] = 1
-            lease = self.run.take(f"{shard:05d}", 1, self.worker, self.node)
+            lease = self._take(shard, 1)
             if lease is not None:
                 return lease
         return None
@@ -108,17 +115,17 @@ class Claims:
                 continue
             if self._is_done(shard):  # by a worker that took over before us and has left since
                 self.forget(shard)
-                return self._take_over(control)
+                continue
             if self._is_set_aside(shard, generation, control):
                 continue
             self._held[shard] = generation + 1
             self._ended.discard(shard)
-            lease = self.run.take(f"{shard:05d}", generation + 1, self.worker, self.node)
+            lease = self._take(shard, generation + 1)
             if lease is None:
                 continue
             if self._is_done(shard):  # its owner was alive after all and wrote the receipt at the last moment
                 self.forget(shard)
-                return self._take_over(control)
+                continue
             log.info("shard taken over shard=%05d generation=%d", shard, lease.generation)
             return lease
         return None
@@ -127,33 +134,48 @@ class Claims:
         if shard in self._ended:
             return True
         if (shard, generation) not in self._holders:
-            self._holders[shard, generation] = self.run.holder(f"{shard:05d}", generation).worker
+            self._holders[shard, generation] = self.run.holder(self._name(shard), generation).worker
         return self._liveness.is_stale(self._holders[shard, generation])
 
+    def _name(self, shard: int) -> str:
+        return shard_name(shard, self._epochs.get(shard, 0))
+
+    def _take(self, shard: int, generation: int) -> Lease | None:
+        return self.run.take(self._name(shard), generation, self.worker, self.node, round=self.round)
+
     def _is_done(self, shard: int) -> bool:
-        return self.run.store.exists(f"receipts/{shard:05d}.json")
+        return self.run.is_done(shard, self._epochs.get(shard, 0))
 
     def _is_set_aside(self, shard: int, generation: int, control: Control) -> bool:
-        """Poison a shard that failed too often since it was last retried."""
-        limit = self.run.plan.job.run.max_attempts
-        first = control.retried.get(shard, 0) + 1
-        if (generation - first + 1) * max(_WEIGHTS.values()) < limit:
-            return False
+        """Poison a shard that failed too often in this round, since it was last retried.
+
+        A person who calls again begins a new round, so that any number of kills leaves a run that goes on.
+        """
+        limit, epoch = self.run.plan.job.run.max_attempts, self._epochs.get(shard, 0)
+        retried_epoch, retried = control.retried.get(shard, NEVER)
+        first = retried + 1 if retried_epoch == epoch else 1
         weight, nodes, reasons = 0, set(), []
-        for number in range(first, generation + 1):
-            end = self.run.ending(f"{shard:05d}", number)
+        for number in range(generation, first - 1, -1):
+            if weight + (number - first + 1) * max(_WEIGHTS.values()) < limit:
+                return False
+            note = self.run.holder(self._name(shard), number)
+            if note.round != self.round:
+                break
+            end = self.run.ending(self._name(shard), number)
             cause: Cause = end.cause if end else "died"
             weight += _WEIGHTS[cause]
             if _WEIGHTS[cause]:
-                nodes.add(end.node if end else self.run.holder(f"{shard:05d}", number).node)
-                reasons.append(end.text if end else "the worker died without a word")
+                nodes.add(end.node if end else note.node)
+                reasons.append(end.text if end else "its worker died without a message")
         is_one_machine = self.run.plan.job.on == "local"
         if weight < limit or not (is_one_machine or len(nodes) >= 2 or weight >= 2 * limit):
             return False
-        reason = reasons[-1]
+        reason = reasons[0]
         log.warning("shard set aside shard=%05d attempts=%d reason=%s", shard, len(reasons), reason)
-        self.run.poison(Poison(shard=shard, generation=generation, reason=reason, nodes=tuple(sorted(nodes))))
-        control.poisoned[shard] = generation
+        self.run.poison(
+            Poison(shard=shard, epoch=epoch, generation=generation, reason=reason, nodes=tuple(sorted(nodes)))
+        )
+        control.poisoned[shard] = (epoch, generation)
         return True
 
 

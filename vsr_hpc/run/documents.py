@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from vsr_hpc.run.names import parse_shard
 
 Cause = Literal["stopped", "backend", "media", "died"]
 
@@ -28,6 +31,8 @@ class Receipt(_Document):
     """Proof that a shard is done: its segments are in place, counted and checked."""
 
     shard: int
+    epoch: int = 0
+    """How many receipts of this shard were voided before this one."""
     worker: str
     generation: int
     segments: tuple[SegmentFacts, ...]
@@ -40,10 +45,20 @@ class Receipt(_Document):
     finished_s: float
 
 
+class Void(_Document):
+    """Closes an epoch of a shard: its receipt counts no more, however late it comes."""
+
+    shard: int
+    epoch: int
+    reason: str
+    at_s: float
+
+
 class LeaseNote(_Document):
     worker: str
     node: str
     taken_s: float
+    round: int = 0
 
 
 class LeaseEnd(_Document):
@@ -111,6 +126,7 @@ class Done(_Document):
 
 class Poison(_Document):
     shard: int
+    epoch: int = 0
     generation: int
     reason: str
     nodes: tuple[str, ...]
@@ -121,6 +137,14 @@ class Lease:
     name: str
     generation: int
 
+    @property
+    def shard(self) -> tuple[int, int]:
+        """Shard and epoch of a shard's lease."""
+        found = parse_shard(self.name)
+        if found is None:
+            raise ValueError(f"{self.name} is the lease of no shard")
+        return found
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseState:
@@ -128,6 +152,16 @@ class LeaseState:
 
     generation: int
     is_ended: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """Which shards are done, from one listing of receipts and voids."""
+
+    finished: Mapping[int, int]
+    """Each finished shard with the epoch of the receipt that counts."""
+    epochs: Mapping[int, int]
+    """The present epoch of each shard that had a receipt voided."""
 
 
 def encode_document(document: BaseModel) -> bytes:

@@ -48,7 +48,7 @@ def remembered_runs() -> tuple[str, ...]:
             uri = str(json.loads(path.read_text(encoding="utf-8"))["uri"])
         except (OSError, ValueError, KeyError):
             continue
-        if "://" in uri or (Path(uri) / "job.json").exists():
+        if "://" in uri or (Path(uri) / "places").is_dir():
             uris.append(uri)
         else:
             path.unlink(missing_ok=True)

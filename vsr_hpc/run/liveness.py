@@ -75,12 +75,11 @@ class Liveness:
 
     def observe(self) -> None:
         now = time.monotonic()
-        for facts in self.run.store.list("workers/"):
-            worker = facts.name[8:-5]
+        for worker, modified_s in self.run.beaten().items():
             seen = self._moved.get(worker)
-            if seen is None or seen[0] != facts.modified_s:
-                self._moved[worker] = (facts.modified_s, now)
-            if seen is not None and seen[0] != facts.modified_s:
+            if seen is None or seen[0] != modified_s:
+                self._moved[worker] = (modified_s, now)
+            if seen is not None and seen[0] != modified_s:
                 self._alive.add(worker)
 
     def is_stale(self, worker: str) -> bool:
@@ -92,11 +91,11 @@ class Liveness:
             self._identity[worker] = heartbeat
             if is_process_gone(heartbeat) or (self.task and heartbeat.task == self.task):
                 return True
-        return self._silence_s(worker) > self.run.store.lease_window_s
+        return self._silence_s(worker) > self.run.lease_window_s
 
     def is_silent(self, worker: str) -> bool:
         """Whether this worker has not moved lately, so that its lease may soon be stale."""
-        return worker != self.worker and self._silence_s(worker) > self.run.store.lease_window_s / 3
+        return worker != self.worker and self._silence_s(worker) > self.run.lease_window_s / 3
 
     def was_seen_alive(self, worker: str) -> bool:
         """Whether this worker's heartbeat moved while it was observed, be it dead by now."""

@@ -1,15 +1,18 @@
-"""A run in a store: a plan that never changes and receipts that only accumulate.
+"""A run in its place: a plan that never changes and receipts that only accumulate.
 
     job.json  plan.json  timeline.bin            what to do; written once
     weights/  card.json                          what a worker needs of a model; the card only of one's own
     segments/00042-<sha>.mp4                     encoded chunks, named by content
-    receipts/00042.json                          shard done: names its segments; the first one wins for ever
-    leases/00042.g1.json  …g1.end.json           who claimed a shard, and how that ended unless by a receipt
+    receipts/00042.json                          the shard is done; names its segments; the first one counts
+    receipts/00042.void.json                     that receipt counts no more: its epoch is closed for ever
+    receipts/00042.e1.json                       the receipt of the next epoch
+    leases/00042.g1.json  ...g1.end.json         who claimed a shard, and how that ended unless by a receipt
     workers/<id>.json                            heartbeats, each rewritten by its owner alone
-    control/…                                    cancelled, poisoned, retried, avoided
-    rounds/1.json  done.json  logs/              submissions, the end, what workers said
+    control/...                                  cancelled, poisoned, retried, avoid, stop, superseded
+    rounds/1.json  done.json  logs/              submissions, the end, what workers logged
 
 What is missing is plan minus receipts; status, resume, finish and verify are readings of that one sum.
+A run's folder can hold several editions; see `places`.
 """
 
 from __future__ import annotations
@@ -21,12 +24,14 @@ import json
 import logging
 import socket
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from vsr_hpc.errors import JobError, VsrError
-from vsr_hpc.job.spec import JobSpec
+from vsr_hpc.errors import BackendError, JobError, VerifyError, VsrError
+from vsr_hpc.job.spec import JobSpec, run_folder
 from vsr_hpc.media.timeline import Timeline
 from vsr_hpc.planning.plan import Plan
 from vsr_hpc.run.control import Control
@@ -41,35 +46,92 @@ from vsr_hpc.run.documents import (
     Poison,
     Receipt,
     Round,
+    Tally,
+    Void,
     encode_document,
 )
+from vsr_hpc.run.names import (
+    heartbeat_name,
+    lease_end_name,
+    lease_name,
+    parse_heartbeat,
+    parse_lease,
+    parse_receipt,
+    parse_round,
+    receipt_name,
+    round_name,
+    shard_name,
+    void_name,
+)
+from vsr_hpc.run.places import claim_place, is_superseded, new_place, newest_place, number_of_place
 from vsr_hpc.storage.opening import open_store
-from vsr_hpc.storage.store import MissingObject, Store
+from vsr_hpc.storage.store import MissingObject, ObjectFacts, Store
 
 log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=BaseModel)
+Parsed = TypeVar("Parsed")
+READERS = 32
+"""Objects that are read at once: an answer of S3 takes about ten milliseconds."""
+
+
+class DamagedObjectError(VsrError):
+    """An object of the run is there and cannot be read."""
 
 
 class Run:
     """One run, opened by anybody who may read its store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, folder: Store | None = None, number: int = 0) -> None:
+        """`store` is the run's place; `folder` is where it lies with its earlier editions."""
         self.store = store
+        self._folder, self.number = folder, number
+        self._foreign: set[str] = set()
 
     @classmethod
     def open(cls, uri: str) -> Run:
-        """A run by its own place, or by the output beside which it lies; JobError where there is none."""
+        """A run by its folder, its place in there, or the output beside which it lies.
+
+        JobError where there is none, or where an older version of vsr_hpc made it.
+        """
         place = uri.rstrip("/")
-        for each in (uri,) if place.endswith(".vsr") else (uri, f"{place}.vsr"):
-            run = cls(open_store(each))
+        above, _, last = place.rpartition("/")
+        number = number_of_place(last)
+        if number is not None:
+            run = cls(open_store(place), open_store(above or "."), number)
             if run.store.exists("job.json"):
                 return run
-        raise JobError(f"{uri}: no run here (there is no job.json in it)")
+        beside = run_folder(place)
+        for each in (place, beside):
+            found = cls.find(open_store(each))
+            if found is not None:
+                return found
+        for each in (place, f"{place}.vsr"):
+            refuse_older_run(open_store(each))
+        raise JobError(f"{uri}: there is no run here, nor at {beside}")
+
+    @classmethod
+    def find(cls, folder: Store) -> Run | None:
+        """The run in a folder; None where none was announced, or where it was withdrawn."""
+        place = newest_place(folder)
+        if place is None:
+            return None
+        run = cls(folder.within(place.name), folder, place.number)
+        return run if run.store.exists("job.json") else None
 
     @property
     def uri(self) -> str:
+        """What people call the run by."""
+        return self.store.uri if self._folder is None else self._folder.uri
+
+    @property
+    def place_uri(self) -> str:
+        """This edition of the run and no other; workers are started with it."""
         return self.store.uri
+
+    def is_superseded(self) -> bool:
+        """Whether a newer edition of the run was announced, so that nobody may publish this one."""
+        return self._folder is not None and is_superseded(self._folder, self.number)
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -93,13 +155,56 @@ class Run:
         self.__dict__.pop("timeline", None)
 
     @classmethod
-    def create(cls, store: Store, job: JobSpec) -> Run:
-        """Announce a run by its job; where one stands already, that one is opened."""
-        store.create("job.json", job.model_dump_json(by_alias=True).encode())
-        return cls(store)
+    def create(cls, folder: Store, job: JobSpec, *, replaces: Run | None = None) -> Run:
+        """Announce a run by its job; where one stands already, that one is opened.
+
+        With `replaces` the new run takes the place of that one, unless another process was faster.
+        """
+        refuse_older_run(folder)
+        present = newest_place(folder)
+        if present is not None and (replaces is None or present.number > replaces.number):
+            run = cls(folder.within(present.name), folder, present.number)
+            if run.store.exists("job.json"):
+                return run
+        place = new_place(present.number + 1 if present else 1)
+        run = cls(folder.within(place.name), folder, place.number)
+        run.store.create("job.json", job.model_dump_json(by_alias=True).encode())
+        if claim_place(folder, place):
+            if replaces is not None:
+                replaces.retire()
+            return run
+        run.store.remove_all()
+        winner = cls.find(folder)
+        if winner is None:
+            raise BackendError(
+                f"{folder.uri}: another process announced this run and withdrew it; call again"
+            )
+        return winner
+
+    def retire(self) -> None:
+        """Make way for a newer edition: workers that are still at this one leave; its objects are removed."""
+        self.store.create("control/superseded", _stamp())
+        names = [facts.name for facts in self.store.list("") if not facts.name.startswith("control/")]
+        self.store.delete_many(names)
+
+    def withdraw(self) -> None:
+        """Remove a run on which nobody has worked; the first edition leaves nothing behind."""
+        self.store.remove_all()
+        if self._folder is not None and self.number == 1:
+            self._folder.remove_all()
 
     def job(self) -> JobSpec:
         return JobSpec.model_validate_json(self.store.read("job.json"))
+
+    @functools.cached_property
+    def lease_window_s(self) -> float:
+        """How long a worker's heartbeat may stand still before others take its shard."""
+        return self.job().run.lease_window_s or self.store.lease_window_s
+
+    @property
+    def poll_s(self) -> float:
+        """How long a process waits between two looks at the run."""
+        return min(self.store.poll_s, self.lease_window_s / 6)
 
     def settle_platform(self, platform: dict[str, str]) -> dict[str, str]:
         """The platform of the run's first worker; the first to say its own decides."""
@@ -109,21 +214,48 @@ class Run:
 
     # What is done and what is missing
 
+    def tally(self) -> Tally:
+        """Which shards are done, from one listing. A void closes its epoch, however late a receipt comes."""
+        receipts: set[tuple[int, int]] = set()
+        epochs: dict[int, int] = {}
+        for _, (shard, epoch, is_void) in self._listed("receipts/", parse_receipt):
+            if is_void:
+                epochs[shard] = max(epochs.get(shard, 0), epoch + 1)
+            else:
+                receipts.add((shard, epoch))
+        finished = {shard: epoch for shard, epoch in receipts if epoch == epochs.get(shard, 0)}
+        return Tally(finished=finished, epochs=epochs)
+
     def finished(self) -> frozenset[int]:
-        return frozenset(int(facts.name[9:14]) for facts in self.store.list("receipts/"))
+        return frozenset(self.tally().finished)
 
     def missing(self) -> frozenset[int]:
         return frozenset(range(self.plan.shard_count)) - self.finished()
 
-    def receipt(self, shard: int) -> Receipt:
-        return self._read(Receipt, f"receipts/{shard:05d}.json")
+    def is_done(self, shard: int, epoch: int = 0) -> bool:
+        """Whether this epoch of a shard has a receipt."""
+        return self.store.exists(receipt_name(shard, epoch))
+
+    def receipt(self, shard: int, epoch: int = 0) -> Receipt:
+        return self._read(Receipt, receipt_name(shard, epoch))
 
     def receipts(self) -> tuple[Receipt, ...]:
-        return tuple(self.receipt(shard) for shard in sorted(self.finished()))
+        """The receipts that count, in order of their shards; many are read at once."""
+        finished = sorted(self.tally().finished.items())
+        with ThreadPoolExecutor(READERS, thread_name_prefix="receipts") as pool:
+            return tuple(pool.map(lambda each: self.receipt(*each), finished))
 
     def record(self, receipt: Receipt) -> bool:
-        """Put a shard's receipt; False where another worker's receipt stands already."""
-        return self.store.create(f"receipts/{receipt.shard:05d}.json", encode_document(receipt))
+        """Put a shard's receipt; False where another worker's receipt of this epoch stands already."""
+        return self.store.create(receipt_name(receipt.shard, receipt.epoch), encode_document(receipt))
+
+    def void(self, shard: int, epoch: int, reason: str) -> None:
+        """Close an epoch of a shard, so that the shard is made again. A finished run is never touched."""
+        if self.done() is not None:
+            raise VerifyError(f"{self.uri}: shard {shard:05d} {reason}, but the run is finished already")
+        log.warning("receipt voided shard=%05d epoch=%d reason=%s", shard, epoch, reason)
+        note = Void(shard=shard, epoch=epoch, reason=reason, at_s=time.time())
+        self.store.create(void_name(shard, epoch), encode_document(note))
 
     def done(self) -> Done | None:
         try:
@@ -139,9 +271,7 @@ class Run:
     def leases(self) -> dict[str, LeaseState]:
         """The newest generation of every lease, from one listing."""
         newest: dict[str, LeaseState] = {}
-        for facts in self.store.list("leases/"):
-            name, generation, *rest = facts.name.removeprefix("leases/").split(".")
-            number, is_end = int(generation[1:]), rest[0] == "end"
+        for _, (name, number, is_end) in self._listed("leases/", parse_lease):
             known = newest.get(name)
             if known is None or number > known.generation:
                 newest[name] = LeaseState(generation=number, is_ended=is_end)
@@ -149,40 +279,45 @@ class Run:
                 newest[name] = LeaseState(generation=number, is_ended=True)
         return newest
 
-    def take(self, name: str, generation: int, worker: str, node: str) -> Lease | None:
+    def take(self, name: str, generation: int, worker: str, node: str, *, round: int = 0) -> Lease | None:
         """Claim one generation of a lease; None where somebody else has it."""
-        note = LeaseNote(worker=worker, node=node, taken_s=time.time())
-        if self.store.create(f"leases/{name}.g{generation}.json", encode_document(note)):
+        note = LeaseNote(worker=worker, node=node, taken_s=time.time(), round=round)
+        if self.store.create(lease_name(name, generation), encode_document(note)):
             return Lease(name=name, generation=generation)
         return None
 
     def holder(self, name: str, generation: int) -> LeaseNote:
-        return self._read(LeaseNote, f"leases/{name}.g{generation}.json")
+        return self._read(LeaseNote, lease_name(name, generation))
 
     def give_back(self, lease: Lease, cause: Cause, node: str, text: str = "") -> None:
         end = LeaseEnd(cause=cause, node=node, text=text[:500])
-        self.store.create(f"leases/{lease.name}.g{lease.generation}.end.json", encode_document(end))
+        self.store.create(lease_end_name(lease.name, lease.generation), encode_document(end))
 
     def ending(self, name: str, generation: int) -> LeaseEnd | None:
         try:
-            return self._read(LeaseEnd, f"leases/{name}.g{generation}.end.json")
+            return self._read(LeaseEnd, lease_end_name(name, generation))
         except MissingObject:
             return None
 
     # Heartbeats
 
     def beat(self, heartbeat: Heartbeat) -> None:
-        self.store.put(f"workers/{heartbeat.worker}.json", encode_document(heartbeat))
+        self.store.put(heartbeat_name(heartbeat.worker), encode_document(heartbeat))
 
     def heartbeat(self, worker: str) -> Heartbeat | None:
         try:
-            return self._read(Heartbeat, f"workers/{worker}.json")
+            return self._read(Heartbeat, heartbeat_name(worker))
         except MissingObject:
             return None
 
     def heartbeats(self) -> tuple[Heartbeat, ...]:
-        names = [facts.name for facts in self.store.list("workers/")]
-        return tuple(self._read(Heartbeat, name) for name in names)
+        return tuple(
+            self._read(Heartbeat, facts.name) for facts, _ in self._listed("workers/", parse_heartbeat)
+        )
+
+    def beaten(self) -> dict[str, float]:
+        """When each worker's heartbeat was written, on the store's clock."""
+        return {worker: facts.modified_s for facts, worker in self._listed("workers/", parse_heartbeat)}
 
     # Control
 
@@ -195,34 +330,40 @@ class Run:
         number = self.round_number()
         self.store.create(f"control/cancelled.{number}", _stamp())
 
-    def avoid_node(self, node: str, reason: str) -> None:
-        self.store.create(f"control/avoid.{node}", reason.encode())
+    def avoid_node(self, node: str, round_number: int, reason: str) -> None:
+        """Keep workers of this round off a node."""
+        self.store.create(f"control/avoid.{round_number}.{node}", reason.encode())
+
+    def begin_again(self) -> None:
+        """Take back a person's stop mark: a person has asked for the run to go on."""
+        self.store.delete("control/stop")
 
     def poison(self, poison: Poison) -> None:
-        name = f"{poison.shard:05d}.g{poison.generation}"
+        name = f"{shard_name(poison.shard, poison.epoch)}.g{poison.generation}"
         self.store.create(f"poison/{name}.json", encode_document(poison))
         self.store.create(f"control/poisoned.{name}", b"")
 
     def poisoned(self) -> tuple[Poison, ...]:
-        """What was set aside and is missing: one who was thought dead may have finished it after all."""
+        """What was set aside and is missing; a worker that was thought dead may have finished the rest."""
+        set_aside = self.control().poisoned
+        finished = self.finished() if set_aside else frozenset()
         return tuple(
-            self._read(Poison, f"poison/{shard:05d}.g{generation}.json")
-            for shard, generation in sorted(self.control().poisoned.items())
-            if not self.store.exists(f"receipts/{shard:05d}.json")
+            self._read(Poison, f"poison/{shard_name(shard, epoch)}.g{generation}.json")
+            for shard, (epoch, generation) in sorted(set_aside.items())
+            if shard not in finished
         )
 
     def retry_poisoned(self) -> int:
         poisoned = self.control().poisoned
-        for shard, generation in poisoned.items():
-            self.store.create(f"control/retried.{shard:05d}.g{generation}", _stamp())
+        for shard, (epoch, generation) in poisoned.items():
+            self.store.create(f"control/retried.{shard_name(shard, epoch)}.g{generation}", _stamp())
         return len(poisoned)
 
     # Rounds
 
     def round_number(self) -> int:
         """The number of the latest round, 0 before the first."""
-        numbers = [int(facts.name[7:-5]) for facts in self.store.list("rounds/")]
-        return max(numbers, default=0)
+        return max((number for _, number in self._listed("rounds/", parse_round)), default=0)
 
     def start_round(
         self, executor: str, workers: int, missing: int, number: int | None = None
@@ -236,27 +377,49 @@ class Run:
             submitted_s=time.time(),
             missing=missing,
         )
-        if self.store.create(f"rounds/{started.number}.json", encode_document(started)):
+        if self.store.create(round_name(started.number), encode_document(started)):
             return started
         return None
 
     def rounds(self) -> tuple[Round, ...]:
-        names = [facts.name for facts in self.store.list("rounds/")]
-        return tuple(sorted((self._read(Round, name) for name in names), key=lambda each: each.number))
+        found = [self._read(Round, facts.name) for facts, _ in self._listed("rounds/", parse_round)]
+        return tuple(sorted(found, key=lambda each: each.number))
 
     def is_cancelled(self) -> bool:
         """Whether the present round was cancelled."""
-        number = self.round_number()
-        return number > 0 and self.control().is_cancelled(number)
+        return self.control().is_cancelled(self.round_number())
+
+    def _listed(
+        self, prefix: str, parse: Callable[[str], Parsed | None]
+    ) -> Iterator[tuple[ObjectFacts, Parsed]]:
+        """The run's own objects below a prefix; a foreign file is left alone, with one warning."""
+        for facts in self.store.list(prefix):
+            parsed = parse(facts.name)
+            if parsed is not None:
+                yield facts, parsed
+            elif facts.name not in self._foreign:
+                self._foreign.add(facts.name)
+                log.warning(
+                    "a file that is not part of the run is ignored run=%s name=%s", self.uri, facts.name
+                )
 
     def _read(self, model: type[Model], name: str) -> Model:
         content = self.store.read(name)
         try:
             return model.model_validate_json(content)
         except ValidationError as exc:
-            raise VsrError(f"{self.uri}: {name} is damaged: {exc}") from exc
+            raise DamagedObjectError(f"{self.uri}: {name} is damaged: {exc.errors()[0]['msg']}") from exc
 
 
 def _stamp() -> bytes:
     facts: dict[str, Any] = {"user": getpass.getuser(), "host": socket.gethostname(), "at_s": time.time()}
     return json.dumps(facts).encode()
+
+
+def refuse_older_run(folder: Store) -> None:
+    """JobError where a version of vsr_hpc before 0.2 kept a run."""
+    if folder.exists("job.json"):
+        raise JobError(
+            f"{folder.uri}: this run was made by an older version of vsr_hpc, which laid runs out otherwise; "
+            "finish it with that version, or remove it and start over"
+        )

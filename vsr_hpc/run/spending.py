@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vsr_hpc.run.documents import Done, Heartbeat, LeaseState, Round
 from vsr_hpc.run.liveness import is_process_gone
+from vsr_hpc.run.names import parse_shard
 from vsr_hpc.run.run import Run
 from vsr_hpc.storage.store import MissingObject
 
@@ -94,7 +95,7 @@ def read_spent(run: Run, estimate: Estimate | None = None) -> Spent:
         run.rounds(),
         run.done(),
         now_s=run.store.now_s(),
-        window_s=run.store.lease_window_s,
+        window_s=run.lease_window_s,
         shards_lost=shards_lost(run.leases(), run.finished()),
         estimate=estimate,
     )
@@ -150,8 +151,9 @@ def shards_lost(leases: Mapping[str, LeaseState], finished: frozenset[int]) -> i
     """Generations of shard leases that ended, or were taken over, without a receipt."""
     lost = 0
     for name, state in leases.items():
-        if name.isdigit():
-            is_last_well = int(name) in finished or not state.is_ended  # done, or still at work
+        shard = parse_shard(name)
+        if shard is not None:
+            is_last_well = shard[0] in finished or not state.is_ended  # done, or still at work
             lost += state.generation - (1 if is_last_well else 0)
     return lost
 

@@ -116,7 +116,7 @@ def with_costs(status: RunStatus, run: Run) -> RunStatus:
         status.rounds,
         status.done,
         now_s=run.store.now_s(),
-        window_s=run.store.lease_window_s,
+        window_s=run.lease_window_s,
         shards_lost=shards_lost(leases, run.finished() if leases else frozenset()),
         estimate=estimate,
     )
@@ -127,13 +127,13 @@ def _workers(run: Run) -> tuple[WorkerStatus, ...]:
     beats = run.heartbeats()
     if not beats:
         return ()
-    written = {facts.name[8:-5]: facts.modified_s for facts in run.store.list("workers/")}
+    written = run.beaten()
     now = run.store.now_s()
     return tuple(
         WorkerStatus(
             heartbeat=beat,
             age_s=max(0.0, now - written.get(beat.worker, now)),
-            is_alive=_is_alive(beat, now - written.get(beat.worker, now), run.store.lease_window_s),
+            is_alive=_is_alive(beat, now - written.get(beat.worker, now), run.lease_window_s),
             fps=beat.frames / max(beat.updated_s - beat.started_s, 1e-3),
         )
         for beat in beats

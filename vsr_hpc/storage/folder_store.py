@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vsr_hpc.errors import JobError
-from vsr_hpc.storage.store import SCRATCH_FOLDER, MissingObject, ObjectFacts, check_name
+from vsr_hpc.storage.store import RUNS_FOLDER, SCRATCH_FOLDER, MissingObject, ObjectFacts, check_name
 from vsr_hpc.system.file_systems import SHARED_FILE_SYSTEMS, file_system_of
 from vsr_hpc.system.files import TEMPORARY_PREFIX, flush_to_disk, make_folder, temporary_name, translated
 
@@ -47,6 +47,9 @@ class FolderStore:
     @property
     def lease_window_s(self) -> float:
         return 180.0 if self._is_shared else 60.0
+
+    def within(self, folder: str) -> FolderStore:
+        return FolderStore(self._root.joinpath(*check_name(folder)))
 
     def put(self, name: str, content: bytes) -> None:
         target = self._path(name)
@@ -151,6 +154,9 @@ class FolderStore:
             return
         except OSError as exc:
             raise translated(exc, self._root) from exc
+        if self._root.parent.name == RUNS_FOLDER:
+            with contextlib.suppress(OSError):  # other runs lie in it
+                self._root.parent.rmdir()
 
     def _path(self, name: str) -> Path:
         return self._root.joinpath(*check_name(name))

@@ -25,7 +25,7 @@ import urllib3.exceptions
 from botocore import exceptions as aws
 from botocore.config import Config
 
-from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.errors import JobError, OutageError
 from vsr_hpc.storage.s3_address import S3Address
 from vsr_hpc.storage.s3_errors import ObjectChanged, explained, status
 
@@ -156,7 +156,7 @@ class S3Connection:
                 wanted, done = None, 0  # replaced while we read: take the new one, whole
             except _BROKEN_STREAM as exc:
                 if not tries_left:
-                    raise BackendError(
+                    raise OutageError(
                         f"{address.uri}: the answer broke off {_STREAM_TRIES} times, last after {done} bytes"
                     ) from exc
                 log.warning("s3 answer broke off object=%s bytes=%d why=%s", address.uri, done, exc)

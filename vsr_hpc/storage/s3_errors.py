@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import urllib3.exceptions
 from botocore import exceptions as aws
 
-from vsr_hpc.errors import BackendError, JobError, SpaceError, VsrError
+from vsr_hpc.errors import JobError, OutageError, SpaceError, VsrError
 from vsr_hpc.storage.s3_address import S3Address
 from vsr_hpc.storage.store import MissingObject
 
 
-class ObjectChanged(BackendError):
+class ObjectChanged(OutageError):
     """The object is no longer the one that was asked for."""
 
 
@@ -114,7 +114,7 @@ def refusal(exc: aws.ClientError, address: S3Address) -> VsrError:
         return JobError(f"{uri}: is archived; restore it first (`aws s3api restore-object`)")
     if code in _TRY_AGAIN or http >= 500 or http in (0, 429):
         tries = retries(exc) + 1
-        return BackendError(f"{uri}: S3 answered {http} {code} to {operation}, {tries} tries: {message}")
+        return OutageError(f"{uri}: S3 answered {http} {code} to {operation}, {tries} tries: {message}")
     return JobError(f"{uri}: S3 refused {operation} ({http} {code}): {message}")
 
 
@@ -139,5 +139,5 @@ def _without_answer(exc: Exception, address: S3Address) -> VsrError:
     ):
         return JobError(f"{uri}: {exc}")
     if isinstance(exc, aws.EndpointConnectionError):
-        return BackendError(f"{uri}: S3 cannot be reached ({exc}); is there a route or VPC endpoint to it?")
-    return BackendError(f"{uri}: {exc}")
+        return OutageError(f"{uri}: S3 cannot be reached ({exc}); is there a route or VPC endpoint to it?")
+    return OutageError(f"{uri}: {exc}")

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from vsr_hpc.errors import MediaError, VsrError
+from vsr_hpc.errors import MediaError, SourceChangedError, VsrError
 from vsr_hpc.storage.block_cache import BlockCache, SourceSettings
 from vsr_hpc.storage.s3_address import S3Address
 from vsr_hpc.storage.s3_connection import S3Connection, S3Facts
@@ -125,12 +125,12 @@ class RangedSource:
             try:
                 found = self._connection.head(self._address)
             except MissingObject:
-                raise MediaError(f"{self.uri}: was deleted while the run was reading it") from exc
+                raise SourceChangedError(f"{self.uri}: was deleted while the run was reading it") from exc
             raise self._changed(found) from exc
 
-    def _changed(self, found: S3Facts) -> MediaError:
+    def _changed(self, found: S3Facts) -> SourceChangedError:
         wanted = self._facts.etag if self._facts is not None else self._etag
-        return MediaError(
+        return SourceChangedError(
             f"{self.uri}: the source changed: its ETag was {wanted}, now {found.etag}; "
             "put the old one back, or start a new run"
         )

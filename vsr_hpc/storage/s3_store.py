@@ -14,7 +14,7 @@ from pathlib import Path
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore import exceptions as aws
 
-from vsr_hpc.errors import BackendError
+from vsr_hpc.errors import OutageError
 from vsr_hpc.storage.s3_address import S3Address
 from vsr_hpc.storage.s3_connection import SHA256_MARK, S3Connection, S3Facts, S3Options, pause
 from vsr_hpc.storage.s3_errors import explained, refusal, retries, status
@@ -70,6 +70,9 @@ class S3Store:
         """On the node's own disk; `put_file` uploads from there."""
         return process_folder("scratch")
 
+    def within(self, folder: str) -> S3Store:
+        return S3Store(self._address(folder), self._connection)
+
     def put(self, name: str, content: bytes) -> None:
         address = self._address(name)
         with explained(address):
@@ -102,9 +105,7 @@ class S3Store:
                     if status(exc) == 412:
                         return self._mark_on(address) == mark
             pause(tried)  # 409: another conditional PUT of this name was under way
-        raise BackendError(
-            f"{address.uri}: S3 answered {_CONFLICT_TRIES} times that others write it just now"
-        )
+        raise OutageError(f"{address.uri}: S3 answered {_CONFLICT_TRIES} times that others write it just now")
 
     def read(self, name: str) -> bytes:
         into = io.BytesIO()
@@ -248,7 +249,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as exc:
-        raise BackendError(f"{path}: has gone before it was stored") from exc
+        raise OutageError(f"{path}: has gone before it was stored") from exc
 
 
 @contextlib.contextmanager

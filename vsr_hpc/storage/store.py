@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.errors import JobError, OutageError
 from vsr_hpc.system.files import TEMPORARY_PREFIX
 
 
-class MissingObject(BackendError):
+class MissingObject(OutageError):
     """The object asked for is not in the store."""
 
 
@@ -47,6 +47,10 @@ class Store(Protocol):
     @property
     def lease_window_s(self) -> float:
         """How long a worker's heartbeat may stand still before others take its shard."""
+        ...
+
+    def within(self, folder: str) -> Store:
+        """The store that lies under a folder of this one."""
         ...
 
     def put(self, name: str, content: bytes) -> None:
@@ -114,3 +118,5 @@ def check_name(name: str) -> tuple[str, ...]:
 
 
 SCRATCH_FOLDER = "tmp"
+RUNS_FOLDER = ".vsr"
+"""The folder beside outputs in which their runs lie."""

@@ -8,7 +8,7 @@ import os
 import secrets
 from pathlib import Path
 
-from vsr_hpc.errors import BackendError, JobError, SpaceError
+from vsr_hpc.errors import JobError, OutageError, SpaceError
 
 TEMPORARY_PREFIX = ".tmp-"
 _serial = itertools.count()
@@ -30,11 +30,11 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def translated(exc: OSError, path: Path) -> SpaceError | JobError | BackendError:
+def translated(exc: OSError, path: Path) -> SpaceError | JobError | OutageError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return SpaceError(
             f"{path}: the disk is full; free some space and call again, finished shards are kept"
         )
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return JobError(f"{path}: cannot be written ({os.strerror(exc.errno)}); choose another place")
-    return BackendError(f"{path}: {exc.strerror or exc}")
+    return OutageError(f"{path}: {exc.strerror or exc}")

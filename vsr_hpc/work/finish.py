@@ -10,25 +10,34 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, overload
 
-from vsr_hpc.errors import VerifyError, VsrError
+from vsr_hpc.errors import JobError, VerifyError, VsrError
 from vsr_hpc.media.encode.still_archive import extract_archives
 from vsr_hpc.media.merge.merge import merge
 from vsr_hpc.media.segment import MergeReport, SegmentPart
+from vsr_hpc.models.recognition import file_sha256
 from vsr_hpc.planning.requests import streams_request
+from vsr_hpc.planning.source_stamps import SourceGuard
 from vsr_hpc.report.report import write_at_end
 from vsr_hpc.run.claims import is_taken_over, take_single
 from vsr_hpc.run.documents import Done, Receipt, SegmentFacts
 from vsr_hpc.run.liveness import Liveness, Process, new_worker_id
-from vsr_hpc.run.run import Run
+from vsr_hpc.run.run import READERS, DamagedObjectError, Run
 from vsr_hpc.storage.opening import open_output, open_source
 from vsr_hpc.storage.output import disk_errors_explained, remove_partial
+from vsr_hpc.storage.store import MissingObject
 from vsr_hpc.system.interrupts import StopFlag
+from vsr_hpc.wording import plural
 
 log = logging.getLogger(__name__)
+
+
+class ShardsLostError(VerifyError):
+    """Finished shards whose segments or receipts are gone or damaged; their receipts were voided."""
 
 
 @overload
@@ -55,8 +64,8 @@ def finish_patiently(run: Run, node: str, *, task: str = "", stop: StopFlag | No
         if not is_told:
             is_told = True
             text = "another process is finishing this run; waiting for it, or for %.0f s of silence run=%s"
-            log.warning(text, run.store.lease_window_s, run.uri)
-        if stop.wait(run.store.poll_s):
+            log.warning(text, run.lease_window_s, run.uri)
+        if stop.wait(run.poll_s):
             return None
 
 
@@ -104,7 +113,7 @@ def _beating(run: Run, worker: str, node: str, task: str) -> Iterator[None]:
         run.beat(beat)
 
     def keep_saying() -> None:
-        while not ended.wait(run.store.poll_s * 2 / 3):
+        while not ended.wait(run.poll_s * 2 / 3):
             try:
                 say("finishing")
             except VsrError as exc:
@@ -123,22 +132,35 @@ def _beating(run: Run, worker: str, node: str, task: str) -> Iterator[None]:
 
 
 def finish(run: Run) -> Done:
-    """Merge a complete run into its output. VerifyError where something is missing or not as recorded."""
+    """Merge a complete run into its output. VerifyError where something is missing or not as recorded.
+
+    ShardsLostError where finished shards have to be made again.
+    """
     done = run.done()
     if done is not None and is_in_place(done):
         return done
     began = time.monotonic()
+    _refuse_superseded(run)
     receipts = _complete_receipts(run)
     repeated = sum(receipt.repeated for receipt in receipts)
+    guard = SourceGuard(run.plan)
     output = open_output(run.plan.job.output)
     with disk_errors_explained(output.uri):
-        partial = output.partial(run.uri)
+        partial = output.partial(run.place_uri)
         try:
+            guard.check(run.plan.start, run.plan.stop)
             parts = tuple(_part(run, segment) for receipt in receipts for segment in receipt.segments)
-            report = _merge(run, parts, partial)
+            try:
+                report = _merge(run, parts, partial)
+            except (MissingObject, VerifyError) as exc:
+                _void_lost(run, receipts, exc)
+                raise
+            guard.check(run.plan.start, run.plan.stop)
+            _refuse_superseded(run)
             output.publish(partial, report.sha256, replaces=run.plan.job.overwrite)
         finally:
             remove_partial(partial)
+    _refuse_superseded(run)
     done = Done(
         output=output.uri,
         frames=report.frames,
@@ -175,11 +197,83 @@ def _complete_receipts(run: Run) -> tuple[Receipt, ...]:
             f"{run.uri}: {len(missing)} of {run.plan.shard_count} shards are missing; "
             f"`vsr resume` makes them{hint}{text}"
         )
-    receipts = run.receipts()
-    frames = sum(segment.frames for receipt in receipts for segment in receipt.segments)
-    if frames != run.plan.frames:
-        raise VerifyError(f"{run.uri}: receipts hold {frames} frames, the plan has {run.plan.frames}")
-    return receipts
+    receipts: list[Receipt] = []
+    lost: dict[int, str] = {}
+    finished = sorted(run.tally().finished.items())
+    with ThreadPoolExecutor(READERS, thread_name_prefix="receipts") as pool:
+        read = tuple(pool.map(lambda each: _sound_receipt(run, *each), finished))
+    for (shard, epoch), receipt in zip(finished, read, strict=True):
+        if isinstance(receipt, str):
+            run.void(shard, epoch, receipt)
+            lost[shard] = receipt
+        else:
+            receipts.append(receipt)
+    if lost:
+        raise _shards_lost(run, lost)
+    return tuple(receipts)
+
+
+def _sound_receipt(run: Run, shard: int, epoch: int) -> Receipt | str:
+    """The receipt of a shard, or why it is none: unreadable twice, or not of the plan's chunks."""
+    plan = run.plan
+    for is_last in (False, True):
+        try:
+            receipt = run.receipt(shard, epoch)
+        except DamagedObjectError as exc:
+            if is_last:
+                return f"has a receipt that cannot be read ({exc})"
+        else:
+            break
+    wanted = plan.shard(shard)
+    lengths = [
+        (chunk, stop - start)
+        for chunk in range(wanted.first_chunk, wanted.last_chunk)
+        for start, stop in (plan.chunk(chunk),)
+    ]
+    found = [(segment.chunk, segment.frames) for segment in receipt.segments]
+    if receipt.shard != shard or found != lengths:
+        return f"has a receipt of other chunks than the plan's: {found} instead of {lengths}"
+    return receipt
+
+
+def _void_lost(run: Run, receipts: tuple[Receipt, ...], why: VsrError) -> None:
+    """After a failed merge: void the receipts whose segments are gone, or differ in two separate reads."""
+    lost: dict[int, str] = {}
+    for receipt in receipts:
+        for segment in receipt.segments:
+            reason = _damage(run, segment)
+            if reason is not None:
+                run.void(receipt.shard, receipt.epoch, reason)
+                lost[receipt.shard] = reason
+                break
+    if lost:
+        raise _shards_lost(run, lost) from why
+
+
+def _damage(run: Run, segment: SegmentFacts) -> str | None:
+    try:
+        for _ in range(2):
+            with run.store.local(segment.name) as path:
+                if file_sha256(path) == segment.sha256:
+                    return None
+    except MissingObject:
+        return f"has lost its segment {segment.name}"
+    return f"has a damaged segment {segment.name}"
+
+
+def _shards_lost(run: Run, lost: dict[int, str]) -> ShardsLostError:
+    lines = "".join(f"\n  shard {shard:05d} {reason}" for shard, reason in sorted(lost.items()))
+    return ShardsLostError(
+        f"{run.uri}: {plural(len(lost), 'finished shard')} must be made again; `vsr resume` does that{lines}"
+    )
+
+
+def _refuse_superseded(run: Run) -> None:
+    if run.is_superseded():
+        raise JobError(
+            f"{run.uri}: a newer run has taken the place of this one ({run.place_uri}), "
+            "so its output is not published"
+        )
 
 
 def _part(run: Run, segment: SegmentFacts) -> SegmentPart:
@@ -221,4 +315,4 @@ def _sweep(run: Run) -> None:
     for prefix in ("segments/", "weights/"):
         run.store.delete_many(facts.name for facts in run.store.list(prefix))
     for path in run.store.scratch.iterdir():
-        path.unlink(missing_ok=True)
+        remove_partial(path)

@@ -13,8 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError, VsrError
+from vsr_hpc.errors import (
+    BackendError,
+    JobError,
+    MediaError,
+    OutageError,
+    SourceChangedError,
+    SpaceError,
+    VsrError,
+)
 from vsr_hpc.planning.plan import Shard
+from vsr_hpc.planning.source_stamps import SourceGuard
 from vsr_hpc.run import model_copy as staging
 from vsr_hpc.run.claims import Claims, is_in_living_hands, take_single
 from vsr_hpc.run.documents import Cause, Heartbeat, Lease, Receipt
@@ -23,6 +32,7 @@ from vsr_hpc.run.log import RunLog
 from vsr_hpc.run.run import Run
 from vsr_hpc.system.interrupts import Reason, StopFlag
 from vsr_hpc.work import finish
+from vsr_hpc.work.finish import ShardsLostError
 from vsr_hpc.work.metrics import Push, Telemetry, sinks_of
 from vsr_hpc.work.pipeline import Stopped, Workbench, make_segments
 from vsr_hpc.work.run_plan import plan_run
@@ -121,12 +131,12 @@ class Worker:
         ended = threading.Event()
 
         def beat() -> None:
-            while not ended.wait(self._run.store.poll_s * 2 / 3):
+            while not ended.wait(self._run.poll_s * 2 / 3):
                 if self._options.parent and os.getppid() != self._options.parent:
                     self._stop.set(Reason.TERMINATED)
                 try:
                     self._control = self._run.control()
-                    if self._control.is_stopped or self._control.is_cancelled(self._beat.round):
+                    if self._control.must_stop(self._beat.round):
                         self._stop.set(Reason.CANCELLED)
                     self._say()
                     self._write_log()
@@ -200,12 +210,17 @@ class Worker:
 
     def live(self) -> Outcome:
         run = self._run
+        if self._control.must_stop(self._beat.round):
+            self._stop.set(Reason.CANCELLED)
+            return self._outcome(is_complete=False)
         staging.bring(run)
         self._ensure_plan()
         if self._stop.is_set() and not run.has_plan():
             return self._outcome(is_complete=False)
-        claims = Claims(run=run, worker=self._beat.worker, node=self._beat.node, task=self._options.task)
+        self._guard = SourceGuard(run.plan)
         try:
+            if run.missing():
+                self._guard.check_file()
             bench = self._set_up() if run.missing() and not self._stop.is_set() else None
         except _OtherPlatformError as exc:
             log.warning("leaving before any work: %s", exc)
@@ -213,8 +228,19 @@ class Worker:
         except BackendError as exc:
             self._leave_node(exc)
             raise
-        self._work(bench, claims)
-        return self._outcome(is_complete=self._finish_if_complete(claims))
+        while True:
+            claims = self._claims()
+            self._work(bench, claims)
+            try:
+                return self._outcome(is_complete=self._finish_if_complete(claims))
+            except ShardsLostError as exc:
+                log.warning("%s", exc)
+
+    def _claims(self) -> Claims:
+        beat = self._beat
+        return Claims(
+            run=self._run, worker=beat.worker, node=beat.node, task=self._options.task, round=beat.round
+        )
 
     def _outcome(self, *, is_complete: bool) -> Outcome:
         beat = self._beat
@@ -228,7 +254,7 @@ class Worker:
         Where the holder of a shard has fallen silent the wait goes on: leaving now, just before its lease
         may be taken over, would cost a new round.
         """
-        store, idle_since = self._run.store, time.monotonic()
+        run, idle_since = self._run, time.monotonic()
         while not self._stop.is_set():
             lease = claims.next(self._control)
             if lease is not None:
@@ -236,21 +262,25 @@ class Worker:
                 self._attempt(bench, lease, claims)
                 idle_since = time.monotonic()
                 continue
-            is_patient = time.monotonic() - idle_since <= store.lease_window_s or claims.may_come_free(
+            is_patient = time.monotonic() - idle_since <= run.lease_window_s or claims.may_come_free(
                 self._control
             )
             if claims.is_complete(self._control) or not (self._options.waits and is_patient):
                 return
             self._note(lambda beat: {"state": "waiting", "shard": None})
-            self._stop.wait(min(store.poll_s, 1.0))
+            self._stop.wait(min(run.poll_s, 1.0))
 
     def _attempt(self, bench: Workbench, lease: Lease, claims: Claims) -> None:
         """Do one shard; raises only what ends this worker. Without a receipt the lease is given back."""
-        shard = self._run.plan.shard(int(lease.name))
+        index, epoch = lease.shard
+        shard = self._run.plan.shard(index)
         try:
-            self._do(bench, shard, lease)
+            self._do(bench, shard, epoch, lease)
         except Stopped:
             self._give_back(lease, "stopped", f"{self._stop.reason}")
+        except SourceChangedError as exc:
+            self._give_back(lease, "stopped", str(exc))
+            raise
         except MediaError as exc:
             self._give_back(lease, "media", str(exc))
             claims.released(shard.index)
@@ -279,7 +309,7 @@ class Worker:
             self._refuse_failed_plan(name)
             lease = take_single(run, name, self._beat.worker, self._beat.node, liveness)
             if lease is None:
-                self._stop.wait(run.store.poll_s)
+                self._stop.wait(run.poll_s)
                 continue
             try:
                 plan_run(run, self._options.threads)
@@ -319,7 +349,7 @@ class Worker:
     def _threads(self) -> int:
         return self._options.threads or len(os.sched_getaffinity(0))
 
-    def _do(self, bench: Workbench, shard: Shard, lease: Lease) -> None:
+    def _do(self, bench: Workbench, shard: Shard, epoch: int, lease: Lease) -> None:
         began, began_s = time.monotonic(), time.time()
         self._begin(shard)
         work_done = make_segments(
@@ -328,8 +358,10 @@ class Worker:
             on_frames=self._note_frames,
             should_drop=lambda left: not self._stop.allows(left * (self._seconds_per_frame or 0.0)),
         )
+        self._guard.check(shard.start, shard.stop)
         receipt = Receipt(
             shard=shard.index,
+            epoch=epoch,
             worker=self._beat.worker,
             generation=lease.generation,
             segments=work_done.segments,
@@ -365,9 +397,12 @@ class Worker:
             log.warning("lease not given back lease=%s error=%s", lease.name, exc)
 
     def _leave_node(self, error: BackendError) -> None:
-        """Let the executors keep this node out of the next round; one's own machine is never shunned."""
-        if self._run.plan.job.on != "local":
-            self._run.avoid_node(self._beat.node, str(error))
+        """Keep this round off a node whose device fails; one's own machine is never avoided.
+
+        An outage of the store or the source is not the node's fault: every node would meet it.
+        """
+        if self._run.plan.job.on != "local" and not isinstance(error, OutageError):
+            self._run.avoid_node(self._beat.node, self._beat.round, str(error))
 
     def _finish_if_complete(self, claims: Claims) -> bool:
         """Merge, unless another one does: who has seen that one move leaves, who has not may have to."""
@@ -380,6 +415,6 @@ class Worker:
         liveness = Liveness(run=run, task=self._options.task, worker=beat.worker)
         while finish.try_finish(run, beat.worker, beat.node, liveness) is None:
             is_patient = self._options.waits and not is_in_living_hands(run, "finish", liveness)
-            if not is_patient or self._stop.wait(run.store.poll_s):
+            if not is_patient or self._stop.wait(run.poll_s):
                 return False
         return True

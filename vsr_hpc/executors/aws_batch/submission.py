@@ -60,9 +60,9 @@ class RoundJob(BaseModel):
 
 
 def job_name(run: Run) -> str:
-    stem = run.uri.rstrip("/").rpartition("/")[2].removesuffix(".vsr")
+    stem = run.uri.rstrip("/").rpartition("/")[2]
     readable = re.sub(r"[^A-Za-z0-9_-]", "-", stem)[:40].strip("-_")
-    return f"vsr-{readable}-{hashlib.sha256(run.uri.encode()).hexdigest()[:8]}"
+    return f"vsr-{readable}-{hashlib.sha256(run.place_uri.encode()).hexdigest()[:8]}"
 
 
 def job_of(run: Run, number: int) -> RoundJob | None:
@@ -205,7 +205,7 @@ def _submit(
             jobQueue=queue.arn,
             jobDefinition=definition,
             dependsOn=depends,
-            containerOverrides={"command": ["vsr", "batch", "worker", run.uri, *waiting]},
+            containerOverrides={"command": ["vsr", "batch", "worker", run.place_uri, *waiting]},
             tags={"vsr-run": _as_tag(run.uri)},
             propagateTags=True,
             **more,

@@ -41,9 +41,9 @@ class RoundJobs(BaseModel):
 
 
 def names_of(run: Run) -> Names:
-    stem = run.uri.rstrip("/").rpartition("/")[2].removesuffix(".vsr")
+    stem = run.uri.rstrip("/").rpartition("/")[2]
     readable = re.sub(r"[^A-Za-z0-9.-]", "-", stem)[:24].strip("-")
-    return Names(run=f"vsr-{readable}-{hashlib.sha256(run.uri.encode()).hexdigest()[:8]}")
+    return Names(run=f"vsr-{readable}-{hashlib.sha256(run.place_uri.encode()).hexdigest()[:8]}")
 
 
 def jobs_of(run: Run, number: int) -> RoundJobs | None:

@@ -151,14 +151,13 @@ def _submit(run: Run, job: JobSpec, begun: Round, folder: Path, then: Sequel) ->
     section, names = job.slurm, names_of(run)
     partitions: tuple[str | None, ...] = section.partitions or (None,)
     task = WorkerTask(
-        uri=run.uri,
+        uri=run.place_uri,
         names=names,
         threads=job.run.threads or section.cpus,
         has_standby=len(partitions) > 1,
         kill_wait_s=slurm.number_in(slurm.setting("KillWait"), 30),
         container=section.container,
     )
-    avoided = run.control().avoided
     gpus = _gpus(job)
     arrays: list[str] = []
     with slurm.clean_environment():
@@ -175,7 +174,7 @@ def _submit(run: Run, job: JobSpec, begun: Round, folder: Path, then: Sequel) ->
                         partition=partition,
                         gpus=gpus,
                         workers=begun.workers,
-                        exclude=_excludable(avoided, partition, section.exclude),
+                        exclude=section.exclude,
                         flags=flags,
                     ),
                     replace(task, has_standby=task.has_standby and not is_standby),
@@ -195,7 +194,7 @@ def _submit(run: Run, job: JobSpec, begun: Round, folder: Path, then: Sequel) ->
                 exclude=(),
                 flags={"dependency": ",".join(f"afterany:{each}" for each in arrays)},
             ),
-            then(uri=run.uri, round=begun.number),
+            then(uri=run.place_uri, round=begun.number),
             1,
             section,
         )
@@ -301,12 +300,3 @@ def _unpack_lines(archive: str | None) -> list[str]:
         '  { [ ! -x "$vsr_env/bin/conda-unpack" ] || "$vsr_env/bin/conda-unpack"; } &&',
         '  touch "$vsr_env/.ready"; } ) 9>"$vsr_env.lock" || exit 75',
     ]
-
-
-def _excludable(avoided: frozenset[str], partition: str | None, asked: tuple[str, ...]) -> tuple[str, ...]:
-    """Nodes to keep off: the user's, and the run's bad ones that Slurm knows while others are left."""
-    nodes = slurm.partition_nodes(partition)
-    bad = avoided & nodes
-    if bad == nodes:
-        bad = frozenset()
-    return (*asked, *sorted(bad - set(asked)))

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from vsr_hpc.errors import BackendError, VsrError
 from vsr_hpc.executors.slurm import commands as slurm
@@ -26,6 +26,9 @@ from vsr_hpc.executors.slurm.jobs import Failure, Names
 from vsr_hpc.job.spec import ContainerSection
 from vsr_hpc.system.interrupts import Reason, StopFlag, signals_set
 from vsr_hpc.system.spot_notice import spot_watched
+
+if TYPE_CHECKING:
+    from vsr_hpc.run.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +100,7 @@ class WorkerTask:
         run = Run.open(self.uri)
         if run.done() is not None or run.is_cancelled() or run.control().is_stopped:
             return
-        if place.node in run.control().avoided:
+        if self._is_kept_off(run, place):
             self._keep_off(place)
             raise BackendError(f"{place.node} is on the run's avoid list")
         try:
@@ -116,6 +119,12 @@ class WorkerTask:
             if stop.reason is Reason.SPOT_NOTICE and not self._may_leave(place):
                 return
             slurm.requeue(place.job)
+
+    def _is_kept_off(self, run: Run, place: Place) -> bool:
+        """Whether this round avoids the node; where it avoids every node of the partition, it avoids none."""
+        avoided = run.control().avoided_in(run.round_number())
+        partition = os.environ.get("SLURM_JOB_PARTITION")
+        return place.node in avoided and bool(slurm.partition_nodes(partition) - avoided)
 
     def _work(self, place: Place, stop: StopFlag) -> int:
         from vsr_hpc.run.documents import Heartbeat
@@ -178,7 +187,8 @@ class WorkerTask:
         """Let tasks that still wait go to other nodes, unless there are none."""
         from vsr_hpc.run.run import Run
 
-        avoided = Run.open(self.uri).control().avoided
+        run = Run.open(self.uri)
+        avoided = run.control().avoided_in(run.round_number())
         others = slurm.partition_nodes(os.environ.get("SLURM_JOB_PARTITION"))
         if avoided and others - avoided:
             slurm.exclude_nodes(place.array, avoided & others)
