@@ -61,6 +61,9 @@ class CountingFolder(FolderStore):
         super().__init__(root)
         self.requests = requests
 
+    def within(self, folder: str) -> CountingFolder:
+        return CountingFolder(Path(self.uri) / folder, self.requests)
+
 
 def _counted(name: str) -> Callable[..., Any]:
     original = getattr(FolderStore, name)
@@ -130,7 +133,7 @@ def on_folder(folder: Path, shards: int, workers: int) -> Iterator[Scale]:
     root = folder / "run"
     _plan_into(FolderStore(root), folder, shards, workers)
     counting = CountingFolder(root, Counter())
-    yield measure(Run(FolderStore(root)), workers, [counting] * workers)
+    yield measure(Run.open(str(root)), workers, [counting] * workers)
 
 
 @contextlib.contextmanager

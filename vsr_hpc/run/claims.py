@@ -17,7 +17,11 @@ from vsr_hpc.run.run import Run
 log = logging.getLogger(__name__)
 
 
-_MISSES_BEFORE_LISTING = 3
+_MISSES_BEFORE_LISTING = 1
+_NEVER_LISTED = float("-inf")
+_LOOKED_AT = 4
+"""Held shards whose holders a waiting worker looks at after one listing."""
+_MOST_WAITING = 8
 _WEIGHTS: dict[Cause, int] = {"stopped": 0, "backend": 0, "media": 2, "died": 1}
 """What an ended attempt counts towards `max_attempts`: a broken clip stays broken, a death may pass."""
 
@@ -26,7 +30,9 @@ _WEIGHTS: dict[Cause, int] = {"stopped": 0, "backend": 0, "media": 2, "died": 1}
 class Claims:
     """One worker's view of what is missing and who works on it.
 
-    It lists the store only when it has nothing left that it believes to be free.
+    It lists the store only when it has nothing left that it believes to be free. The cost of waiting is
+    bounded: after a listing it looks at a few held shards, the more workers there are the rarer it lists,
+    and where enough others wait it may leave.
     """
 
     run: Run
@@ -40,7 +46,13 @@ class Claims:
     _ended: set[int] = field(default_factory=set)
     _epochs: Mapping[int, int] = field(default_factory=dict)
     _holders: dict[tuple[int, int], str] = field(default_factory=dict)
-    _listed_at: float = float("-inf")
+    _listed_at: float = _NEVER_LISTED
+    _is_stale: bool = False
+    """Whether too many leases were held that the last listing showed as free."""
+    _pause_s: float = 0.0
+    _is_waiting: bool = False
+    is_crowded: bool = False
+    """Whether enough other workers wait for shards to come free."""
     _liveness: Liveness = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,15 +60,65 @@ class Claims:
 
     def next(self, control: Control) -> Lease | None:
         """Lease a missing shard, or None where all of them are held by workers that seem alive."""
-        lease = self._claim_free(control)
+        lease = self._claim_free(control) or self._take_over(control, looks=0)
         if lease is None and self._is_listing_due():
-            self._list()  # only who was looked at just now may be called silent
-            lease = self._claim_free(control)
-        return lease or self._take_over(control)
+            lease = self._claim_listed(control)
+        elif lease is None and self._is_small():
+            lease = self._take_over(control, looks=len(self._missing))
+        if lease is not None:
+            self.stop_waiting()
+        return lease
+
+    def _claim_listed(self, control: Control) -> Lease | None:
+        """Lease what listings show: free shards by the leases alone, then those of the dead."""
+        if self._listed_at == _NEVER_LISTED:
+            self._list_receipts()
+        self._list_leases()
+        lease = self._claim_free(control) or self._take_over(control, looks=0)
+        if lease is None:
+            looks = _LOOKED_AT if self._is_waiting else 0
+            if self._is_small():
+                looks = len(self._missing)
+            self._wait()
+            if self.is_crowded:
+                return None
+            self._list_receipts()
+            # Only a worker whose heartbeat was listed just now can be declared silent.
+            self._liveness.observe()
+            self._plan_next_listing()
+            lease = self._take_over(control, looks=looks)
+        return lease
+
+    def _wait(self) -> None:
+        """Tell the other workers that this one waits for a shard, and see whether enough of them do."""
+        self._is_waiting = True
+        if self._is_small():
+            return
+        self.run.store.put(f"waiting/{self.worker}", b"")
+        marks = {
+            facts.name.removeprefix("waiting/"): facts.modified_s for facts in self.run.store.list("waiting/")
+        }
+        now_s = marks.get(self.worker, 0.0)
+        before_me = [
+            name
+            for name, at_s in marks.items()
+            if name < self.worker and now_s - at_s < 2 * self._longest_pause_s()
+        ]
+        self.is_crowded = len(before_me) >= _MOST_WAITING
+
+    def stop_waiting(self) -> None:
+        self._pause_s, self.is_crowded = 0.0, False
+        if self._is_waiting and not self._is_small():
+            self.run.store.delete(f"waiting/{self.worker}")
+        self._is_waiting = False
+
+    def _is_small(self) -> bool:
+        """Whether so few workers take part that their looks at each other cost next to nothing."""
+        return self.run.plan.job.run.workers <= _MOST_WAITING
 
     def is_complete(self, control: Control) -> bool:
         """Whether nothing is missing but what was set aside, as of the last listing."""
-        return self._listed_at > float("-inf") and not self._open(control)
+        return self._listed_at != _NEVER_LISTED and not self._open(control)
 
     def may_come_free(self, control: Control) -> bool:
         """Whether somebody who holds a missing shard has fallen silent: soon it can be taken over."""
@@ -75,23 +137,32 @@ class Claims:
         return [shard for shard in self._missing if shard not in control.poisoned]
 
     def _is_listing_due(self) -> bool:
-        return time.monotonic() - self._listed_at >= self.run.poll_s
+        return self._is_stale or time.monotonic() - self._listed_at >= max(self._pause_s, self.run.poll_s)
 
-    def _list(self) -> None:
-        """Workers begin at different places, so that few of them meet at one shard."""
-        leases = self.run.leases()
+    def _list_receipts(self) -> None:
         tally = self.run.tally()
-        missing = sorted(frozenset(range(self.run.plan.shard_count)) - tally.finished.keys())
-        self._liveness.observe()
-        self._listed_at = time.monotonic()
-        if missing and self.run.plan.job.run.workers > 1:
-            offset = random.randrange(len(missing))
-            missing = missing[offset:] + missing[:offset]
-        self._missing = missing
         self._epochs = tally.epochs
-        held = {shard: leases[name] for shard in missing if (name := self._name(shard)) in leases}
+        self._missing = sorted(frozenset(range(self.run.plan.shard_count)) - tally.finished.keys())
+        self._listed_at = time.monotonic()
+
+    def _list_leases(self) -> None:
+        """Workers begin at different free shards, so that few of them meet."""
+        leases = self.run.leases()
+        self._listed_at, self._is_stale = time.monotonic(), False
+        held = {shard: leases[name] for shard in self._missing if (name := self._name(shard)) in leases}
         self._held = {shard: state.generation for shard, state in held.items()}
         self._ended = {shard for shard, state in held.items() if state.is_ended}
+        free = [place for place, shard in enumerate(self._missing) if shard not in held]
+        if free and self.run.plan.job.run.workers > 1:
+            offset = free[random.randrange(len(free))]
+            self._missing = self._missing[offset:] + self._missing[:offset]
+
+    def _plan_next_listing(self) -> None:
+        self._pause_s = min(self._longest_pause_s(), 2 * self._pause_s or self.run.poll_s)
+
+    def _longest_pause_s(self) -> float:
+        """The more workers there are, the rarer each of them lists while it waits."""
+        return self.run.poll_s * max(1.0, self.run.plan.job.run.workers / _MOST_WAITING)
 
     def _claim_free(self, control: Control) -> Lease | None:
         misses = 0
@@ -99,7 +170,7 @@ class Claims:
             if shard in self._held:
                 continue
             if misses == _MISSES_BEFORE_LISTING:
-                self._listed_at = float("-inf")
+                self._is_stale = True
                 break
             misses += 1
             self._held[shard] = 1
@@ -108,10 +179,14 @@ class Claims:
                 return lease
         return None
 
-    def _take_over(self, control: Control) -> Lease | None:
-        for shard in self._open(control):
-            generation = self._held.get(shard, 0)
-            if not generation or not self._is_abandoned(shard, generation):
+    def _take_over(self, control: Control, *, looks: int) -> Lease | None:
+        """Lease a shard that was given back, or one of `looks` held ones whose holder is dead."""
+        held = [shard for shard in self._open(control) if shard in self._held]
+        ended = [shard for shard in held if shard in self._ended]
+        others = [shard for shard in held if shard not in self._ended] if looks else []
+        for shard in (*ended, *random.sample(others, min(looks, len(others)))):
+            generation = self._held[shard]
+            if not self._is_abandoned(shard, generation):
                 continue
             if self._is_done(shard):  # by a worker that took over before us and has left since
                 self.forget(shard)

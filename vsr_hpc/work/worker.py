@@ -266,9 +266,13 @@ class Worker:
                 self._control
             )
             if claims.is_complete(self._control) or not (self._options.waits and is_patient):
-                return
+                break
+            if claims.is_crowded:
+                log.info("enough workers wait, leaving")
+                break
             self._note(lambda beat: {"state": "waiting", "shard": None})
             self._stop.wait(min(run.poll_s, 1.0))
+        claims.stop_waiting()
 
     def _attempt(self, bench: Workbench, lease: Lease, claims: Claims) -> None:
         """Do one shard; raises only what ends this worker. Without a receipt the lease is given back."""
