@@ -25,7 +25,7 @@ from vsr_hpc.job.reading import load_job
 
 SCRIPTS = sorted((config_folder() / "bootstrap").glob("*.sh"))
 STORE = "s3://vsr-hpc-data/vsr"
-SUITE, MIRROR, PYTHON = "jammy", "http://archive.ubuntu.com/ubuntu", "3.10"
+SUITE, MIRROR, PYTHON = "noble", "http://archive.ubuntu.com/ubuntu", "3.12"
 OURS = ("opt/vsr", "etc/vsr", "scratch", "var/tmp/vsr", "usr/local/bin/vsr", "etc/systemd/system", "s3")
 WEIGHTS = b"weights"
 pytestmark = [pytest.mark.aws, pytest.mark.timeout(600)]
@@ -42,7 +42,7 @@ def test_script_is_shellcheck_clean(script: Path) -> None:
 
 @pytest.fixture(scope="session")
 def distribution() -> Path:
-    """Ubuntu 22.04, as ParallelCluster's image; made once and kept in the user's cache."""
+    """Ubuntu 24.04, as ParallelCluster's image; made once and kept in the user's cache."""
     if os.geteuid() != 0:
         require("aws", "a chroot needs root")
     tool = shutil.which("debootstrap")
@@ -55,7 +55,9 @@ def distribution() -> Path:
     kept.parent.mkdir(parents=True, exist_ok=True)
     making = kept.with_name(f"{SUITE}.making")
     shutil.rmtree(making, ignore_errors=True)
-    command = [tool, "--variant=minbase", "--include=systemd,python3", SUITE, str(making), MIRROR]
+    # An older debootstrap knows no "noble"; all Ubuntu releases share one script.
+    script = "/usr/share/debootstrap/scripts/gutsy"
+    command = [tool, "--variant=minbase", "--include=systemd,python3", SUITE, str(making), MIRROR, script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     if done.returncode:
         require("ubuntu", f"debootstrap {SUITE} failed: {done.stdout.strip().splitlines()[-1:]}")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -190,7 +190,7 @@ def test_express_execution_is_begun_without_a_question_that_aws_answers_for_stan
 ) -> None:
     account = stubbed_account(monkeypatch)
     sts, states = account.client("sts"), account.client("stepfunctions")
-    day = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    day = datetime(2026, 1, 1, tzinfo=UTC)
     machine = f"arn:aws:states:{HERE}:stateMachine:vsr-workflow-express"
     arn = f"arn:aws:states:{HERE}:express:vsr-workflow-express:x:0b1e"
     with Stubber(sts) as who, Stubber(states) as stub:
@@ -224,7 +224,7 @@ def test_execution_that_was_cut_off_is_redriven_by_aws_and_one_that_gave_up_begi
     account = stubbed_account(monkeypatch)
     sts, states = account.client("sts"), account.client("stepfunctions")
     machine = f"arn:aws:states:{HERE}:stateMachine:vsr-workflow"
-    arn, day = f"arn:aws:states:{HERE}:execution:vsr-workflow:one", datetime(2026, 1, 1, tzinfo=timezone.utc)
+    arn, day = f"arn:aws:states:{HERE}:execution:vsr-workflow:one", datetime(2026, 1, 1, tzinfo=UTC)
     detail = {"bucket": {"name": "films"}, "object": {"key": "vsr/incoming/a.mkv"}}
     event = json.dumps({"id": "7", "detail": detail})
     facts = {"executionArn": arn, "stateMachineArn": machine, "name": "one", "startDate": day, "input": event}

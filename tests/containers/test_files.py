@@ -85,8 +85,6 @@ def test_requirements_are_the_projects_with_its_server() -> None:
     import sys
 
     command = [sys.executable, str(FOLDER / "requirements.py"), str(ROOT / "pyproject.toml"), "serve"]
-    if sys.version_info < (3, 11):
-        pytest.skip("tomllib came with Python 3.11, which the image has")
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     names = {re.split(r"[<>=\[;]", each)[0] for each in said}
     assert {"torch", "av", "boto3", "uvicorn", "starlette"} <= names and "pytest" not in names
