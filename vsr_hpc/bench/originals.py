@@ -118,7 +118,7 @@ def through_h264(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     file.seek(0)
-    with av.open(file) as coded:
+    with av.open(file, "r") as coded:
         coded.streams.video[0].thread_count = 1
         found = tuple(
             Frame(index=index, planes=to_planes(frame))
