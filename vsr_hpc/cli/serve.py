@@ -135,7 +135,7 @@ def serve(
     try:
         from vsr_hpc.serving.process import serve as run
     except ImportError as exc:
-        raise JobError(f"vsr serve needs more packages ({exc.name}): pip install '.[serve]'") from exc
+        raise JobError(f"vsr serve needs {exc.name}: pip install 'vsr-hpc[serve]'") from exc
     from vsr_hpc.serving.limits import MIB, Limits
     from vsr_hpc.serving.service import ServeSettings
 
