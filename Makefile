@@ -6,7 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types tests install soak clean tools image image-test
+# Three processes on two cores: tests that wait for Slurm or a server run beside tests that compute (tests/grouping.py).
+PROCESSES ?= 3
+TESTS ?= tests
+
+.PHONY: demo test test-lowest lint types tests install soak clean tools dist image image-test
 
 PCLUSTER := .venv-pcluster
 
@@ -15,7 +19,11 @@ install: $(STAMP)
 # spandrel (for `vsr models import`) asks for a torchvision that upscaling never needs and that would bring another torch.
 # BasicSR 1.4.2 cannot be a plain dependency: its build wants torch and its run-time wants training tools.
 # Only its network definitions are used (parity tests, video models), so it comes without dependencies.
+# Debian's Python comes without venv; root gets it from apt.
 $(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vsr_hpc needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -c 'import ensurepip, venv' || test ! -x /usr/bin/apt-get || \
+	  { apt-get update -q && apt-get install -y -q --no-install-recommends python3-venv; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test]'
@@ -39,7 +47,7 @@ types:
 	$(BIN)/mypy
 
 tests:
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder --durations 20 $(TESTS)
 
 # What tests of Slurm and ParallelCluster need, where this machine lets us install it; those tests say why they skip.
 tools: install $(PCLUSTER)/.installed
@@ -51,6 +59,17 @@ $(PCLUSTER)/.installed: tests/aws/requirements-pcluster.txt
 	-$(BIN)/vsr cluster setup --into $(PCLUSTER) \
 	  && $(PCLUSTER)/bin/python -m pip install --quiet --requirement tests/aws/requirements-pcluster.txt \
 	  && touch $@
+
+# The lowest versions that pyproject.toml declares, in an environment of their own. By hand: it fetches a torch with CUDA.
+test-lowest:
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	$(PYTHON) -m tests.lowest >.venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pip install --quiet --requirement .venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder tests/unit tests/contract
+
+# An sdist and a wheel in dist/.
+dist: install
+	$(BIN)/python -m build --no-isolation
 
 # Long proofs, run by hand: fifty kills, sixty faults on a real Slurm, ten thousand shards, memory over ten minutes of
 # video and of requests, thousands of damaged requests.
@@ -73,4 +92,4 @@ image-test: install
 	VSR_REQUIRE=containers $(BIN)/python -m pytest tests/containers
 
 clean:
-	rm -rf $(VENV) $(PCLUSTER) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PCLUSTER) .venv-lowest .venv-node demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

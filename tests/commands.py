@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tests.tools import find_tool
 from vsr_hpc.cli import main as cli
 
 MODULE = (sys.executable, "-m", "vsr_hpc")
@@ -74,7 +74,7 @@ def as_ordinary_user() -> tuple[str, ...] | None:
     """
     if os.geteuid() != 0:
         return ()
-    if shutil.which("setpriv") is None:
+    if find_tool("setpriv") is None:
         return None
     command = ("setpriv", f"--bounding-set={_NO_OVERRIDE}", f"--inh-caps={_NO_OVERRIDE}")
     works = subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.require import require
+from tests.tools import find_tool
 from vsr_hpc.aws.cluster.instance_rules import pools
 from vsr_hpc.aws.cluster.node_environment import pack
 from vsr_hpc.aws.cluster.render import find_template, render
@@ -25,7 +26,7 @@ from vsr_hpc.job.reading import load_job
 
 SCRIPTS = sorted((config_folder() / "bootstrap").glob("*.sh"))
 STORE = "s3://vsr-hpc-data/vsr"
-SUITE, MIRROR, PYTHON = "jammy", "http://archive.ubuntu.com/ubuntu", "3.10"
+SUITE, MIRROR, PYTHON = "noble", "http://archive.ubuntu.com/ubuntu", "3.12"
 OURS = ("opt/vsr", "etc/vsr", "scratch", "var/tmp/vsr", "usr/local/bin/vsr", "etc/systemd/system", "s3")
 WEIGHTS = b"weights"
 pytestmark = [pytest.mark.aws, pytest.mark.timeout(600)]
@@ -33,7 +34,7 @@ pytestmark = [pytest.mark.aws, pytest.mark.timeout(600)]
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_script_is_shellcheck_clean(script: Path) -> None:
-    found = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    found = find_tool("shellcheck")
     if found is None:
         require("aws", "shellcheck is not installed")
     checked = subprocess.run([found, str(script)], capture_output=True, text=True, check=False)
@@ -42,10 +43,10 @@ def test_script_is_shellcheck_clean(script: Path) -> None:
 
 @pytest.fixture(scope="session")
 def distribution() -> Path:
-    """Ubuntu 22.04, as ParallelCluster's image; made once and kept in the user's cache."""
+    """Ubuntu 24.04, as ParallelCluster's image; made once and kept in the user's cache."""
     if os.geteuid() != 0:
         require("aws", "a chroot needs root")
-    tool = shutil.which("debootstrap")
+    tool = find_tool("debootstrap")
     kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vsr_hpc-tests" / SUITE
     if (kept / "usr/bin/python3").exists():
         return kept
@@ -55,7 +56,9 @@ def distribution() -> Path:
     kept.parent.mkdir(parents=True, exist_ok=True)
     making = kept.with_name(f"{SUITE}.making")
     shutil.rmtree(making, ignore_errors=True)
-    command = [tool, "--variant=minbase", "--include=systemd,python3", SUITE, str(making), MIRROR]
+    # An older debootstrap knows no "noble"; all Ubuntu releases share one script.
+    script = "/usr/share/debootstrap/scripts/gutsy"
+    command = [tool, "--variant=minbase", "--include=systemd,python3", SUITE, str(making), MIRROR, script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     if done.returncode:
         require("ubuntu", f"debootstrap {SUITE} failed: {done.stdout.strip().splitlines()[-1:]}")

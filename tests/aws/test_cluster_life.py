@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typer.testing import CliRunner
 from tests.aws.conftest import VALUES
 from tests.moto_server import moto_server
 from tests.require import require
+from tests.tools import find_tool
 from vsr_hpc.aws.bucket import Place, find_account, init
 from vsr_hpc.aws.cluster import lifecycle
 from vsr_hpc.aws.cluster.node_environment import upload_bootstrap
@@ -270,8 +270,8 @@ def test_configuration_with_errors_never_reaches_parallelcluster(account: Values
 def test_synthesised_template_is_free_of_cfn_lint_errors(
     account: Values, pcluster_tool: Tool, tmp_path: Path
 ) -> None:
-    linter = Path(sys.executable).with_name("cfn-lint")
-    if not linter.is_file():
+    linter = find_tool("cfn-lint")
+    if linter is None:
         require("aws", "cfn-lint is not installed (it comes with moto[server])")
     config = tmp_path / "c.yaml"
     config.write_text(render(find_template("spot-gpu"), account).text)
@@ -286,17 +286,17 @@ def test_synthesised_template_is_free_of_cfn_lint_errors(
     templates = sorted(map(str, tmp_path.glob("*.json")))
     assert len(templates) == 2
     # W2001: parameters that ParallelCluster declares and does not use; W3687: ports beside protocol -1.
-    command = [str(linter), "--regions", "us-east-1", "--ignore-checks", "W2001", "W3687", "--", *templates]
+    command = [linter, "--regions", "us-east-1", "--ignore-checks", "W2001", "W3687", "--", *templates]
     linted = subprocess.run(command, capture_output=True, text=True, check=False)
     assert linted.returncode == 0, linted.stdout[-3000:]
 
 
 def test_our_own_network_template_is_free_of_cfn_lint_findings() -> None:
-    linter = Path(sys.executable).with_name("cfn-lint")
-    if not linter.is_file():
+    linter = find_tool("cfn-lint")
+    if linter is None:
         require("aws", "cfn-lint is not installed (it comes with moto[server])")
     linted = subprocess.run(
-        [str(linter), str(config_folder() / "cloudformation" / "network.yaml")],
+        [linter, str(config_folder() / "cloudformation" / "network.yaml")],
         capture_output=True,
         text=True,
         check=False,

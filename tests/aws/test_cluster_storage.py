@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
@@ -228,7 +228,7 @@ def test_run_whose_workers_fell_silent_is_not_active(aws: None, monkeypatch: pyt
     init(PLACE, lambda _: None)
     s3 = boto3.client("s3", region_name="eu-west-1")
     s3.put_object(Bucket=PLACE.bucket, Key="vsr/runs/a/workers/w.json", Body=b"{}")
-    late = datetime.now(timezone.utc) + timedelta(minutes=11)
+    late = datetime.now(UTC) + timedelta(minutes=11)
     monkeypatch.setattr("vsr_hpc.aws.cluster.lifecycle._date", lambda _: late)
     assert active_runs(PLACE.bucket, "vsr", "eu-west-1") == ()
 

@@ -6,10 +6,9 @@ import contextlib
 import itertools
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +24,7 @@ from tests.clips import numbered_clip
 from tests.commands import vsr
 from tests.require import require
 from tests.runs import tiny_job
+from tests.tools import find_tool
 from vsr_hpc.aws.account import Account
 from vsr_hpc.aws.workflow import state_machine as workflow
 from vsr_hpc.aws.workflow.executions import redrive, start
@@ -58,23 +58,18 @@ PLACES = Places(
 KINDS: tuple[Kind, ...] = ("standard", "express")
 
 
-LINTERS = {
-    "statelint": (
-        [str(Path(sys.executable).with_name("statelint"))],
-        "pip installs it with the tests' extra",
-    ),
-    "asl-validator": (
-        [str(Path(__file__).parents[2] / ".venv-node/node_modules/.bin/asl-validator"), "--json-path"],
-        "tests/install-tools.sh installs it where there is npm",
-    ),
+LINTERS: dict[str, tuple[list[str], str]] = {
+    "statelint": ([], "`make install` installs it"),
+    "asl-validator": (["--json-path"], "tests/install-tools.sh installs it"),
 }
 
 
 def lint(linter: str, path: Path) -> subprocess.CompletedProcess[str]:
-    command, hint = LINTERS[linter]
-    if not Path(command[0]).exists():
+    options, hint = LINTERS[linter]
+    tool = find_tool(linter)
+    if tool is None:
         require("aws", f"{linter} is not installed; {hint}")
-    return subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=120)
+    return subprocess.run([tool, *options, str(path)], capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,7 +185,7 @@ def test_express_execution_is_begun_without_a_question_that_aws_answers_for_stan
 ) -> None:
     account = stubbed_account(monkeypatch)
     sts, states = account.client("sts"), account.client("stepfunctions")
-    day = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    day = datetime(2026, 1, 1, tzinfo=UTC)
     machine = f"arn:aws:states:{HERE}:stateMachine:vsr-workflow-express"
     arn = f"arn:aws:states:{HERE}:express:vsr-workflow-express:x:0b1e"
     with Stubber(sts) as who, Stubber(states) as stub:
@@ -224,7 +219,7 @@ def test_execution_that_was_cut_off_is_redriven_by_aws_and_one_that_gave_up_begi
     account = stubbed_account(monkeypatch)
     sts, states = account.client("sts"), account.client("stepfunctions")
     machine = f"arn:aws:states:{HERE}:stateMachine:vsr-workflow"
-    arn, day = f"arn:aws:states:{HERE}:execution:vsr-workflow:one", datetime(2026, 1, 1, tzinfo=timezone.utc)
+    arn, day = f"arn:aws:states:{HERE}:execution:vsr-workflow:one", datetime(2026, 1, 1, tzinfo=UTC)
     detail = {"bucket": {"name": "films"}, "object": {"key": "vsr/incoming/a.mkv"}}
     event = json.dumps({"id": "7", "detail": detail})
     facts = {"executionArn": arn, "stateMachineArn": machine, "name": "one", "startDate": day, "input": event}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.tools import find_tool
 
 PATIENCE_S = 90.0
 _BINARIES = ("chromium", "chromium-browser", "google-chrome")
@@ -26,10 +27,10 @@ def why_not() -> str | None:
     try:
         import selenium  # noqa: F401
     except ImportError:
-        return "selenium is not installed: pip install '.[test]'"
-    if not any(shutil.which(each) for each in _BINARIES):
+        return "selenium is not installed: `make install` installs it"
+    if find_tool(*_BINARIES) is None:
         return "no Chromium: sh tests/install-tools.sh installs it"
-    if shutil.which("chromedriver") is None:
+    if find_tool("chromedriver") is None:
         return "no chromedriver: sh tests/install-tools.sh installs it"
     return None
 
@@ -169,11 +170,11 @@ def browser(profile: Path) -> Iterator[Browser]:
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
-    options.binary_location = next(path for each in _BINARIES if (path := shutil.which(each)))
+    options.binary_location = find_tool(*_BINARIES)
     for flag in (*_FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = Service(shutil.which("chromedriver"))
+    service = Service(find_tool("chromedriver"))
     driver = webdriver.Chrome(options=options, service=service)
     try:
         driver.set_script_timeout(PATIENCE_S)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.tools import find_tool
 
 USER = 10001
 IMAGE_VARIABLE = "VSR_TEST_IMAGE"
@@ -36,7 +37,7 @@ def why_not() -> str | None:
     """What keeps containers from running here; None where they can."""
     if os.geteuid() != 0:
         return "podman as an ordinary user is not set up by these tests"
-    if shutil.which("podman") is None:
+    if find_tool("podman") is None:
         return "podman is not installed (containers/install.sh)"
     asked = podman("info", "--format", "{{.Store.GraphDriverName}}", check=False)
     return None if asked.returncode == 0 else f"podman info: {asked.stderr.strip()[-200:]}"

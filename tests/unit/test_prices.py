@@ -97,7 +97,7 @@ def _spot(name: str, zone: str, usd: str, hour: int) -> dict[str, Any]:
         "InstanceType": name,
         "AvailabilityZone": zone,
         "SpotPrice": usd,
-        "Timestamp": datetime.datetime(2026, 11, 21, hour, tzinfo=datetime.timezone.utc),
+        "Timestamp": datetime.datetime(2026, 11, 21, hour, tzinfo=datetime.UTC),
     }
 
 

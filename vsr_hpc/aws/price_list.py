@@ -49,13 +49,13 @@ def refresh(region: str, types: Iterable[str], *, client: Client | None = None) 
         raise BackendError(f"prices refresh: AWS was not reached: {exc}") from exc
     if not on_demand:
         raise JobError(f"prices refresh: AWS knows no price of these types in {region!r}; is it a region?")
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return Refreshed(region=region, date=today, on_demand=on_demand, spot=spot, sagemaker=sagemaker)
 
 
 def spot_prices(ec2: Any, types: list[str]) -> dict[str, float]:
     """The median over the zones of each one's latest price of the last day."""
-    since = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+    since = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     pages = ec2.get_paginator("describe_spot_price_history").paginate(
         InstanceTypes=types, ProductDescriptions=["Linux/UNIX"], StartTime=since
     )

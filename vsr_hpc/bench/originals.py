@@ -118,11 +118,10 @@ def through_h264(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     file.seek(0)
-    with av.open(file) as container:
-        container.streams.video[0].thread_count = 1
+    with av.open(file, "r") as coded:
+        coded.streams.video[0].thread_count = 1
         found = tuple(
-            Frame(index=index, planes=to_planes(frame))
-            for index, frame in enumerate(container.decode(video=0))
+            Frame(index=index, planes=to_planes(frame)) for index, frame in enumerate(coded.decode(video=0))
         )
     if len(found) != len(frames):
         raise BackendError(f"x264 gave {len(found)} frames for {len(frames)}")

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -183,7 +183,7 @@ def _measure(
         floor_fps=1 / floor.seconds if floor else None,
         startup_s=round(sum(startup.values()), 3),
         merge_gb_per_s=merge_rate,
-        measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=_versions(),
     )
     return Measured(

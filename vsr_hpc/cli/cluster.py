@@ -225,7 +225,7 @@ def pack(
     settings: Setting = None,
     flavour: Annotated[str, typer.Option("--flavour", help="gpu, cpu, or both.")] = "both",
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Weights to bring along.")] = None,
-    python: Annotated[str, typer.Option("--python", help="The image's Python.")] = "3.10",
+    python: Annotated[str, typer.Option("--python", help="The image's Python.")] = "3.12",
 ) -> None:
     """Build the environment that nodes unpack, and upload it with scripts and weights.
 

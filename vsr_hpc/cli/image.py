@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -15,7 +15,7 @@ app = typer.Typer(
 )
 
 
-class EngineChoice(str, Enum):
+class EngineChoice(StrEnum):
     docker = "docker"
     podman = "podman"
     buildah = "buildah"

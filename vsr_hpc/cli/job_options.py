@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vsr_hpc.job.spec import JobSpec
 
 
-class Codec(str, Enum):
+class Codec(StrEnum):
     h264 = "h264"
     h265 = "h265"
     av1 = "av1"
@@ -30,7 +30,7 @@ class Codec(str, Enum):
     prores = "prores"
 
 
-class Audio(str, Enum):
+class Audio(StrEnum):
     copy = "copy"
     aac = "aac"
     opus = "opus"

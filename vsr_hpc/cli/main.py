@@ -100,12 +100,21 @@ def main() -> None:
     except OSError as exc:
         log.debug("an error of the system", exc_info=True)
         fail(f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc), _exit_code(exc))
+    except ModuleNotFoundError as exc:
+        if exc.name != "torch":
+            raise
+        log.debug("torch is missing", exc_info=True)
+        fail(_WITHOUT_TORCH, JobError.exit_code)
     except Exception as exc:
         if not hasattr(exc, "format_message"):  # click's usage errors, wherever this typer keeps its click
             raise
         _fail_usage(exc)
 
 
+_WITHOUT_TORCH = (
+    "this command runs a network, and torch is not installed here (requirements-head-node.txt leaves it "
+    "out); run it on a machine that has torch, or install it: pip install torch"
+)
 _FOR_PEOPLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
     errno.ELOOP, errno.EEXIST,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,14 +21,14 @@ prices_app = typer.Typer(
 )
 
 
-class Shape(str, Enum):
+class Shape(StrEnum):
     steady = "steady"
     variable = "variable"
     intermittent = "intermittent"
     scheduled = "scheduled"
 
 
-class Priority(str, Enum):
+class Priority(StrEnum):
     balanced = "balanced"
     managed = "managed"
     cost = "cost"

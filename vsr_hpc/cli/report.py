@@ -144,7 +144,7 @@ def dashboard(
     try:
         from vsr_hpc.dashboard.server import Settings, serve
     except ImportError as exc:
-        raise JobError(f"vsr dashboard needs more packages ({exc.name}): pip install '.[serve]'") from exc
+        raise JobError(f"vsr dashboard needs {exc.name}: pip install 'vsr-hpc[serve]'") from exc
     from vsr_hpc.run.run import Run
 
     named = tuple(Run.open(each).uri for each in runs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from vsr_hpc.system.interrupts import StopFlag
 
 
-class Metrics(str, Enum):
+class Metrics(StrEnum):
     none = "none"
     emf = "emf"
     cloudwatch = "cloudwatch"
 
 
-class Where(str, Enum):
+class Where(StrEnum):
     local = "local"
     slurm = "slurm"
     aws_batch = "aws-batch"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ import typer
 from vsr_hpc.errors import JobError
 
 
-class Device(str, Enum):
+class Device(StrEnum):
     cpu = "cpu"
     cuda = "cuda"
 
@@ -135,7 +135,7 @@ def serve(
     try:
         from vsr_hpc.serving.process import serve as run
     except ImportError as exc:
-        raise JobError(f"vsr serve needs more packages ({exc.name}): pip install '.[serve]'") from exc
+        raise JobError(f"vsr serve needs {exc.name}: pip install 'vsr-hpc[serve]'") from exc
     from vsr_hpc.serving.limits import MIB, Limits
     from vsr_hpc.serving.service import ServeSettings
 

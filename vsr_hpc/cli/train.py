@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from vsr_hpc.training.loop import Progress
 
 
-class RecipeName(str, Enum):
+class RecipeName(StrEnum):
     clean = "clean"
     video = "video"
 
 
-class Device(str, Enum):
+class Device(StrEnum):
     cpu = "cpu"
     cuda = "cuda"
 

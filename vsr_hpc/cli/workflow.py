@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 
 
-class Pages(str, Enum):
+class Pages(StrEnum):
     definition = "definition"
     pattern = "pattern"
 

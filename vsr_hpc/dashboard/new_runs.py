@@ -104,7 +104,7 @@ async def preview_of(asked: Asked) -> dict[str, Any]:
     )
     try:
         out, said = await asyncio.wait_for(process.communicate(), _PREVIEW_S)
-    except asyncio.TimeoutError as exc:
+    except TimeoutError as exc:
         raise JobError(f"the preview took longer than {_PREVIEW_S:.0f} s; try a smaller model") from exc
     finally:
         if process.returncode is None:

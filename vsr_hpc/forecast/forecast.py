@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from vsr_hpc.aws.prices import Prices, prices
 from vsr_hpc.forecast.job_ways import (
@@ -310,7 +310,7 @@ def note_estimate(run: Run, chosen: Option, *, prices: str) -> None:
         source=short.source,
         usd_per_node_hour=hourly,
         prices=prices,
-        made_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     run.store.create(ESTIMATE_NAME, estimate.model_dump_json(indent=1).encode())
 

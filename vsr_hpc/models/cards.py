@@ -34,7 +34,7 @@ Network = Literal[
     "nearest", "bicubic", "lanczos", "compact", "rrdb", "swinir", "basicvsr", "iconvsr", "spandrel"
 ]
 
-IMPORT_HINT = "`vsr models import` tries spandrel's networks (pip install '.[spandrel]')"
+IMPORT_HINT = "`vsr models import` tries spandrel's networks (pip install --no-deps spandrel einops)"
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 
 

@@ -213,7 +213,8 @@ def basicsr_module(name: str) -> types.ModuleType:
     )
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
-            "basicsr is not installed; `make install` installs it without its dependencies (Python < 3.13)"
+            "basicsr is not installed; with Python before 3.13: pip install setuptools wheel Cython, then "
+            "pip install --no-deps --no-build-isolation basicsr==1.4.2"
         )
     root = Path(next(iter(spec.submodule_search_locations)))
     for package in _PACKAGES:

@@ -95,7 +95,7 @@ class Gate:
     async def _emptied(self, seconds: float) -> bool:
         try:
             await asyncio.wait_for(self._is_empty.wait(), seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return False
         return True
 

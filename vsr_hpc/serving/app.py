@@ -205,7 +205,7 @@ class _Answering:
         limit = service.limits.payload_bytes
         try:
             body = await asyncio.wait_for(_read_body(request, limit), min(_BODY_S, service.limits.deadline_s))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise Refusal(408, "slow_body", f"the request's body did not come within {_BODY_S:g} s") from None
         facts["bytes_in"] = len(body)
         service.metrics.bytes_in.add(len(body))
@@ -259,7 +259,7 @@ def _in_time(send: Send) -> Send:
     async def sending(message: Message) -> None:
         try:
             await asyncio.wait_for(send(message), UNREAD_S)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise _Unread(f"the client took nothing for {UNREAD_S:g} s") from None
 
     return sending
@@ -332,7 +332,7 @@ async def _discard(request: Request) -> None:
         return
     try:
         await asyncio.wait_for(swallow(), 2.0)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return
 
 

@@ -245,7 +245,7 @@ class _Grey:
         likeness = float(np.mean(self.unit * output.unit))
         if self.spread >= _DETAIL and likeness < 0.5:
             return True
-        fitted = (self.unit - likeness * output.unit) * self.spread
+        fitted = np.asarray((self.unit - likeness * output.unit) * self.spread, dtype=np.float32)
         return bool(np.abs(_block_means(fitted.reshape(self.codes.shape))).max() > _BLOCK_ERROR)
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,7 @@ def active_runs(bucket: str, prefix: str, region: str) -> tuple[str, ...]:
 
 def _date(page: dict[str, Any]) -> datetime:
     stamp = page["ResponseMetadata"]["HTTPHeaders"]["date"]
-    return datetime.strptime(stamp, "%a, %d %b %Y %H:%M:%S %Z").replace(tzinfo=timezone.utc)
+    return datetime.strptime(stamp, "%a, %d %b %Y %H:%M:%S %Z").replace(tzinfo=UTC)
 
 
 def _checked(template: str, values: Values, say: Say, ask_account: bool | None) -> Rendered:

@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 Flavour = Literal["gpu", "cpu"]
 Say = Callable[[str], None]
 
-# Ubuntu 22.04's own Python, which ParallelCluster's image has at /usr/bin; wheels for its C library or older.
-PYTHON = "3.10"
+# Ubuntu 24.04's own Python, which ParallelCluster's image has at /usr/bin; wheels for its C library or older.
+PYTHON = "3.12"
 _PLATFORMS = (
-    *(f"manylinux_2_{minor}_x86_64" for minor in (35, 34, 31, 28, 27, 24, 17)),
+    *(f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17)),
     "manylinux2014_x86_64",
     "linux_x86_64",
 )

@@ -1,0 +1,113 @@
+"""A machine that only submits and watches needs no torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clips import numbered_clip
+from tests.tools import ROOT
+
+VALUES = """\
+region: us-east-1
+head_subnet: subnet-0aaaaaaaaaaaaaaa1
+compute_subnets: [subnet-0aaaaaaaaaaaaaaa2]
+key_name: vsr-hpc
+ssh_from: 203.0.113.7/32
+bucket: vsr-hpc-data
+prefix: vsr
+node_policy_arn: arn:aws:iam::123456789012:policy/vsr-node-vsr-hpc-data
+"""
+
+
+class HeadNode:
+    """A folder with a clip and a job, on a machine without torch, Slurm and an AWS account."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        numbered_clip(folder / "in.mkv", frames=4)
+        (folder / "job.yaml").write_text("input: in.mkv\noutput: out.mkv\nmodel: lanczos\n")
+        (folder / "values.yaml").write_text(VALUES)
+        homes = {f"XDG_{each}_HOME": str(folder / each.lower()) for each in ("DATA", "CACHE", "STATE")}
+        kept = {name: text for name, text in os.environ.items() if not name.startswith(("AWS_", "SLURM_"))}
+        (folder / "bin").mkdir()
+        self.environment = {
+            **kept,
+            **homes,
+            "PATH": str(folder / "bin"),
+            "PYTHONPATH": str(ROOT),
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+    def vsr(self, words: str) -> subprocess.CompletedProcess[str]:
+        script = str(ROOT / "tests/packaging/without_torch.py")
+        return subprocess.run(
+            [sys.executable, script, *words.split()],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    def refusal(self, words: str) -> str:
+        """What the command says on stderr; it must fail in one sentence, for a person."""
+        done = self.vsr(words)
+        assert done.returncode in (2, 75), f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
+        assert "Traceback" not in done.stderr, f"{words}:\n{done.stderr}"
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("vsr: "), f"{words}:\n{done.stderr}"
+        return last
+
+
+@pytest.fixture
+def head_node(tmp_path: Path) -> HeadNode:
+    return HeadNode(tmp_path)
+
+
+def test_a_run_is_submitted_to_slurm_watched_and_cancelled(head_node: HeadNode) -> None:
+    assert "sbatch" in head_node.refusal("submit job.yaml --on slurm")
+    shown = head_node.vsr("status out.mkv")
+    assert shown.returncode == 0 and "out.mkv.vsr" in shown.stdout, shown.stderr
+    assert "sbatch" in head_node.refusal("resume out.mkv")
+    assert head_node.vsr("cancel out.mkv").returncode == 0
+    assert "no logs" in head_node.refusal("logs out.mkv")
+    listed = head_node.vsr("runs")
+    assert listed.returncode == 0 and "out.mkv.vsr" in listed.stdout
+
+
+def test_a_cluster_is_rendered_and_models_are_listed(head_node: HeadNode) -> None:
+    rendered = head_node.vsr("cluster render --values values.yaml")
+    assert rendered.returncode == 0 and "Scheduler: slurm" in rendered.stdout, rendered.stderr
+    assert "vsr-video-x4" in head_node.vsr("models list").stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["endpoint status film", "batch status", "prices refresh", "workflow render job.yaml --bucket films"],
+)
+def test_what_asks_aws_gets_as_far_as_the_missing_account(head_node: HeadNode, words: str) -> None:
+    assert "torch" not in head_node.refusal(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "plan in.mkv out.mkv --model lanczos",
+        "submit job.yaml --on slurm --dry-run",
+        "upscale in.mkv out.mkv --model lanczos",
+        "preview in.mkv --models bicubic -o x.png",
+        "serve --model bicubic --port 0",
+        "bench --model bicubic",
+    ],
+)
+def test_what_runs_a_network_says_that_torch_is_missing(head_node: HeadNode, words: str) -> None:
+    said = head_node.refusal(words)
+    assert "torch" in said and "pip install torch" in said
