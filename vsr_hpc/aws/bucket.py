@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from string import Template
 from typing import Any
 
-import boto3
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 from pydantic import TypeAdapter, ValidationError
 
+from vsr_hpc.aws.account import Say, client
 from vsr_hpc.aws.config_files import config_folder
+from vsr_hpc.aws.errors import OPERATOR_POLICY, error_code, explained
 from vsr_hpc.aws.names import Bucket, Prefix, Region
-from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.errors import JobError
 
-Client = Callable[[str], Any]
-Say = Callable[[str], None]
+MakeClient = Callable[[str], Any]
 # IAM keeps five versions of a policy; a sixth is refused.
 _VERSIONS = 5
 
@@ -90,14 +90,10 @@ def _filled(name: str, place: Place) -> dict[str, Any]:
 
 
 def plan_storage(
-    place: Place, client: Client | None = None, *, with_container: bool = False
+    place: Place, make_client: MakeClient | None = None, *, with_container: bool = False
 ) -> tuple[Step, ...]:
     """What `init` would do, in order. Every step may be repeated and leaves what is not ours alone."""
-
-    def ours(service: str) -> Any:
-        return boto3.client(service, region_name=place.region)
-
-    make = client or ours
+    make = make_client or (lambda service: client(service, place.region))
     s3, uri = make("s3"), f"s3://{place.bucket}"
     lifecycle = _filled("bucket-lifecycle.json", place)["Rules"]
     return (
@@ -117,47 +113,24 @@ def plan_storage(
     )
 
 
-def init(place: Place, say: Say, client: Client | None = None, *, with_container: bool = False) -> int:
+def init(
+    place: Place, say: Say, make_client: MakeClient | None = None, *, with_container: bool = False
+) -> int:
     """Do every step, saying each; answers how many changed anything."""
     changed = 0
-    for step in plan_storage(place, client, with_container=with_container):
-        try:
+    for step in plan_storage(place, make_client, with_container=with_container):
+        with explained(f"s3://{place.bucket}: {step.what}", hint=OPERATOR_POLICY):
             is_new = step.apply()
-        except ClientError as exc:
-            raise _translated(exc, place, step.what) from exc
-        except BotoCoreError as exc:
-            raise BackendError(f"{step.what}: {exc}") from exc
         changed += is_new
         say(f"{'done' if is_new else 'already so'}: {step.what}")
     return changed
-
-
-def find_account(client: Client | None = None) -> str:
-    try:
-        identity = (client or boto3.client)("sts").get_caller_identity()
-    except (ClientError, BotoCoreError) as exc:
-        raise JobError(f"no usable AWS credentials: {exc}; set AWS_PROFILE or run `aws configure`") from exc
-    return str(identity["Account"])
-
-
-def _translated(exc: ClientError, place: Place, what: str) -> JobError | BackendError:
-    code = exc.response["Error"]["Code"]
-    if code in ("BucketAlreadyExists", "403"):
-        return JobError(
-            f"s3://{place.bucket} belongs to somebody else; bucket names are global: choose another"
-        )
-    if code in ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation"):
-        return JobError(
-            f"not allowed to {what}; cluster-config/iam/operator.json is the policy that allows it"
-        )
-    return BackendError(f"{what}: {exc}")
 
 
 def _make_bucket(s3: Any, place: Place) -> bool:
     try:
         s3.head_bucket(Bucket=place.bucket)
     except ClientError as exc:
-        if exc.response["Error"]["Code"] not in ("404", "NoSuchBucket"):
+        if error_code(exc) not in ("404", "NoSuchBucket"):
             raise
     else:
         where = s3.get_bucket_location(Bucket=place.bucket).get("LocationConstraint") or "us-east-1"
@@ -228,7 +201,7 @@ def _asked(call: Callable[..., Any], field: str, place: Place) -> Any:
     try:
         return call(Bucket=place.bucket).get(field)
     except ClientError as exc:
-        if exc.response["Error"]["Code"].startswith(("NoSuch", "ServerSideEncryptionConfigurationNotFound")):
+        if error_code(exc).startswith(("NoSuch", "ServerSideEncryptionConfigurationNotFound")):
             return None
         raise
 
@@ -241,7 +214,7 @@ def _node_policy(iam: Any, place: Place, with_container: bool) -> bool:
     try:
         current = iam.get_policy(PolicyArn=place.policy_arn)["Policy"]
     except ClientError as exc:
-        if exc.response["Error"]["Code"] != "NoSuchEntity":
+        if error_code(exc) != "NoSuchEntity":
             raise
         iam.create_policy(
             PolicyName=place.policy_name, PolicyDocument=text, Description="Nodes of a vsr_hpc cluster"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vsr_hpc.aws.account import patient_client
+from vsr_hpc.aws.account import client
 from vsr_hpc.errors import JobError
 
 Action = Literal["create", "update", "remove"]
@@ -68,7 +68,7 @@ class Clients:
 
     def of(self, service: str) -> Any:
         if service not in self._made:
-            self._made[service] = patient_client(service, 60)
+            self._made[service] = client(service)
         return self._made[service]
 
     def make(self, call: Call) -> Any:
@@ -77,9 +77,7 @@ class Clients:
 
 @functools.lru_cache(maxsize=64)
 def _shape(service: str, operation: str) -> Any:
-    import boto3
-
-    model = boto3.client(service, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+    model = client(service, "us-east-1")  # any region: only the service's description is read
     named = model.meta.method_to_api_mapping[operation]
     return model.meta.service_model.operation_model(named).input_shape
 

@@ -12,10 +12,10 @@ from vsr_hpc.errors import JobError
 
 
 def account_of(region: str | None) -> Any:
-    from vsr_hpc.aws.account import Account, client
+    from vsr_hpc.aws.account import Account
+    from vsr_hpc.system.aws_region import need_region
 
-    found = region or client("batch", None).meta.region_name
-    return Account(region=found)
+    return Account(region=region or need_region())
 
 
 def ask(question: str, is_yes: bool) -> None:

@@ -15,7 +15,10 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(help="What everything is called; a job file's batch.name.")]
-Region = Annotated[str | None, typer.Option("--region", help="AWS_REGION's or your profile's by default.")]
+Region = Annotated[
+    str | None,
+    typer.Option("--region", help="By default AWS_REGION, AWS_DEFAULT_REGION or the profile's region."),
+]
 IsPlan = Annotated[bool, typer.Option("--plan", help="Only say what would be done.")]
 IsYes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
 IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]

@@ -265,8 +265,9 @@ def storage_init(
     vsr storage init my-vsr-bucket --region us-east-1
     """
     from vsr_hpc.aws import bucket as storage
+    from vsr_hpc.aws.account import account_number, client
 
-    account = "ACCOUNT" if dry_run else storage.find_account()
+    account = "ACCOUNT" if dry_run else account_number(client("sts", region))
     place = storage.checked_place(bucket, prefix, region, account)
     for step in storage.plan_storage(place, with_container=with_container):
         typer.echo(f"will {step.what}", err=True)

@@ -39,14 +39,13 @@ def up(
     \b
     vsr ec2 up jobs/ec2-server.yaml --plan
     """
-    import boto3
-
     from vsr_hpc.aws.ec2 import fleet as ec2
     from vsr_hpc.aws.ec2.spec import load_ec2
+    from vsr_hpc.system.aws_region import need_region
 
     wanted = load_ec2(spec)
     if is_plan:
-        price = ec2.hourly(wanted, boto3.Session().region_name or "us-east-1")
+        price = ec2.hourly(wanted, need_region())
         _told(ec2.plan(wanted), is_json, price)
         return
     steps = ec2.up(wanted, _tell)
@@ -109,12 +108,11 @@ def user_data(spec: SpecFile) -> None:
     \b
     vsr ec2 user-data jobs/ec2-server.yaml > boot.sh
     """
-    import boto3
-
     from vsr_hpc.aws.ec2.spec import load_ec2
     from vsr_hpc.aws.ec2.spec import user_data as script
+    from vsr_hpc.system.aws_region import need_region
 
-    typer.echo(script(load_ec2(spec), boto3.Session().region_name or "us-east-1"), nl=False)
+    typer.echo(script(load_ec2(spec), need_region()), nl=False)
 
 
 def _show(found: dict[str, Any]) -> None:

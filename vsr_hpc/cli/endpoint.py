@@ -333,11 +333,10 @@ def _show(
     steps: tuple[Step, ...], spec: EndpointSpec, is_json: bool, more: Mapping[str, Any] | None = None
 ) -> None:
     """A plan and its price."""
-    import boto3
-
     from vsr_hpc.aws.endpoint import bill as costs
+    from vsr_hpc.system.aws_region import need_region
 
-    found = costs.bill(spec, boto3.Session().region_name or "us-east-1")
+    found = costs.bill(spec, need_region())
     if is_json:
         cost = {"lines": [asdict(each) for each in found.lines], **asdict(found.total), "note": found.note}
         _answer({"steps": _rows(steps), "cost": cost, **({"measured": more} if more else {})})

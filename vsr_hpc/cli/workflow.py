@@ -29,7 +29,10 @@ class Pages(str, Enum):
 
 
 Name = Annotated[str, typer.Option("--name", help="The installation that `vsr batch init` made.")]
-Region = Annotated[str | None, typer.Option("--region", help="AWS_REGION's or your profile's by default.")]
+Region = Annotated[
+    str | None,
+    typer.Option("--region", help="By default AWS_REGION, AWS_DEFAULT_REGION or the profile's region."),
+]
 Bucket = Annotated[str, typer.Option("--bucket", help="Where clips come to and go from.")]
 Prefix = Annotated[str, typer.Option("--prefix", help="Below it lie incoming/, outgoing/, runs/, failures/.")]
 IsExpress = Annotated[

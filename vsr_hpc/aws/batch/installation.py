@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vsr_hpc.aws import errors as calls
 from vsr_hpc.aws.account import POLL_S, Account, Say
 from vsr_hpc.aws.batch import resources as wanted
 from vsr_hpc.aws.batch.definition import OWNER_TAG, log_group
@@ -31,6 +30,7 @@ from vsr_hpc.aws.batch.inventory import (
     same_queue,
 )
 from vsr_hpc.aws.batch.resources import Role, Settings
+from vsr_hpc.aws.errors import explained
 from vsr_hpc.errors import JobError
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Change:
 def init(settings: Settings, account: Account, say: Say, *, is_plan: bool = False) -> tuple[Change, ...]:
     """Do what is missing, saying each; with `is_plan` only say it."""
     maker = Maker(settings=settings, account=account, say=say, is_plan=is_plan)
-    with calls.explained("set up AWS Batch"):
+    with explained("set up AWS Batch"):
         network = maker.network()  # first: a wrong subnet leaves nothing half made
         maker.log_group()
         for role in wanted.roles(settings):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from botocore.exceptions import ClientError
 
 from vsr_hpc.aws.batch.resources import Role
+from vsr_hpc.aws.errors import error_code
 
 Verdict = Literal["make", "change", "as it is"]
 
@@ -82,7 +83,7 @@ def or_none(look: Callable[[], Any]) -> Any:
     try:
         return look()
     except ClientError as exc:
-        if exc.response["Error"]["Code"] != "NoSuchEntity":
+        if error_code(exc) != "NoSuchEntity":
             raise
         return None
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vsr_hpc.aws import errors as calls
 from vsr_hpc.aws.account import Account, Say
 from vsr_hpc.aws.batch.definition import OWNER_TAG, log_group
 from vsr_hpc.aws.batch.inventory import (
@@ -22,12 +21,13 @@ from vsr_hpc.aws.batch.inventory import (
     named,
     or_none,
 )
+from vsr_hpc.aws.errors import error_code, explained
 
 
 def delete(name: str, account: Account, say: Say, *, is_plan: bool = False) -> tuple[str, ...]:
     """Remove what `init` made under this name and jobs registered, in the order that AWS wants."""
     remover = Remover(name=name, account=account, say=say, is_plan=is_plan)
-    with calls.explained("take AWS Batch down"):
+    with explained("take AWS Batch down"):
         remover.queues()
         remover.environments()
         remover.definitions()
@@ -116,7 +116,7 @@ class Remover:
             try:
                 ec2.delete_security_group(GroupId=group)
             except ec2.exceptions.ClientError as exc:
-                if exc.response["Error"]["Code"] != "DependencyViolation":
+                if error_code(exc) != "DependencyViolation":
                     raise
                 return False
             return True

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vsr_hpc.aws import errors as calls
 from vsr_hpc.aws.account import Account
 from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG
 from vsr_hpc.aws.batch.inventory import every
+from vsr_hpc.aws.errors import explained
 from vsr_hpc.errors import JobError
 
 
@@ -47,7 +47,7 @@ _OPEN = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
 
 def state_of(name: str, account: Account) -> BatchState:
     """Environments, queues and open jobs of an installation. JobError where there is none."""
-    with calls.explained("look at AWS Batch"):
+    with explained("look at AWS Batch"):
         batch = account.client("batch")
         environments = [
             _environment_state(each)

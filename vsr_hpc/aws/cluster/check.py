@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path as File
 from typing import Any
 
+from vsr_hpc.aws.account import has_credentials
 from vsr_hpc.aws.cluster import account_rules as account
 from vsr_hpc.aws.cluster import bill as costs
 from vsr_hpc.aws.cluster import instance_rules as rules
@@ -84,7 +85,7 @@ def check(
         )
         findings.append(Finding(level="info", rule="budget", message=text))
     if ask_account is None:
-        ask_account = account.has_credentials()
+        ask_account = has_credentials()
     if ask_account:
         findings += account.examine(subject)
     else:

@@ -6,25 +6,22 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-import boto3
-from botocore.exceptions import BotoCoreError, ClientError
-
+from vsr_hpc.aws.account import Say, account_number, client
 from vsr_hpc.aws.cluster import check as checking
 from vsr_hpc.aws.cluster.pcluster import Reply, Tool, call, need_tool
 from vsr_hpc.aws.cluster.render import Rendered
 from vsr_hpc.aws.cluster.values import Values
+from vsr_hpc.aws.errors import explained
 from vsr_hpc.errors import BackendError, JobError
 
 log = logging.getLogger(__name__)
-
-Say = Callable[[str], None]
 
 _ALIVE = timedelta(minutes=10)
 _GONE = re.compile(r"does not exist|not found", re.IGNORECASE)
@@ -175,10 +172,10 @@ def active_runs(bucket: str, prefix: str, region: str) -> tuple[str, ...]:
     A run keeps one heartbeat per worker in `workers/` and is done with its `done.json` (vsr_hpc/run/run.py).
     Ages compare the bucket's clock with itself.
     """
-    s3 = boto3.client("s3", region_name=region)
     alive: set[str] = set()
     done: set[str] = set()
-    try:
+    with explained(f"search s3://{bucket}/{prefix} for active runs"):
+        s3 = client("s3", region)
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/"):
             now: datetime = _date(page)
             for each in page.get("Contents", ()):
@@ -187,8 +184,6 @@ def active_runs(bucket: str, prefix: str, region: str) -> tuple[str, ...]:
                     done.add(run)
                 elif run.endswith("/workers") and now - each["LastModified"] < _ALIVE:
                     alive.add(run.removesuffix("/workers"))
-    except ClientError as exc:
-        raise BackendError(f"s3://{bucket}/{prefix} can't be searched for active runs: {exc}") from exc
     return tuple(f"s3://{bucket}/{run}" for run in sorted(alive - done))
 
 
@@ -326,7 +321,7 @@ def _budget(values: Values, say: Say) -> None:
     """One monthly budget over the cluster's tag, with mails at 50, 80 and 100 per cent."""
     if values.budget_usd_per_month is None or values.budget_email is None:
         return
-    account = boto3.client("sts", region_name=values.region).get_caller_identity()["Account"]
+    account = account_number(client("sts", values.region))
     budget = {
         "BudgetName": f"vsr-{values.name}",
         "BudgetLimit": {"Amount": f"{values.budget_usd_per_month:.2f}", "Unit": "USD"},
@@ -346,19 +341,19 @@ def _budget(values: Values, say: Say) -> None:
         }
         for threshold in (50, 80, 100)
     ]
-    client = boto3.client("budgets", region_name=values.region)
-    try:
-        client.create_budget(AccountId=account, Budget=budget, NotificationsWithSubscribers=mails)
-    except client.exceptions.DuplicateRecordException:
-        client.update_budget(AccountId=account, NewBudget=budget)
-    except (ClientError, BotoCoreError) as exc:
-        raise JobError(f"the budget of {values.name} could not be set: {exc}") from exc
+    with explained(f"set the budget of {values.name}"):
+        budgets = client("budgets", values.region)
+        try:
+            budgets.create_budget(AccountId=account, Budget=budget, NotificationsWithSubscribers=mails)
+        except budgets.exceptions.DuplicateRecordException:
+            budgets.update_budget(AccountId=account, NewBudget=budget)
     say(f"budget: ${values.budget_usd_per_month:.0f} a month, mails to {values.budget_email}")
 
 
 def _drop_budget(name: str, region: str) -> None:
     try:
-        account = boto3.client("sts", region_name=region).get_caller_identity()["Account"]
-        boto3.client("budgets", region_name=region).delete_budget(AccountId=account, BudgetName=f"vsr-{name}")
-    except (ClientError, BotoCoreError) as exc:
+        account = account_number(client("sts", region))
+        with explained(f"delete the budget of {name}"):
+            client("budgets", region).delete_budget(AccountId=account, BudgetName=f"vsr-{name}")
+    except (JobError, BackendError) as exc:
         log.info("budget not deleted name=%s reason=%s", name, exc)

@@ -12,11 +12,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from vsr_hpc.aws.account import Patience
 from vsr_hpc.aws.calls import Call, Clients, Step, check
 from vsr_hpc.aws.ec2.changes import SOURCES, TAG, Found, Request, is_under_way, removal, steps, with_group
 from vsr_hpc.aws.ec2.spec import HOOK, Ec2Spec, port_in, resource_name
-from vsr_hpc.aws.errors import translated
+from vsr_hpc.aws.errors import error_code, explained
 from vsr_hpc.aws.prices import hourly_price, prices
 from vsr_hpc.errors import BackendError, JobError
 
@@ -44,7 +46,7 @@ def hourly(spec: Ec2Spec, region: str) -> str:
 # The account ------------------------------------------------------------------------------------------------
 def plan(spec: Ec2Spec) -> tuple[Step, ...]:
     clients = Clients()
-    with translated(spec.name):
+    with explained(spec.name):
         made = steps(spec, _look(clients, spec.name, spec.subnets), _region(clients), _address(spec))
     check(made, spec.name)
     return made
@@ -55,7 +57,7 @@ def up(spec: Ec2Spec, tell: Tell, *, patience: Patience | None = None) -> tuple[
     clients, patience = Clients(), patience or Patience(longest_s=spec.startup_s + 600)
     made = plan(spec)
     group_id = refresh = None
-    with translated(spec.name):
+    with explained(spec.name):
         for step in made:
             tell(str(step))
             for call in step.calls:
@@ -75,7 +77,7 @@ def up(spec: Ec2Spec, tell: Tell, *, patience: Patience | None = None) -> tuple[
 def down(name: str, tell: Tell, *, patience: Patience | None = None) -> tuple[Step, ...]:
     """End the instances and remove all that was made for them; nothing else."""
     clients, patience = Clients(), patience or Patience(longest_s=900)
-    with translated(name):
+    with explained(name):
         made = removal(name, _look(clients, name, ()))
         for step in made:
             tell(str(step))
@@ -89,7 +91,7 @@ def down(name: str, tell: Tell, *, patience: Patience | None = None) -> tuple[St
 def status(name: str) -> dict[str, Any]:
     """The instances: which, where, how they were bought, how they are, and how to reach them."""
     clients = Clients()
-    with translated(name):
+    with explained(name):
         found = _look(clients, name, ())
         if found.scaling is None:
             raise JobError(f"there is nothing named {name}; `vsr ec2 up` makes it")
@@ -122,12 +124,10 @@ def _shown(member: Request, detail: Request, found: Found) -> dict[str, Any]:
 
 def _made(clients: Clients, call: Call) -> Request:
     """AWS's answer. A refresh that was to end and is over by now is as wanted."""
-    from botocore.exceptions import ClientError
-
     try:
         answer: Request = clients.make(call)
     except ClientError as exc:
-        if exc.response["Error"]["Code"] != "ActiveInstanceRefreshNotFound":
+        if error_code(exc) != "ActiveInstanceRefreshNotFound":
             raise
         return {}
     return answer

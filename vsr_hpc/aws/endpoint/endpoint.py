@@ -16,7 +16,7 @@ from vsr_hpc.aws.endpoint import rollout
 from vsr_hpc.aws.endpoint.inventory import describe, look
 from vsr_hpc.aws.endpoint.requests import config_request, rollback_alarms, variants
 from vsr_hpc.aws.endpoint.spec import EndpointSpec
-from vsr_hpc.aws.errors import translated
+from vsr_hpc.aws.errors import explained
 from vsr_hpc.errors import BackendError, JobError
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def _silent(line: str) -> None:
 def plan(spec: EndpointSpec, *, at_once: bool = False, must_exist: bool = False) -> tuple[Step, ...]:
     """What applying this would do now, in order; empty where all is as wanted. JobError where AWS refuses."""
     clients = Clients()
-    with translated(spec.name):
+    with explained(spec.name):
         return _planned(clients, spec, at_once=at_once, must_exist=must_exist)
 
 
@@ -49,7 +49,7 @@ def apply(
     An update that does not reach the new configuration raises BackendError and leaves the old one serving.
     """
     clients, patience = Clients(), patience or Patience()
-    with translated(spec.name):
+    with explained(spec.name):
         rollout.settled(lambda: describe(clients, spec.name), patience, tell)
         steps = _planned(clients, spec, at_once=at_once, must_exist=must_exist)
         for step in steps:
@@ -63,7 +63,7 @@ def delete(
 ) -> tuple[Step, ...]:
     """Remove the endpoint and all that was made for it, by its tag and our names; nothing else."""
     clients, patience = Clients(), patience or Patience()
-    with translated(name):
+    with explained(name):
         rollout.settled(lambda: describe(clients, name), patience, tell)
         steps = diff.removal(name, look(clients, name))
         steps = tuple(each for each in steps if not (keeps_registry and each.kind == "registry"))
@@ -79,7 +79,7 @@ def delete(
 def status(name: str) -> dict[str, Any]:
     """The endpoint's state, what is on its way, its variants, alarms and scaling."""
     clients = Clients()
-    with translated(name):
+    with explained(name):
         found = describe(clients, name)
         if found is None:
             raise JobError(f"there is no endpoint {name}")
@@ -115,7 +115,7 @@ def status(name: str) -> dict[str, Any]:
 def shift(name: str, weights: Mapping[str, float], *, is_plan: bool = False) -> tuple[Step, ...]:
     """Other weights for an A/B endpoint's variants, at once."""
     clients = Clients()
-    with translated(name):
+    with explained(name):
         there = _present(clients, name)
         unknown = sorted(set(weights) - set(there.weights))
         if unknown:
@@ -142,7 +142,7 @@ def scale(
 ) -> tuple[Step, ...]:
     """Another number of instances, or other bounds where they scale by themselves."""
     clients = Clients()
-    with translated(name):
+    with explained(name):
         there = _present(clients, name)
         chosen = variant or (next(iter(there.counts)) if len(there.counts) == 1 else None)
         if chosen is None or chosen not in there.counts:

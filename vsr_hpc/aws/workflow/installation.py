@@ -14,7 +14,6 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from vsr_hpc.aws import errors
 from vsr_hpc.aws.account import Account, Say
 from vsr_hpc.aws.batch import jobs as calls
 from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG, ensure_definition, gpus_of, wanted_of
@@ -22,6 +21,7 @@ from vsr_hpc.aws.batch.installation import Maker
 from vsr_hpc.aws.batch.inventory import listed, named
 from vsr_hpc.aws.batch.removal import Remover
 from vsr_hpc.aws.batch.resources import Role, Settings, policy, trust
+from vsr_hpc.aws.errors import error_code, explained
 from vsr_hpc.aws.workflow import state_machine as workflow
 from vsr_hpc.aws.workflow.state_machine import Kind, Places
 from vsr_hpc.errors import BackendError, JobError
@@ -108,7 +108,7 @@ def rendered(flow: Workflow, account: Account) -> Places:
 def create(flow: Workflow, account: Account, say: Say) -> str:
     """Make the workflow or bring it up to date; the state machine's ARN."""
     _check_model(flow.job.model)
-    with errors.explained(f"create {flow.label}"):
+    with explained(f"create {flow.label}"):
         worker, cpu = _definitions(flow, account)
         places = places_of(flow, account, cpu_definition=cpu, worker_definition=worker)
         maker = Maker(settings=_settings(flow, account), account=account, say=say, is_plan=False)
@@ -223,7 +223,7 @@ def _when_role_is_known(account: Account, call: Callable[[], Any], tries: int = 
         try:
             return call()
         except ClientError as exc:
-            if exc.response["Error"]["Code"] != "AccessDeniedException" or tried == tries - 1:
+            if error_code(exc) != "AccessDeniedException" or tried == tries - 1:
                 raise
             account.pause(5.0)
     raise BackendError("the role is not known after a minute; call again")
@@ -274,7 +274,7 @@ def machine_arn(machine: str, account: Account) -> str:
 # Taking it away
 def delete(name: str, kind: Kind, account: Account, say: Say, *, is_plan: bool = False) -> tuple[str, ...]:
     """Remove the workflow. Clips, runs and results stay; roles and topic go with its last machine."""
-    with errors.explained(f"delete {machine_name(name, kind)}"):
+    with explained(f"delete {machine_name(name, kind)}"):
         remover = Remover(name=name, account=account, say=say, is_plan=is_plan)
         _delete_rule(remover, machine_name(name, kind))
         _delete_machine(remover, machine_name(name, kind))
@@ -292,7 +292,7 @@ def _delete_rule(remover: Remover, label: str) -> None:
         facts = events.describe_rule(Name=label)
         tags = named(events.list_tags_for_resource(ResourceARN=facts["Arn"])["Tags"])
     except ClientError as exc:
-        if exc.response["Error"]["Code"] != "ResourceNotFoundException":
+        if error_code(exc) != "ResourceNotFoundException":
             raise
         return
     if remover.is_ours(f"rule {label}", tags):
@@ -322,7 +322,7 @@ def _delete_topic(remover: Remover) -> None:
     try:
         tags = named(sns.list_tags_for_resource(ResourceArn=arn)["Tags"])
     except ClientError as exc:
-        if exc.response["Error"]["Code"] not in ("NotFound", "ResourceNotFound", "ResourceNotFoundException"):
+        if error_code(exc) not in ("NotFound", "ResourceNotFound", "ResourceNotFoundException"):
             raise
         return
     if remover.is_ours(f"topic {remover.name}-workflow", tags):
@@ -334,7 +334,7 @@ def machine_tags(states: Any, arn: str) -> dict[str, str] | None:
     try:
         states.describe_state_machine(stateMachineArn=arn)
     except ClientError as exc:
-        if exc.response["Error"]["Code"] != "StateMachineDoesNotExist":
+        if error_code(exc) != "StateMachineDoesNotExist":
             raise
         return None
     found = states.list_tags_for_resource(resourceArn=arn)["tags"]
