@@ -148,11 +148,11 @@ def test_second_init_changes_nothing_and_another_setting_changes_only_what_it_to
     account: Account, settings: Settings
 ) -> None:
     init(settings, account, quiet)
-    assert {each.verdict for each in init(settings, account, quiet)} == {"as it is"}
+    assert {each.action for each in init(settings, account, quiet)} == {"keep"}
     more = replace(settings, max_vcpus=256, image=settings.image.replace(":1", ":2"))
-    changed = [each.what.split(":")[0] for each in init(more, account, quiet) if each.verdict == "change"]
-    assert len(changed) == 8 and all("environment" in each or "queue" in each for each in changed)
-    assert {each.verdict for each in init(more, account, quiet)} == {"as it is"}
+    changed = [each.kind for each in init(more, account, quiet) if each.action == "update"]
+    assert sorted(changed) == [*["compute environment"] * 4, *["job queue"] * 4]
+    assert {each.action for each in init(more, account, quiet)} == {"keep"}
 
 
 def test_larger_disk_is_a_new_version_of_the_launch_template_that_environments_follow(
@@ -168,9 +168,9 @@ def test_plan_says_what_init_would_do_and_does_nothing(account: Account, setting
     before = everything(account)
     planned = init(settings, account, quiet, is_plan=True)
     assert everything(account) == before
-    assert {each.verdict for each in planned} == {"make"}
+    assert {each.action for each in planned} == {"create"}
     done = init(settings, account, quiet)
-    assert [each.what for each in done] == [each.what for each in planned]
+    assert done == planned
 
 
 def test_delete_removes_all_that_init_made_and_leaves_the_rest(account: Account, settings: Settings) -> None:
@@ -179,7 +179,7 @@ def test_delete_removes_all_that_init_made_and_leaves_the_rest(account: Account,
     init(settings, account, quiet)
     said: list[str] = []
     planned = delete("vsr", account, said.append, is_plan=True)
-    assert all(line.startswith("delete: ") for line in said)
+    assert all(line.startswith("remove ") for line in said)
     assert everything(account) != before
     assert delete("vsr", account, quiet) == planned
     assert everything(account) == before
@@ -213,8 +213,8 @@ def test_opened_security_group_is_closed_again(account: Account, settings: Setti
     ec2.authorize_security_group_ingress(
         GroupId=group["GroupId"], IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="0.0.0.0/0"
     )
-    changes = [each.what for each in init(settings, account, quiet) if each.verdict == "change"]
-    assert len(changes) == 1 and "nothing comes in" in changes[0]
+    changes = [each for each in init(settings, account, quiet) if each.is_change]
+    assert [(each.action, each.kind) for each in changes] == [("update", "security group")]
     assert ec2.describe_security_groups(Filters=filters)["SecurityGroups"][0]["IpPermissions"] == []
 
 

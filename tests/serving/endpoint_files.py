@@ -12,10 +12,10 @@ from typing import Any
 
 from tests.moto_server import Moto
 from vsr_hpc.aws.account import Patience
-from vsr_hpc.aws.calls import Step
 from vsr_hpc.aws.endpoint import endpoint as endpoints
 from vsr_hpc.aws.endpoint import spec_file
 from vsr_hpc.aws.endpoint.spec import EndpointSpec
+from vsr_hpc.aws.steps import Step
 
 ACCOUNT = "123456789012"
 IMAGE = f"{ACCOUNT}.dkr.ecr.eu-central-1.amazonaws.com/vsr:1"

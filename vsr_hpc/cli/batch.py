@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vsr_hpc.cli.answers import account_of, ask
+from vsr_hpc.cli.answers import account_of, answer_with_steps, ask
 
 app = typer.Typer(
     help="Queues, roles and instances of AWS Batch, and what runs in them.", no_args_is_help=True
@@ -53,6 +53,7 @@ def init_command(
     """
     from vsr_hpc.aws.batch.installation import init
     from vsr_hpc.aws.batch.resources import GPU_TYPES, Settings
+    from vsr_hpc.aws.steps import count_changes
 
     account = account_of(region)
     settings = Settings(
@@ -68,13 +69,11 @@ def init_command(
         disk_gib=disk_gib,
         capacity_wait_min=capacity_wait_min,
     )
-    changes = init(settings, account, _tell, is_plan=is_plan)
+    steps = init(settings, account, _tell, is_plan=is_plan)
     if is_json:
-        _answer([asdict(each) for each in changes])
-        return
-    due = sum(each.verdict != "as it is" for each in changes)
-    if is_plan:
-        typer.echo(f"{due} of {len(changes)} things would be made or changed")
+        answer_with_steps(steps, is_json)
+    elif is_plan:
+        typer.echo(f"{count_changes(steps)} of {len(steps)} things would be created or updated")
     else:
         typer.echo(f"{name} is ready in {account.region}: `vsr submit JOB.yaml --on aws-batch`")
 
@@ -100,13 +99,13 @@ def delete_command(
         waiting = open_jobs(name, account)
         busy = f" {waiting} jobs are waiting or running and end with it." if waiting else ""
         ask(f"delete all of {name} in {account.region}?{busy}", is_yes)
-    removed = delete(name, account, _tell, is_plan=is_plan)
+    steps = delete(name, account, _tell, is_plan=is_plan)
     if is_json:
-        _answer(list(removed))
-    elif not removed:
+        answer_with_steps(steps, is_json)
+    elif not steps:
         typer.echo(f"nothing of {name} in {account.region}")
     else:
-        typer.echo(f"{len(removed)} things {'would be' if is_plan else 'are'} deleted")
+        typer.echo(f"{len(steps)} things {'would be' if is_plan else 'are'} deleted")
 
 
 @app.command("status")

@@ -270,7 +270,7 @@ def storage_init(
     account = "ACCOUNT" if dry_run else account_number(client("sts", region))
     place = storage.checked_place(bucket, prefix, region, account)
     for step in storage.plan_storage(place, with_container=with_container):
-        typer.echo(f"will {step.what}", err=True)
+        typer.echo(f"will {step}", err=True)
     if dry_run:
         return
     _ask("go on?", is_yes)

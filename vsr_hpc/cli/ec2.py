@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vsr_hpc.cli.answers import answer_with_steps
 from vsr_hpc.errors import JobError
 
 if TYPE_CHECKING:
-    from vsr_hpc.aws.calls import Step
     from vsr_hpc.aws.ec2.spec import Ec2Spec
     from vsr_hpc.job.spec import JobSpec
 
@@ -46,11 +46,13 @@ def up(
     wanted = load_ec2(spec)
     if is_plan:
         price = ec2.hourly(wanted, need_region())
-        _told(ec2.plan(wanted), is_json, price)
+        answer_with_steps(ec2.plan(wanted), is_json, {"price": price})
+        if not is_json:
+            typer.echo(price)
         return
     steps = ec2.up(wanted, _tell)
     if is_json:
-        _answer({"steps": _rows(steps), **ec2.status(wanted.name)})
+        answer_with_steps(steps, is_json, ec2.status(wanted.name))
     else:
         _show(ec2.status(wanted.name))
 
@@ -77,7 +79,7 @@ def down(name: Name, is_json: IsJson = False) -> None:
     """
     from vsr_hpc.aws.ec2 import fleet as ec2
 
-    _told(ec2.down(name, _tell), is_json)
+    answer_with_steps(ec2.down(name, _tell), is_json)
 
 
 @app.command(no_args_is_help=True)
@@ -121,24 +123,6 @@ def _show(found: dict[str, Any]) -> None:
         typer.echo(f"  {each['url'] or each['session']}")
     if not found["instances"]:
         typer.echo(f"no instance, {found['wanted']} wanted")
-
-
-def _told(steps: tuple[Step, ...], is_json: bool, price: str | None = None) -> None:
-    if is_json:
-        _answer({"steps": _rows(steps), **({"price": price} if price else {})})
-        return
-    for step in steps:
-        typer.echo(str(step))
-    if not steps:
-        _tell("nothing to do")
-    if price:
-        typer.echo(price)
-
-
-def _rows(steps: tuple[Step, ...]) -> list[dict[str, str]]:
-    return [
-        {"action": each.action, "kind": each.kind, "name": each.name, "detail": each.detail} for each in steps
-    ]
 
 
 def _answer(found: Any) -> None:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vsr_hpc.cli.answers import answer_with_steps
 from vsr_hpc.errors import JobError
 
 if TYPE_CHECKING:
-    from vsr_hpc.aws.calls import Step
     from vsr_hpc.aws.endpoint.spec import EndpointSpec
+    from vsr_hpc.aws.steps import Step
 
 
 app = typer.Typer(help="Ask a served model, and deploy one at SageMaker.", no_args_is_help=True)
@@ -96,7 +97,7 @@ def create(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> 
     \b
     vsr endpoint create jobs/endpoint-realtime.yaml --plan
     """
-    _applied(spec, is_plan, is_json)
+    _apply(spec, is_plan, is_json)
 
 
 @app.command(no_args_is_help=True)
@@ -106,7 +107,7 @@ def update(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> 
     \b
     vsr endpoint update endpoint.yaml
     """
-    _applied(spec, is_plan, is_json, at_once=True, must_exist=True)
+    _apply(spec, is_plan, is_json, at_once=True, must_exist=True)
 
 
 @app.command(no_args_is_help=True)
@@ -120,7 +121,7 @@ def rollout(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) ->
 
     if load_spec(spec).rollout is None:
         raise JobError(f"{spec}: no rollout in it; add one, or `vsr endpoint update` changes all at once")
-    _applied(spec, is_plan, is_json, must_exist=True)
+    _apply(spec, is_plan, is_json, must_exist=True)
 
 
 @app.command(no_args_is_help=True)
@@ -150,11 +151,11 @@ def promote(
     typer.echo(str(measured), err=is_json)
     promotion.check(wanted, measured)
     if is_plan:
-        _show(promotion.plan(wanted, measured), wanted, is_json, asdict(measured))
+        _answer_with_plan(promotion.plan(wanted, measured), wanted, is_json, asdict(measured))
         return
     steps = promotion.promote(wanted, measured, tell)
     if is_json:
-        _answer({"steps": _rows(steps), "measured": asdict(measured)})
+        answer_with_steps(steps, is_json, {"measured": asdict(measured)})
 
 
 @app.command(no_args_is_help=True)
@@ -171,7 +172,7 @@ def shift(
     """
     from vsr_hpc.aws.endpoint import endpoint as endpoints
 
-    _told(endpoints.shift(name, dict(map(_weight, weights)), is_plan=is_plan), is_json)
+    answer_with_steps(endpoints.shift(name, dict(map(_weight, weights)), is_plan=is_plan), is_json)
 
 
 @app.command(no_args_is_help=True)
@@ -194,7 +195,7 @@ def scale(
     if (count is None) == (least is None and most is None):
         raise JobError("give --count, or --least and --most")
     steps = endpoints.scale(name, variant=variant, count=count, least=least, most=most, is_plan=is_plan)
-    _told(steps, is_json)
+    answer_with_steps(steps, is_json)
 
 
 @app.command(no_args_is_help=True)
@@ -243,7 +244,7 @@ def delete(
     """
     from vsr_hpc.aws.endpoint import endpoint as endpoints
 
-    _told(endpoints.delete(name, keeps_registry=keeps_registry, tell=tell), is_json)
+    answer_with_steps(endpoints.delete(name, keeps_registry=keeps_registry, tell=tell), is_json)
 
 
 @app.command(no_args_is_help=True)
@@ -315,7 +316,7 @@ def tell(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _applied(
+def _apply(
     path: Path, is_plan: bool, is_json: bool, *, at_once: bool = False, must_exist: bool = False
 ) -> None:
     from vsr_hpc.aws.endpoint import endpoint as endpoints
@@ -323,13 +324,13 @@ def _applied(
 
     spec = load_spec(path)
     if is_plan:
-        _show(endpoints.plan(spec, at_once=at_once, must_exist=must_exist), spec, is_json)
+        _answer_with_plan(endpoints.plan(spec, at_once=at_once, must_exist=must_exist), spec, is_json)
         return
     steps = endpoints.apply(spec, at_once=at_once, must_exist=must_exist, tell=tell)
-    _told(steps, is_json)
+    answer_with_steps(steps, is_json)
 
 
-def _show(
+def _answer_with_plan(
     steps: tuple[Step, ...], spec: EndpointSpec, is_json: bool, more: Mapping[str, Any] | None = None
 ) -> None:
     """A plan and its price."""
@@ -337,33 +338,18 @@ def _show(
     from vsr_hpc.system.aws_region import need_region
 
     found = costs.bill(spec, need_region())
+    cost = {"lines": [asdict(each) for each in found.lines], **asdict(found.total), "note": found.note}
+    answer_with_steps(
+        steps,
+        is_json,
+        {"cost": cost, **({"measured": more} if more else {})},
+        nothing="nothing to do: all is as the file says",
+    )
     if is_json:
-        cost = {"lines": [asdict(each) for each in found.lines], **asdict(found.total), "note": found.note}
-        _answer({"steps": _rows(steps), "cost": cost, **({"measured": more} if more else {})})
         return
-    for step in steps:
-        typer.echo(str(step))
-    if not steps:
-        typer.echo("nothing to do: all is as the file says")
     for line in (*found.lines, found.total) if len(found.lines) > 1 else found.lines:
         typer.echo(str(line))
     typer.echo(f"  {found.note}")
-
-
-def _told(steps: tuple[Step, ...], is_json: bool) -> None:
-    if is_json:
-        _answer({"steps": _rows(steps)})
-        return
-    for step in steps:
-        typer.echo(str(step))
-    if not steps:
-        tell("nothing to do")
-
-
-def _rows(steps: tuple[Step, ...]) -> list[dict[str, str]]:
-    return [
-        {"action": each.action, "kind": each.kind, "name": each.name, "detail": each.detail} for each in steps
-    ]
 
 
 def _answer(found: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsr_hpc.cli.answers import account_of, ask
+from vsr_hpc.cli.answers import account_of, answer_with_steps, ask
 
 if TYPE_CHECKING:
     from vsr_hpc.aws.workflow.installation import Workflow
@@ -182,13 +182,13 @@ def delete(
     account, kind = account_of(region), _kind(is_express)
     if not is_plan:
         ask(f"delete {workflow_life.machine_name(name, kind)} in {account.region}?", is_yes)
-    removed = workflow_life.delete(
+    steps = workflow_life.delete(
         name, kind, account, lambda line: typer.echo(line, err=True), is_plan=is_plan
     )
     if is_json:
-        _answer(list(removed))
+        answer_with_steps(steps, is_json)
     else:
-        typer.echo(f"{len(removed)} things {'would be' if is_plan else 'are'} deleted")
+        typer.echo(f"{len(steps)} things {'would be' if is_plan else 'are'} deleted")
 
 
 def _flow(job_file: Path, name: str, bucket: str, prefix: str, is_express: bool) -> Workflow:

@@ -15,7 +15,6 @@ from vsr_hpc.aws.account import POLL_S, Account, Say
 from vsr_hpc.aws.batch import resources as wanted
 from vsr_hpc.aws.batch.definition import OWNER_TAG, log_group
 from vsr_hpc.aws.batch.inventory import (
-    Verdict,
     find_environment,
     find_launch_template,
     find_log_group,
@@ -26,11 +25,12 @@ from vsr_hpc.aws.batch.inventory import (
     listed,
     named,
     or_none,
-    role_verdict,
+    role_action,
     same_queue,
 )
 from vsr_hpc.aws.batch.resources import Role, Settings
 from vsr_hpc.aws.errors import explained
+from vsr_hpc.aws.steps import Action, Kind, Step
 from vsr_hpc.errors import JobError
 
 log = logging.getLogger(__name__)
@@ -40,15 +40,7 @@ _PROFILE_TRIES = 12
 """IAM tells Batch of a new instance profile some seconds late."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One thing that is made or kept, and what would become of it."""
-
-    what: str
-    verdict: Verdict
-
-
-def init(settings: Settings, account: Account, say: Say, *, is_plan: bool = False) -> tuple[Change, ...]:
+def init(settings: Settings, account: Account, say: Say, *, is_plan: bool = False) -> tuple[Step, ...]:
     """Do what is missing, saying each; with `is_plan` only say it."""
     maker = Maker(settings=settings, account=account, say=say, is_plan=is_plan)
     with explained("set up AWS Batch"):
@@ -65,7 +57,7 @@ def init(settings: Settings, account: Account, say: Say, *, is_plan: bool = Fals
             maker.environment(name, resources)
         for name, arguments in wanted.queues(settings).items():
             maker.queue(name, arguments)
-    return tuple(maker.changes)
+    return tuple(maker.steps)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,15 +68,16 @@ class Maker:
     account: Account
     say: Say
     is_plan: bool
-    changes: list[Change] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
 
-    def _note(self, what: str, verdict: Verdict) -> bool:
-        """Say it; whether it is to be done."""
-        self.changes.append(Change(what=what, verdict=verdict))
-        self.say(f"{verdict}: {what}")
-        return verdict != "as it is" and not self.is_plan
+    def is_due(self, action: Action, kind: Kind, name: str, detail: str = "") -> bool:
+        """Note the step and say it; answers whether to do it now."""
+        step = Step(action=action, kind=kind, name=name, detail=detail)
+        self.steps.append(step)
+        self.say(str(step))
+        return step.is_change and not self.is_plan
 
-    def _own(self, what: str, tags: dict[str, str]) -> None:
+    def _check_ours(self, what: str, tags: dict[str, str]) -> None:
         if tags.get(OWNER_TAG) != self.settings.name:
             raise JobError(
                 f"{what} exists and is not ours (it has no tag {OWNER_TAG}={self.settings.name}); choose "
@@ -93,23 +86,24 @@ class Maker:
 
     def log_group(self) -> None:
         logs, name = self.account.client("logs"), log_group(self.settings.name)
-        what = f"log group {name}, {wanted.LOG_DAYS} days"
+        kept = f"kept for {wanted.LOG_DAYS} days"
         found = find_log_group(logs, name)
         if found is None:
-            if self._note(what, "make"):
+            if self.is_due("create", "log group", name, kept):
                 logs.create_log_group(logGroupName=name, tags=self.settings.tags)
                 logs.put_retention_policy(logGroupName=name, retentionInDays=wanted.LOG_DAYS)
             return
-        self._own(what, found["tags"])
-        if self._note(what, "as it is" if found.get("retentionInDays") == wanted.LOG_DAYS else "change"):
+        self._check_ours(f"log group {name}", found["tags"])
+        is_same = found.get("retentionInDays") == wanted.LOG_DAYS
+        if self.is_due("keep" if is_same else "update", "log group", name, kept):
             logs.put_retention_policy(logGroupName=name, retentionInDays=wanted.LOG_DAYS)
 
     def role(self, role: Role) -> None:
-        iam, what = self.account.client("iam"), f"role {role.name}"
+        iam = self.account.client("iam")
         found = find_role(iam, role.name)
         if found is not None:
-            self._own(what, found["tags"])
-        if not self._note(what, "make" if found is None else role_verdict(iam, role, found)):
+            self._check_ours(f"role {role.name}", found["tags"])
+        if not self.is_due("create" if found is None else role_action(iam, role, found), "role", role.name):
             return
         trusted = json.dumps(role.trusted)
         if found is None:
@@ -128,12 +122,12 @@ class Maker:
 
     def instance_profile(self) -> None:
         iam, name = self.account.client("iam"), f"{self.settings.name}-instance"
-        what = f"instance profile {name}"
         found = or_none(lambda: iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"])
         if found is not None:
-            self._own(what, named(found.get("Tags", [])))
+            self._check_ours(f"instance profile {name}", named(found.get("Tags", [])))
         has_role = found is not None and any(each["RoleName"] == name for each in found["Roles"])
-        if not self._note(what, "as it is" if has_role else "make" if found is None else "change"):
+        action: Action = "keep" if has_role else "create" if found is None else "update"
+        if not self.is_due(action, "instance profile", name):
             return
         if found is None:
             iam.create_instance_profile(InstanceProfileName=name, Tags=listed(self.settings.tags))
@@ -151,17 +145,17 @@ class Maker:
 
     def security_group(self, network: str) -> str:
         ec2, name = self.account.client("ec2"), f"{self.settings.name}-batch"
-        what = f"security group {name} in {network}, nothing comes in"
+        detail = f"in {network}, nothing comes in"
         found = find_security_group(ec2, name, network)
         if found is not None:
-            self._own(what, named(found.get("Tags", [])))
+            self._check_ours(f"security group {name}", named(found.get("Tags", [])))
             is_open = bool(found["IpPermissions"])
-            if self._note(what, "change" if is_open else "as it is"):
+            if self.is_due("update" if is_open else "keep", "security group", name, detail):
                 ec2.revoke_security_group_ingress(
                     GroupId=found["GroupId"], IpPermissions=found["IpPermissions"]
                 )
             return str(found["GroupId"])
-        if not self._note(what, "make"):
+        if not self.is_due("create", "security group", name, detail):
             return "sg-00000000000000000"
         made = ec2.create_security_group(
             GroupName=name,
@@ -173,11 +167,11 @@ class Maker:
 
     def launch_template(self) -> tuple[str, str]:
         ec2, name = self.account.client("ec2"), f"{self.settings.name}-batch"
-        what = f"launch template {name}: {self.settings.disk_gib} GiB encrypted, IMDSv2"
+        detail = f"{self.settings.disk_gib} GiB encrypted, IMDSv2"
         content = wanted.launch_template(self.settings)
         found = find_launch_template(ec2, name)
         if found is None:
-            if not self._note(what, "make"):
+            if not self.is_due("create", "launch template", name, detail):
                 return "lt-00000000000000000", "1"
             made = ec2.create_launch_template(
                 LaunchTemplateName=name,
@@ -185,12 +179,12 @@ class Maker:
                 TagSpecifications=[{"ResourceType": "launch-template", "Tags": listed(self.settings.tags)}],
             )
             return str(made["LaunchTemplate"]["LaunchTemplateId"]), "1"
-        self._own(what, named(found.get("Tags", [])))
+        self._check_ours(f"launch template {name}", named(found.get("Tags", [])))
         template, latest = str(found["LaunchTemplateId"]), int(found["LatestVersionNumber"])
         versions = ec2.describe_launch_template_versions(LaunchTemplateId=template, Versions=[str(latest)])
         now = versions["LaunchTemplateVersions"][0]["LaunchTemplateData"]
         is_same = all(holds(_comparable(now).get(key), value) for key, value in _comparable(content).items())
-        if not self._note(what, "as it is" if is_same else "change"):
+        if not self.is_due("keep" if is_same else "update", "launch template", name, detail):
             return template, str(latest)
         made = ec2.create_launch_template_version(LaunchTemplateId=template, LaunchTemplateData=content)
         return template, str(made["LaunchTemplateVersion"]["VersionNumber"])
@@ -199,15 +193,15 @@ class Maker:
         batch = self.account.client("batch")
         kind = "Spot" if resources["type"] == "SPOT" else "on demand"
         types = ", ".join(resources["instanceTypes"])
-        what = f"compute environment {name}: {kind}, 0 to {resources['maxvCpus']} vCPUs of {types}"
+        detail = f"{kind}, 0 to {resources['maxvCpus']} vCPUs of {types}"
         found = find_environment(batch, name)
         if found is None:
-            if self._note(what, "make"):
+            if self.is_due("create", "compute environment", name, detail):
                 self._create_environment(name, resources)
             return
-        self._own(what, found.get("tags", {}))
+        self._check_ours(f"compute environment {name}", found.get("tags", {}))
         is_same = holds(found["computeResources"], resources) and found["state"] == "ENABLED"
-        if self._note(what, "as it is" if is_same else "change"):
+        if self.is_due("keep" if is_same else "update", "compute environment", name, detail):
             given = {key: value for key, value in resources.items() if key != "type"}
             batch.update_compute_environment(computeEnvironment=name, state="ENABLED", computeResources=given)
             self._wait_valid(f"compute environment {name}", lambda: find_environment(batch, name))
@@ -236,16 +230,16 @@ class Maker:
             each["computeEnvironment"].rpartition("/")[2] for each in arguments["computeEnvironmentOrder"]
         ]
         places = " then ".join(order)
-        what = f"job queue {name}: priority {arguments['priority']}, {places}"
+        detail = f"priority {arguments['priority']}, {places}"
         found = find_queue(batch, name)
         if found is None:
-            if self._note(what, "make"):
+            if self.is_due("create", "job queue", name, detail):
                 batch.create_job_queue(jobQueueName=name, state="ENABLED", tags=tags, **arguments)
                 self._wait_valid(f"job queue {name}", lambda: find_queue(batch, name))
             return
-        self._own(what, found.get("tags", {}))
+        self._check_ours(f"job queue {name}", found.get("tags", {}))
         is_same = same_queue(found, arguments) and holds(found["tags"], tags)
-        if self._note(what, "as it is" if is_same else "change"):
+        if self.is_due("keep" if is_same else "update", "job queue", name, detail):
             batch.update_job_queue(jobQueue=name, state="ENABLED", **arguments)
             batch.tag_resource(resourceArn=found["jobQueueArn"], tags=tags)
             self._wait_valid(f"job queue {name}", lambda: find_queue(batch, name))

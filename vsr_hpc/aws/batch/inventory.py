@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from botocore.exceptions import ClientError
 
 from vsr_hpc.aws.batch.resources import Role
 from vsr_hpc.aws.errors import error_code
-
-Verdict = Literal["make", "change", "as it is"]
+from vsr_hpc.aws.steps import Action
 
 
 def every(batch: Any, call: str, key: str) -> list[dict[str, Any]]:
@@ -53,7 +52,7 @@ def find_role(iam: Any, name: str) -> dict[str, Any] | None:
     return None if found is None else {**found, "tags": named(found.get("Tags", []))}
 
 
-def role_verdict(iam: Any, role: Role, found: dict[str, Any]) -> Verdict:
+def role_action(iam: Any, role: Role, found: dict[str, Any]) -> Action:
     attached = {
         each["PolicyArn"] for each in iam.list_attached_role_policies(RoleName=role.name)["AttachedPolicies"]
     }
@@ -63,7 +62,7 @@ def role_verdict(iam: Any, role: Role, found: dict[str, Any]) -> Verdict:
         and inline == role.policies
         and set(role.attached) <= attached
     )
-    return "as it is" if is_same else "change"
+    return "keep" if is_same else "update"
 
 
 def find_security_group(ec2: Any, name: str, network: str) -> dict[str, Any] | None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vsr_hpc.aws.calls import Call, Kind, Step
 from vsr_hpc.aws.ec2.spec import HOOK, Ec2Spec, encoded, resource_name, user_data
+from vsr_hpc.aws.steps import Call, Kind, Step
 
 Request = dict[str, Any]
 TAG = "vsr:ec2"

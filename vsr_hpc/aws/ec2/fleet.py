@@ -15,11 +15,12 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from vsr_hpc.aws.account import Patience
-from vsr_hpc.aws.calls import Call, Clients, Step, check
+from vsr_hpc.aws.calls import Clients, check
 from vsr_hpc.aws.ec2.changes import SOURCES, TAG, Found, Request, is_under_way, removal, steps, with_group
 from vsr_hpc.aws.ec2.spec import HOOK, Ec2Spec, port_in, resource_name
 from vsr_hpc.aws.errors import error_code, explained
 from vsr_hpc.aws.prices import hourly_price, prices
+from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import BackendError, JobError
 
 log = logging.getLogger(__name__)

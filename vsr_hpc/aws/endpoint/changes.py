@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vsr_hpc.aws.calls import Call, Kind, Step
 from vsr_hpc.aws.endpoint import autoscaling as autoscale
 from vsr_hpc.aws.endpoint import rollout, transform
 from vsr_hpc.aws.endpoint.requests import (
@@ -20,6 +19,7 @@ from vsr_hpc.aws.endpoint.requests import (
     variants,
 )
 from vsr_hpc.aws.endpoint.spec import EndpointSpec
+from vsr_hpc.aws.steps import Call, Kind, Step
 from vsr_hpc.errors import JobError
 
 

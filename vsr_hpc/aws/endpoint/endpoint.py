@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vsr_hpc.aws.account import Patience
-from vsr_hpc.aws.calls import Call, Clients, Step, check
+from vsr_hpc.aws.calls import Clients, check
 from vsr_hpc.aws.endpoint import autoscaling as autoscale
 from vsr_hpc.aws.endpoint import changes as diff
 from vsr_hpc.aws.endpoint import inventory as account
@@ -17,6 +17,7 @@ from vsr_hpc.aws.endpoint.inventory import describe, look
 from vsr_hpc.aws.endpoint.requests import config_request, rollback_alarms, variants
 from vsr_hpc.aws.endpoint.spec import EndpointSpec
 from vsr_hpc.aws.errors import explained
+from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import BackendError, JobError
 
 log = logging.getLogger(__name__)

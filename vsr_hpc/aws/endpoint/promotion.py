@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from vsr_hpc.aws.account import Patience
-from vsr_hpc.aws.calls import Call, Clients, Step
+from vsr_hpc.aws.calls import Clients
 from vsr_hpc.aws.calls import check as check_calls
 from vsr_hpc.aws.endpoint import endpoint as endpoints
 from vsr_hpc.aws.endpoint import inventory as account
 from vsr_hpc.aws.endpoint.requests import Request, model_request, tags
 from vsr_hpc.aws.endpoint.spec import EndpointSpec, Promote
 from vsr_hpc.aws.errors import explained
+from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import BackendError, JobError, VerifyError
 
 log = logging.getLogger(__name__)

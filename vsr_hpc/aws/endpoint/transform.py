@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from vsr_hpc.aws.account import Patience, client
-from vsr_hpc.aws.calls import Call, Step, check
+from vsr_hpc.aws.calls import check
 from vsr_hpc.aws.endpoint.requests import Request, model_request, tags
 from vsr_hpc.aws.endpoint.spec import EndpointSpec, can_encrypt_volume
 from vsr_hpc.aws.errors import explained
+from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import BackendError, JobError
 
 _TARGET = "arn:{partition}:scheduler:::aws-sdk:sagemaker:createTransformJob"
