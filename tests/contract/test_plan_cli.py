@@ -44,7 +44,7 @@ def test_a_plan_tells_time_and_cost_of_every_place_and_writes_nothing(clip: Path
         "EC2 with",
     ):
         assert re.search(rf"^{place}.*\d+ (s|min) \(", said.out, re.M), (place, said.out)
-    assert "list prices of" in said.out and "storage  S3" in said.out
+    assert "list prices of" in said.out
     assert "frames/s here, tried on" in said.out
     assert list(here.iterdir()) == []
 
@@ -68,7 +68,6 @@ def test_a_plan_as_json_is_the_plan_with_its_estimate(clip: Path) -> None:
     for each in estimate["elsewhere"]:
         assert each["seconds"]["low"] <= each["seconds"]["mid"] <= each["seconds"]["high"]
         assert each["usd"]["mid"] > 0
-    assert {each["storage"] for each in estimate["storage"]} == {"s3", "efs", "fsx", "ebs"}
 
 
 def test_a_deadline_and_a_budget_choose(clip: Path) -> None:

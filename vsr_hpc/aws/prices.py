@@ -180,11 +180,6 @@ def _overlaid(region: str, path: Path, stamp: int) -> Prices:
     return replace(_packaged(region), refreshed=refreshed)
 
 
-def regions() -> tuple[str, ...]:
-    """Regions that the package's table has a factor for."""
-    return tuple(name for name in _read()["region_factor"] if name != "other")
-
-
 @lru_cache(maxsize=1)
 def _read() -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load(files("vsr_hpc.aws").joinpath("prices.yaml").read_text("utf-8"))

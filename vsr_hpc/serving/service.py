@@ -56,7 +56,6 @@ T = TypeVar("T")
 Pairs = Sequence[tuple[str, object]]
 
 MODEL_FOLDER = Path("/opt/ml/model")
-MULTI_MODEL_FOLDER = Path("/opt/ml/models")
 _RECORDS_SIDE_BY_SIDE = 8
 
 

@@ -78,10 +78,6 @@ class Settings:
     def tags(self) -> dict[str, str]:
         return {OWNER_TAG: self.name}
 
-    @property
-    def dns(self) -> str:
-        return "amazonaws.com.cn" if self.partition == "aws-cn" else "amazonaws.com"
-
 
 def policy(document: str, settings: Settings) -> dict[str, Any]:
     """A policy of `cluster-config/iam-batch/`, filled in."""

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +265,3 @@ def _no_json(action: str, text: str) -> JobError | BackendError:
         return JobError(f"pcluster {action}: no AWS credentials; set AWS_PROFILE or run `aws configure`")
     last = " ".join(text.strip().splitlines()[-3:]) or "no output"
     return BackendError(f"pcluster {action} gave no answer: {last}")
-
-
-def as_json(reply: Reply) -> dict[str, Any]:
-    return asdict(reply)
