@@ -24,7 +24,7 @@ from tests.aws.conftest import VALUES
 from tests.moto_server import moto_server
 from tests.require import require
 from vsr_hpc.aws.account import account_number
-from vsr_hpc.aws.bucket import Place, init
+from vsr_hpc.aws.bucket import BucketLocation, init
 from vsr_hpc.aws.cluster import lifecycle
 from vsr_hpc.aws.cluster.node_environment import upload_bootstrap
 from vsr_hpc.aws.cluster.pcluster import Tool, call
@@ -61,7 +61,9 @@ def account(tmp_path_factory: pytest.TempPathFactory, pcluster_tool: Tool) -> It
         facts = boto3.client("cloudformation").describe_stacks(StackName=stack["StackId"])["Stacks"][0]
         outputs = {each["OutputKey"]: each["OutputValue"] for each in facts["Outputs"]}
         boto3.client("ec2").create_key_pair(KeyName="vsr-hpc", KeyType="ed25519")
-        place = Place(bucket="vsr-hpc-data", prefix="vsr", region="us-east-1", account=account_number())
+        place = BucketLocation(
+            bucket="vsr-hpc-data", prefix="vsr", region="us-east-1", account=account_number()
+        )
         init(place, lambda _: None)
         upload_bootstrap(place.bucket, place.prefix, place.region, lambda _: None)
         yield load_values(

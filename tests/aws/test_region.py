@@ -12,7 +12,7 @@ from vsr_hpc.aws.account import client
 from vsr_hpc.aws.batch.definition import Wanted, definition
 from vsr_hpc.aws.calls import Clients
 from vsr_hpc.aws.ec2.spec import load_ec2, user_data
-from vsr_hpc.aws.image_registry import Target
+from vsr_hpc.aws.image_registry import PushTarget
 from vsr_hpc.aws.policies import region_of
 from vsr_hpc.cli.answers import account_of
 from vsr_hpc.errors import JobError
@@ -74,7 +74,7 @@ def test_roles_and_first_boots_name_the_same_region(region: str) -> None:
 
 def test_a_region_that_the_command_names_counts_before_all(region: str) -> None:
     assert client(
-        "ecr", Target(repository="vsr-hpc", tag="1", region="sa-east-1").region
+        "ecr", PushTarget(repository="vsr-hpc", tag="1", region="sa-east-1").region
     ).meta.region_name == ("sa-east-1")
     assert account_of("sa-east-1").region == "sa-east-1"
 

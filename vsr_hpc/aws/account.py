@@ -48,7 +48,7 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class WaitLimits:
     """How often an endpoint, a fleet or a transform job is looked at, and for how long in all."""
 
     poll_s: float = 15.0

@@ -24,7 +24,7 @@ _VERSIONS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class BucketLocation:
     """Which bucket, for whom."""
 
     bucket: str
@@ -47,7 +47,7 @@ class Place:
         return f"arn:{self.partition}:iam::{self.account}:policy/{self.policy_name}"
 
 
-def checked_place(bucket: str, prefix: str, region: str, account: str) -> Place:
+def validate_location(bucket: str, prefix: str, region: str, account: str) -> BucketLocation:
     """A place whose names are safe inside policies and addresses; JobError says what is wrong with them."""
     wrong = []
     for what, value, kind in (
@@ -61,15 +61,15 @@ def checked_place(bucket: str, prefix: str, region: str, account: str) -> Place:
             wrong.append(f"{what}={value!r}: {exc.errors()[0]['msg']}")
     if wrong:
         raise JobError.from_findings("storage init", wrong)
-    return Place(bucket=bucket, prefix=prefix, region=region, account=account)
+    return BucketLocation(bucket=bucket, prefix=prefix, region=region, account=account)
 
 
-def policy(name: str, place: Place) -> dict[str, Any]:
+def policy(name: str, place: BucketLocation) -> dict[str, Any]:
     """A policy of `cluster-config/iam/`, filled in."""
-    return _filled(f"iam/{name}.json", place)
+    return _fill_template(f"iam/{name}.json", place)
 
 
-def _filled(name: str, place: Place) -> dict[str, Any]:
+def _fill_template(name: str, place: BucketLocation) -> dict[str, Any]:
     text = (config_folder() / name).read_text("utf-8")
     known = {
         "bucket": place.bucket,
@@ -83,12 +83,12 @@ def _filled(name: str, place: Place) -> dict[str, Any]:
 
 
 def plan_storage(
-    place: Place, make_client: MakeClient | None = None, *, with_container: bool = False
+    place: BucketLocation, make_client: MakeClient | None = None, *, with_container: bool = False
 ) -> tuple[Step, ...]:
     """The steps of `init` in their order. Each may be repeated, and leaves alone what is not ours."""
     make = make_client or (lambda service: client(service, place.region))
     s3, uri = make("s3"), f"s3://{place.bucket}"
-    lifecycle = _filled("bucket-lifecycle.json", place)["Rules"]
+    lifecycle = _fill_template("bucket-lifecycle.json", place)["Rules"]
     kept = (
         f"drop unfinished uploads after 2 days, {place.prefix}/runs/ (segments, receipts) after 30; "
         f"move {place.prefix}/outgoing/ to Intelligent-Tiering"
@@ -115,7 +115,7 @@ def plan_storage(
 
 
 def init(
-    place: Place, say: Say, make_client: MakeClient | None = None, *, with_container: bool = False
+    place: BucketLocation, say: Say, make_client: MakeClient | None = None, *, with_container: bool = False
 ) -> int:
     """Do every step and say what became of it; answers how many changed anything."""
     changed = 0
@@ -127,7 +127,7 @@ def init(
     return changed
 
 
-def _make_bucket(s3: Any, place: Place) -> bool:
+def _make_bucket(s3: Any, place: BucketLocation) -> bool:
     try:
         s3.head_bucket(Bucket=place.bucket)
     except ClientError as exc:
@@ -147,19 +147,19 @@ def _make_bucket(s3: Any, place: Place) -> bool:
     return True
 
 
-def _block_public(s3: Any, place: Place) -> bool:
+def _block_public(s3: Any, place: BucketLocation) -> bool:
     wanted = dict.fromkeys(
         ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"), True
     )
-    if _asked(s3.get_public_access_block, "PublicAccessBlockConfiguration", place) == wanted:
+    if _read_field(s3.get_public_access_block, "PublicAccessBlockConfiguration", place) == wanted:
         return False
     s3.put_public_access_block(Bucket=place.bucket, PublicAccessBlockConfiguration=wanted)
     return True
 
 
-def _encrypt(s3: Any, place: Place) -> bool:
+def _encrypt(s3: Any, place: BucketLocation) -> bool:
     """An encryption that the owner chose (a KMS key) stays."""
-    found = _asked(s3.get_bucket_encryption, "ServerSideEncryptionConfiguration", place)
+    found = _read_field(s3.get_bucket_encryption, "ServerSideEncryptionConfiguration", place)
     if found and found.get("Rules"):
         return False
     rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}, "BucketKeyEnabled": True}
@@ -167,9 +167,9 @@ def _encrypt(s3: Any, place: Place) -> bool:
     return True
 
 
-def _tls_only(s3: Any, place: Place) -> bool:
+def _tls_only(s3: Any, place: BucketLocation) -> bool:
     ours = policy("bucket-policy", place)
-    found = _asked(s3.get_bucket_policy, "Policy", place)
+    found = _read_field(s3.get_bucket_policy, "Policy", place)
     theirs = json.loads(found)["Statement"] if found else []
     names = {each["Sid"] for each in ours["Statement"]}
     kept = [each for each in theirs if each.get("Sid") not in names]
@@ -180,8 +180,8 @@ def _tls_only(s3: Any, place: Place) -> bool:
     return True
 
 
-def _lifecycle(s3: Any, place: Place, ours: list[dict[str, Any]]) -> bool:
-    found = _asked(s3.get_bucket_lifecycle_configuration, "Rules", place) or []
+def _lifecycle(s3: Any, place: BucketLocation, ours: list[dict[str, Any]]) -> bool:
+    found = _read_field(s3.get_bucket_lifecycle_configuration, "Rules", place) or []
     names = {each["ID"] for each in ours}
     mine = [each for each in found if each.get("ID") in names]
     if len(mine) == len(ours) and all(_same_rule(a, b) for a, b in zip(mine, ours, strict=True)):
@@ -197,7 +197,7 @@ def _same_rule(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return all(found.get(key) == value for key, value in wanted.items())
 
 
-def _asked(call: Callable[..., Any], field: str, place: Place) -> Any:
+def _read_field(call: Callable[..., Any], field: str, place: BucketLocation) -> Any:
     """A field of the bucket's configuration; None where there is no such configuration."""
     try:
         return call(Bucket=place.bucket).get(field)
@@ -207,7 +207,7 @@ def _asked(call: Callable[..., Any], field: str, place: Place) -> Any:
         raise
 
 
-def _node_policy(iam: Any, place: Place, with_container: bool) -> bool:
+def _node_policy(iam: Any, place: BucketLocation, with_container: bool) -> bool:
     document = policy("node", place)
     if with_container:
         document["Statement"] += policy("node-container", place)["Statement"]

@@ -28,7 +28,7 @@ def findings(call: Call) -> Iterator[str]:
     if report.has_errors():
         yield f"{call.operation}: {report.generate_report()}"
         return
-    yield from _strict(call.parameters, shape, call.operation)
+    yield from _check_values(call.parameters, shape, call.operation)
 
 
 class Clients:
@@ -53,40 +53,40 @@ def _shape(service: str, operation: str) -> Any:
     return model.meta.service_model.operation_model(named).input_shape
 
 
-def _strict(value: Any, shape: Any, place: str) -> Iterator[str]:
+def _check_values(value: Any, shape: Any, place: str) -> Iterator[str]:
     """botocore leaves patterns and enumerations to the service; a plan should not."""
     if shape.type_name == "structure":
         for name, inner in value.items():
-            yield from _strict(inner, shape.members[name], f"{place}.{name}")
+            yield from _check_values(inner, shape.members[name], f"{place}.{name}")
     elif shape.type_name == "list":
         for index, inner in enumerate(value):
-            yield from _strict(inner, shape.member, f"{place}[{index}]")
+            yield from _check_values(inner, shape.member, f"{place}[{index}]")
     elif shape.type_name == "map":
         for name, inner in value.items():
-            yield from _strict(name, shape.key, f"{place}.{name}")
-            yield from _strict(inner, shape.value, f"{place}.{name}")
+            yield from _check_values(name, shape.key, f"{place}.{name}")
+            yield from _check_values(inner, shape.value, f"{place}.{name}")
     elif shape.type_name == "string":
-        yield from _text(value, shape, place)
+        yield from _check_text(value, shape, place)
     elif shape.type_name in ("integer", "long", "float", "double"):
         most = shape.metadata.get("max")
         if most is not None and value > most:
             yield f"{place}={value} is over {most}"
 
 
-def _text(value: str, shape: Any, place: str) -> Iterator[str]:
+def _check_text(value: str, shape: Any, place: str) -> Iterator[str]:
     allowed = shape.metadata.get("enum")
     if allowed and value not in allowed:
         near = [each for each in allowed if each.rpartition(".")[0] == value.rpartition(".")[0]] or allowed
         yield f"{place}: AWS knows no {value!r}; it knows {', '.join(near[:8])}"
     if len(value) > shape.metadata.get("max", len(value)):
         yield f"{place}: {len(value)} characters are more than {shape.metadata['max']}"
-    pattern = _compiled(shape.metadata.get("pattern", ""))
+    pattern = _compile_pattern(shape.metadata.get("pattern", ""))
     if pattern is not None and not pattern.fullmatch(value):
         yield f"{place}: {value!r} is not what AWS takes there ({pattern.pattern})"
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(pattern: str) -> re.Pattern[str] | None:
+def _compile_pattern(pattern: str) -> re.Pattern[str] | None:
     """None where there is none, or one in a dialect (\\p{L}) that Python's re does not have."""
     try:
         return re.compile(pattern) if pattern else None

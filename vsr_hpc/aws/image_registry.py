@@ -38,7 +38,7 @@ _PERMISSIONS = "a push needs ecr:GetAuthorizationToken, and the right to upload 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class PushTarget:
     """Where an image goes in this account's registry."""
 
     repository: str
@@ -172,7 +172,12 @@ def find_engine(wanted: EngineName | None, image: str) -> Engine:
 
 
 def push(
-    image: str, target: Target, say: Say, *, engine: EngineName | None = None, makes_repository: bool = True
+    image: str,
+    target: PushTarget,
+    say: Say,
+    *,
+    engine: EngineName | None = None,
+    makes_repository: bool = True,
 ) -> Pushed:
     """Push a local image to ECR in this account, into a repository that is made where it is missing."""
     found = find_engine(engine, image)

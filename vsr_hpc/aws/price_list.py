@@ -40,8 +40,8 @@ def refresh(region: str, types: Iterable[str], *, make_client: MakeClient | None
     connect = make_client or client
     with explained("prices refresh", hint=_PERMISSIONS):
         pricing, ec2 = connect("pricing", _PRICING_REGION), connect("ec2", region)
-        on_demand = dict(_found(wanted, lambda name: _on_demand(pricing, region, name)))
-        sagemaker = dict(_found(wanted, lambda name: _sagemaker(pricing, region, name)))
+        on_demand = dict(_known_prices(wanted, lambda name: _on_demand(pricing, region, name)))
+        sagemaker = dict(_known_prices(wanted, lambda name: _sagemaker(pricing, region, name)))
         spot = spot_prices(ec2, wanted)
     if not on_demand:
         raise JobError(f"prices refresh: AWS knows no price of these types in {region!r}; is it a region?")
@@ -67,7 +67,7 @@ def spot_prices(ec2: Any, types: list[str]) -> dict[str, float]:
     return {name: statistics.median(prices) for name, prices in sorted(zones.items())}
 
 
-def _found(types: list[str], ask: Callable[[str], float | None]) -> Iterator[tuple[str, float]]:
+def _known_prices(types: list[str], ask: Callable[[str], float | None]) -> Iterator[tuple[str, float]]:
     for name in types:
         usd = ask(name)
         if usd:

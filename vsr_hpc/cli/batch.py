@@ -52,11 +52,11 @@ def init_command(
         --subnet subnet-0a --subnet subnet-0b --plan
     """
     from vsr_hpc.aws.batch.installation import init
-    from vsr_hpc.aws.batch.resources import GPU_TYPES, Settings
+    from vsr_hpc.aws.batch.resources import GPU_TYPES, BatchSettings
     from vsr_hpc.aws.steps import count_changes
 
     account = account_of(region)
-    settings = Settings(
+    settings = BatchSettings(
         name=name,
         region=account.region,
         account=account.number(),

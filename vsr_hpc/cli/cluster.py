@@ -268,7 +268,7 @@ def storage_init(
     from vsr_hpc.aws.account import account_number, client
 
     account = "ACCOUNT" if dry_run else account_number(client("sts", region))
-    place = storage.checked_place(bucket, prefix, region, account)
+    place = storage.validate_location(bucket, prefix, region, account)
     for step in storage.plan_storage(place, with_container=with_container):
         typer.echo(f"will {step}", err=True)
     if dry_run:

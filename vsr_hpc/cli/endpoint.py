@@ -279,12 +279,12 @@ def transform_start(
     \b
     vsr endpoint transform start jobs/endpoint-transform.yaml --wait
     """
-    from vsr_hpc.aws.account import Patience
+    from vsr_hpc.aws.account import WaitLimits
     from vsr_hpc.aws.endpoint import transform
     from vsr_hpc.aws.endpoint.spec_file import load_spec
 
     job = transform.start(load_spec(spec), source, target)
-    found = transform.wait(job, Patience(), tell) if is_waiting else {"job": job}
+    found = transform.wait(job, WaitLimits(), tell) if is_waiting else {"job": job}
     _answer(found) if is_json else typer.echo(job)
 
 

@@ -52,11 +52,11 @@ def push_command(
     """
     from dataclasses import asdict
 
-    from vsr_hpc.aws.image_registry import Target, push
+    from vsr_hpc.aws.image_registry import PushTarget, push
 
     pushed = push(
         image,
-        Target(repository=repository, tag=tag, region=region),
+        PushTarget(repository=repository, tag=tag, region=region),
         lambda line: typer.echo(line, err=True),
         engine=None if engine is None else engine.value,
         makes_repository=makes_repository,

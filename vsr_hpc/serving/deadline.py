@@ -6,7 +6,7 @@ import threading
 import time
 
 
-class Patience:
+class RequestDeadline:
     """Until when a request is worked on: its deadline, or somebody saying that nobody waits any more."""
 
     def __init__(self, deadline_s: float) -> None:

@@ -21,14 +21,14 @@ from vsr_hpc.aws.batch.inventory import (
     find_queue,
     find_role,
     find_security_group,
+    from_tag_list,
     holds,
-    listed,
-    named,
     or_none,
     role_action,
     same_queue,
+    to_tag_list,
 )
-from vsr_hpc.aws.batch.resources import Role, Settings
+from vsr_hpc.aws.batch.resources import BatchSettings, Role
 from vsr_hpc.aws.errors import explained
 from vsr_hpc.aws.steps import Action, Kind, Step
 from vsr_hpc.errors import JobError
@@ -40,7 +40,7 @@ _PROFILE_TRIES = 12
 """IAM tells Batch of a new instance profile some seconds late."""
 
 
-def init(settings: Settings, account: Account, say: Say, *, is_plan: bool = False) -> tuple[Step, ...]:
+def init(settings: BatchSettings, account: Account, say: Say, *, is_plan: bool = False) -> tuple[Step, ...]:
     """Do what is missing, saying each; with `is_plan` only say it."""
     maker = Maker(settings=settings, account=account, say=say, is_plan=is_plan)
     with explained("set up AWS Batch"):
@@ -64,7 +64,7 @@ def init(settings: Settings, account: Account, say: Say, *, is_plan: bool = Fals
 class Maker:
     """Looks at one thing after the other, says what becomes of it, and does that."""
 
-    settings: Settings
+    settings: BatchSettings
     account: Account
     say: Say
     is_plan: bool
@@ -111,7 +111,7 @@ class Maker:
                 RoleName=role.name,
                 AssumeRolePolicyDocument=trusted,
                 Description="AWS Batch jobs of vsr_hpc",
-                Tags=listed(self.settings.tags),
+                Tags=to_tag_list(self.settings.tags),
             )
         else:
             iam.update_assume_role_policy(RoleName=role.name, PolicyDocument=trusted)
@@ -124,13 +124,13 @@ class Maker:
         iam, name = self.account.client("iam"), f"{self.settings.name}-instance"
         found = or_none(lambda: iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"])
         if found is not None:
-            self._check_ours(f"instance profile {name}", named(found.get("Tags", [])))
+            self._check_ours(f"instance profile {name}", from_tag_list(found.get("Tags", [])))
         has_role = found is not None and any(each["RoleName"] == name for each in found["Roles"])
         action: Action = "keep" if has_role else "create" if found is None else "update"
         if not self.is_due(action, "instance profile", name):
             return
         if found is None:
-            iam.create_instance_profile(InstanceProfileName=name, Tags=listed(self.settings.tags))
+            iam.create_instance_profile(InstanceProfileName=name, Tags=to_tag_list(self.settings.tags))
         iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
 
     def network(self) -> str:
@@ -148,7 +148,7 @@ class Maker:
         detail = f"in {network}, nothing comes in"
         found = find_security_group(ec2, name, network)
         if found is not None:
-            self._check_ours(f"security group {name}", named(found.get("Tags", [])))
+            self._check_ours(f"security group {name}", from_tag_list(found.get("Tags", [])))
             is_open = bool(found["IpPermissions"])
             if self.is_due("update" if is_open else "keep", "security group", name, detail):
                 ec2.revoke_security_group_ingress(
@@ -161,7 +161,7 @@ class Maker:
             GroupName=name,
             Description="Instances of AWS Batch for vsr_hpc: nothing comes in",
             VpcId=network,
-            TagSpecifications=[{"ResourceType": "security-group", "Tags": listed(self.settings.tags)}],
+            TagSpecifications=[{"ResourceType": "security-group", "Tags": to_tag_list(self.settings.tags)}],
         )
         return str(made["GroupId"])
 
@@ -176,10 +176,12 @@ class Maker:
             made = ec2.create_launch_template(
                 LaunchTemplateName=name,
                 LaunchTemplateData=content,
-                TagSpecifications=[{"ResourceType": "launch-template", "Tags": listed(self.settings.tags)}],
+                TagSpecifications=[
+                    {"ResourceType": "launch-template", "Tags": to_tag_list(self.settings.tags)}
+                ],
             )
             return str(made["LaunchTemplate"]["LaunchTemplateId"]), "1"
-        self._check_ours(f"launch template {name}", named(found.get("Tags", [])))
+        self._check_ours(f"launch template {name}", from_tag_list(found.get("Tags", [])))
         template, latest = str(found["LaunchTemplateId"]), int(found["LatestVersionNumber"])
         versions = ec2.describe_launch_template_versions(LaunchTemplateId=template, Versions=[str(latest)])
         now = versions["LaunchTemplateVersions"][0]["LaunchTemplateData"]

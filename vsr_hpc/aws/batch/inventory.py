@@ -49,7 +49,7 @@ def find_log_group(logs: Any, name: str) -> dict[str, Any] | None:
 
 def find_role(iam: Any, name: str) -> dict[str, Any] | None:
     found = or_none(lambda: iam.get_role(RoleName=name)["Role"])
-    return None if found is None else {**found, "tags": named(found.get("Tags", []))}
+    return None if found is None else {**found, "tags": from_tag_list(found.get("Tags", []))}
 
 
 def role_action(iam: Any, role: Role, found: dict[str, Any]) -> Action:
@@ -113,11 +113,11 @@ def same_queue(found: dict[str, Any], arguments: dict[str, Any]) -> bool:
     )
 
 
-def listed(tags: dict[str, str]) -> list[dict[str, str]]:
+def to_tag_list(tags: dict[str, str]) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
-def named(tags: list[dict[str, str]]) -> dict[str, str]:
+def from_tag_list(tags: list[dict[str, str]]) -> dict[str, str]:
     return {each["Key"]: each["Value"] for each in tags}
 
 

@@ -15,10 +15,10 @@ from vsr_hpc.aws.batch.inventory import (
     find_log_group,
     find_queue,
     find_role,
+    from_tag_list,
     is_gone,
     is_named,
     is_settled,
-    named,
     or_none,
 )
 from vsr_hpc.aws.errors import error_code, explained
@@ -69,9 +69,9 @@ class Remover:
                 continue
             if each["state"] != "DISABLED":
                 batch.update_job_queue(jobQueue=name, state="DISABLED")
-                self.account.wait(f"disabling {name}", _settled(find_queue, batch, name))
+                self.account.wait(f"disabling {name}", _when_settled(find_queue, batch, name))
             batch.delete_job_queue(jobQueue=name)
-            self.account.wait(f"deleting {name}", _gone(find_queue, batch, name))
+            self.account.wait(f"deleting {name}", _when_gone(find_queue, batch, name))
 
     def environments(self) -> None:
         batch = self.account.client("batch")
@@ -82,9 +82,9 @@ class Remover:
                 continue
             if each["state"] != "DISABLED":
                 batch.update_compute_environment(computeEnvironment=name, state="DISABLED")
-                self.account.wait(f"disabling {name}", _settled(find_environment, batch, name))
+                self.account.wait(f"disabling {name}", _when_settled(find_environment, batch, name))
             batch.delete_compute_environment(computeEnvironment=name)
-            self.account.wait(f"deleting {name}", _gone(find_environment, batch, name))
+            self.account.wait(f"deleting {name}", _when_gone(find_environment, batch, name))
 
     def definitions(self) -> None:
         batch = self.account.client("batch")
@@ -99,14 +99,18 @@ class Remover:
     def launch_template(self) -> None:
         ec2 = self.account.client("ec2")
         found = find_launch_template(ec2, f"{self.name}-batch")
-        if found and self.is_due("launch template", f"{self.name}-batch", named(found.get("Tags", []))):
+        if found and self.is_due(
+            "launch template", f"{self.name}-batch", from_tag_list(found.get("Tags", []))
+        ):
             ec2.delete_launch_template(LaunchTemplateId=found["LaunchTemplateId"])
 
     def security_groups(self) -> None:
         ec2 = self.account.client("ec2")
         filters = [{"Name": "group-name", "Values": [f"{self.name}-batch"]}]
         for each in ec2.describe_security_groups(Filters=filters)["SecurityGroups"]:
-            if self.is_due("security group", each["GroupName"], named(each.get("Tags", [])), each["GroupId"]):
+            if self.is_due(
+                "security group", each["GroupName"], from_tag_list(each.get("Tags", [])), each["GroupId"]
+            ):
                 self._delete_group(each["GroupId"])
 
     def _delete_group(self, group: str) -> None:
@@ -127,7 +131,7 @@ class Remover:
     def instance_profile(self) -> None:
         iam, name = self.account.client("iam"), f"{self.name}-instance"
         found = or_none(lambda: iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"])
-        if found is None or not self.is_due("instance profile", name, named(found.get("Tags", []))):
+        if found is None or not self.is_due("instance profile", name, from_tag_list(found.get("Tags", []))):
             return
         for role in found["Roles"]:
             iam.remove_role_from_instance_profile(InstanceProfileName=name, RoleName=role["RoleName"])
@@ -154,9 +158,9 @@ class Remover:
 Look = Callable[[Any, str], "dict[str, Any] | None"]
 
 
-def _settled(look: Look, batch: Any, name: str) -> Callable[[], bool]:
+def _when_settled(look: Look, batch: Any, name: str) -> Callable[[], bool]:
     return lambda: is_settled(look(batch, name))
 
 
-def _gone(look: Look, batch: Any, name: str) -> Callable[[], bool]:
+def _when_gone(look: Look, batch: Any, name: str) -> Callable[[], bool]:
     return lambda: is_gone(look(batch, name))

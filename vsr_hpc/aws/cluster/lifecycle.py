@@ -15,7 +15,7 @@ from typing import Any
 
 from vsr_hpc.aws.account import Say, account_number, client
 from vsr_hpc.aws.cluster import check as checking
-from vsr_hpc.aws.cluster.pcluster import Reply, Tool, call, need_tool
+from vsr_hpc.aws.cluster.pcluster import PclusterReply, Tool, call, need_tool
 from vsr_hpc.aws.cluster.render import Rendered
 from vsr_hpc.aws.cluster.values import Values
 from vsr_hpc.aws.errors import explained
@@ -46,7 +46,7 @@ class ClusterState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class ClusterWait:
     poll_s: float = 15.0
     timeout_s: float = 3600.0
 
@@ -56,12 +56,12 @@ def create(
     values: Values,
     say: Say,
     *,
-    patience: Patience | None = None,
+    patience: ClusterWait | None = None,
     ask_account: bool | None = None,
 ) -> ClusterState:
     """Check, dry run, budget, create, and wait until the head node stands."""
     tool = need_tool()
-    rendered = _checked(template, values, say, ask_account)
+    rendered = _load_checked(template, values, say, ask_account)
     with _config_file(rendered, values.name) as path:
         arguments = ("--cluster-name", values.name, "--cluster-configuration", str(path))
         say("dry run: all validators of ParallelCluster, against the account")
@@ -71,9 +71,9 @@ def create(
         _budget(values, say)
         reply = call(tool, "create-cluster", *arguments, region=values.region)
     if "cluster" not in reply.answer:
-        raise _refused(reply, f"create {values.name}", rendered)
+        raise _refusal(reply, f"create {values.name}", rendered)
     say(f"creating {values.name} in {values.region}; ten minutes are usual")
-    return _wait(tool, values.name, values.region, "CREATE", say, patience or Patience())
+    return _wait(tool, values.name, values.region, "CREATE", say, patience or ClusterWait())
 
 
 def update(
@@ -81,12 +81,12 @@ def update(
     values: Values,
     say: Say,
     *,
-    patience: Patience | None = None,
+    patience: ClusterWait | None = None,
     ask_account: bool | None = None,
 ) -> ClusterState | None:
     """Bring a running cluster to a changed configuration; None where nothing had changed."""
     tool = need_tool()
-    rendered = _checked(template, values, say, ask_account)
+    rendered = _load_checked(template, values, say, ask_account)
     with _config_file(rendered, values.name) as path:
         arguments = ("--cluster-name", values.name, "--cluster-configuration", str(path))
         dry = call(tool, "update-cluster", *arguments, "--dryrun", "true", region=values.region)
@@ -98,8 +98,8 @@ def update(
             say(f"change: {each['parameter']}: {each.get('currentValue')} -> {each.get('requestedValue')}")
         reply = call(tool, "update-cluster", *arguments, region=values.region)
     if "cluster" not in reply.answer:
-        raise _refused(reply, f"update {values.name}", rendered)
-    return _wait(tool, values.name, values.region, "UPDATE", say, patience or Patience())
+        raise _refusal(reply, f"update {values.name}", rendered)
+    return _wait(tool, values.name, values.region, "UPDATE", say, patience or ClusterWait())
 
 
 def status(name: str, region: str) -> ClusterState:
@@ -118,7 +118,7 @@ def set_fleet(name: str, region: str, *, is_running: bool) -> str:
         need_tool(), "update-compute-fleet", "--cluster-name", name, "--status", wanted, region=region
     )
     if "status" not in reply.answer:
-        raise _refused(reply, f"{'start' if is_running else 'stop'} the fleet of {name}")
+        raise _refusal(reply, f"{'start' if is_running else 'stop'} the fleet of {name}")
     return str(reply.answer["status"])
 
 
@@ -129,7 +129,7 @@ def delete(
     *,
     store: tuple[str, str] | None = None,
     is_forced: bool = False,
-    patience: Patience | None = None,
+    patience: ClusterWait | None = None,
 ) -> None:
     """Delete a cluster; refused while runs are active, unless forced. `store` is (bucket, prefix)."""
     tool = need_tool()
@@ -137,8 +137,8 @@ def delete(
         _need_quiet(tool, name, region, say, store)
     reply = call(tool, "delete-cluster", "--cluster-name", name, region=region)
     if "cluster" not in reply.answer and not _GONE.search(reply.message):
-        raise _refused(reply, f"delete {name}")
-    wait = patience or Patience()
+        raise _refusal(reply, f"delete {name}")
+    wait = patience or ClusterWait()
     end = time.monotonic() + wait.timeout_s
     while (state := _state(tool, name, region)) is not None:
         if state.status.endswith("DELETE_FAILED"):
@@ -192,7 +192,7 @@ def _date(page: dict[str, Any]) -> datetime:
     return datetime.strptime(stamp, "%a, %d %b %Y %H:%M:%S %Z").replace(tzinfo=timezone.utc)
 
 
-def _checked(template: str, values: Values, say: Say, ask_account: bool | None) -> Rendered:
+def _load_checked(template: str, values: Values, say: Say, ask_account: bool | None) -> Rendered:
     rendered = checking.load(template, values)
     report = checking.check(
         rendered,
@@ -222,12 +222,12 @@ def _config_file(rendered: Rendered, name: str) -> Iterator[Path]:
         yield path
 
 
-def _need_passed(reply: Reply, rendered: Rendered) -> None:
+def _need_passed(reply: PclusterReply, rendered: Rendered) -> None:
     if not reply.dryrun_passed:
-        raise _refused(reply, "dry run", rendered)
+        raise _refusal(reply, "dry run", rendered)
 
 
-def _refused(reply: Reply, what: str, rendered: Rendered | None = None) -> JobError | BackendError:
+def _refusal(reply: PclusterReply, what: str, rendered: Rendered | None = None) -> JobError | BackendError:
     findings = [str(each) for each in reply.findings() if each.level == "error"]
     if findings:
         return JobError.from_findings(f"{rendered.template if rendered else what}: {reply.message}", findings)
@@ -236,7 +236,7 @@ def _refused(reply: Reply, what: str, rendered: Rendered | None = None) -> JobEr
     return BackendError(f"{what}: {reply.message or reply.answer}")
 
 
-def _wait(tool: Tool, name: str, region: str, verb: str, say: Say, patience: Patience) -> ClusterState:
+def _wait(tool: Tool, name: str, region: str, verb: str, say: Say, patience: ClusterWait) -> ClusterState:
     end = time.monotonic() + patience.timeout_s
     told = ""
     while True:
@@ -277,7 +277,7 @@ def _state(tool: Tool, name: str, region: str, *, with_nodes: bool = False) -> C
     if "clusterStatus" not in reply.answer:
         if _GONE.search(reply.message):
             return None
-        raise _refused(reply, f"describe {name}")
+        raise _refusal(reply, f"describe {name}")
     head = reply.answer.get("headNode") or {}
     return ClusterState(
         name=name,

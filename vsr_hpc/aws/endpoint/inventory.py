@@ -10,19 +10,19 @@ from botocore.exceptions import ClientError
 from vsr_hpc.aws.calls import Clients
 from vsr_hpc.aws.endpoint import autoscaling as autoscale
 from vsr_hpc.aws.endpoint import transform
-from vsr_hpc.aws.endpoint.changes import Endpoint, Found
+from vsr_hpc.aws.endpoint.changes import Endpoint, EndpointInventory
 from vsr_hpc.aws.endpoint.requests import TAG, Request, alarm_prefix
 from vsr_hpc.aws.errors import error_code
 
 
-def look(clients: Clients, name: str) -> Found:
+def look(clients: Clients, name: str) -> EndpointInventory:
     """Everything that was made for this endpoint, and the endpoint itself whoever made it."""
     sagemaker = clients.of("sagemaker")
     policies = dict(_policies(clients, name))
-    return Found(
-        models=frozenset(_tagged(sagemaker, name, "list_models", "Models", "Model")),
+    return EndpointInventory(
+        models=frozenset(_own_names(sagemaker, name, "list_models", "Models", "Model")),
         configs=frozenset(
-            _tagged(sagemaker, name, "list_endpoint_configs", "EndpointConfigs", "EndpointConfig")
+            _own_names(sagemaker, name, "list_endpoint_configs", "EndpointConfigs", "EndpointConfig")
         ),
         endpoint=endpoint(clients, name),
         alarms=_alarms(clients, name, policies),
@@ -79,7 +79,7 @@ def packages(clients: Clients, name: str, *, approved_only: bool = False) -> Ite
     yield found["ModelPackageGroupArn"]
 
 
-def _tagged(sagemaker: Any, name: str, operation: str, members: str, kind: str) -> Iterator[str]:
+def _own_names(sagemaker: Any, name: str, operation: str, members: str, kind: str) -> Iterator[str]:
     """Names that begin with the endpoint's and carry its tag."""
     for page in sagemaker.get_paginator(operation).paginate(NameContains=name):
         for each in page[members]:

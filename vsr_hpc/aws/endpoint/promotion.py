@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vsr_hpc.aws.account import Patience
+from vsr_hpc.aws.account import WaitLimits
 from vsr_hpc.aws.calls import Clients
 from vsr_hpc.aws.calls import check as check_calls
 from vsr_hpc.aws.endpoint import endpoint as endpoints
@@ -71,7 +71,7 @@ def plan(spec: EndpointSpec, measured: Measured) -> tuple[Step, ...]:
 
 
 def promote(
-    spec: EndpointSpec, measured: Measured, tell: Tell, *, patience: Patience | None = None
+    spec: EndpointSpec, measured: Measured, tell: Tell, *, patience: WaitLimits | None = None
 ) -> tuple[Step, ...]:
     """Register the approved version, then roll it out; a version that is rolled back is rejected again."""
     check(spec, measured)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vsr_hpc.aws.account import Patience, client
+from vsr_hpc.aws.account import WaitLimits, client
 from vsr_hpc.aws.calls import check
 from vsr_hpc.aws.endpoint.requests import Request, model_request, tags
 from vsr_hpc.aws.endpoint.spec import EndpointSpec, can_encrypt_volume
@@ -141,7 +141,7 @@ def status(job: str) -> dict[str, Any]:
     }
 
 
-def wait(job: str, patience: Patience, tell: Callable[[str], None]) -> dict[str, Any]:
+def wait(job: str, patience: WaitLimits, tell: Callable[[str], None]) -> dict[str, Any]:
     """The job's state once it is over. BackendError where it failed, was stopped or takes too long."""
     until, last = time.monotonic() + patience.longest_s, ""
     while (found := status(job))["status"] not in _OVER:

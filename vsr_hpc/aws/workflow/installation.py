@@ -18,9 +18,9 @@ from vsr_hpc.aws.account import Account, Say
 from vsr_hpc.aws.batch import jobs as calls
 from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG, ensure_definition, gpus_of, wanted_of
 from vsr_hpc.aws.batch.installation import Maker
-from vsr_hpc.aws.batch.inventory import holds, listed, named
+from vsr_hpc.aws.batch.inventory import from_tag_list, holds, to_tag_list
 from vsr_hpc.aws.batch.removal import Remover
-from vsr_hpc.aws.batch.resources import Role, Settings, policy, trust
+from vsr_hpc.aws.batch.resources import BatchSettings, Role, policy, trust
 from vsr_hpc.aws.errors import error_code, explained
 from vsr_hpc.aws.steps import Action, Step
 from vsr_hpc.aws.workflow import state_machine as workflow
@@ -60,12 +60,12 @@ def machine_name(name: str, kind: Kind) -> str:
 def template_content(flow: Workflow) -> bytes:
     """The job without a place of its own."""
     job = flow.job.model_copy(
-        update={"on": "aws-batch", "input": "s3://input", "output": _suffixed(flow.job)}
+        update={"on": "aws-batch", "input": "s3://input", "output": _output_like(flow.job)}
     )
     return job.model_dump_json(by_alias=True).encode()
 
 
-def _suffixed(job: JobSpec) -> str:
+def _output_like(job: JobSpec) -> str:
     suffix = job.output.rpartition("/")[2].rpartition(".")[2]
     return f"s3://output/out.{suffix}" if "." in job.output.rpartition("/")[2] else "s3://output/out.mkv"
 
@@ -133,9 +133,9 @@ def _check_model(model: str) -> None:
         )
 
 
-def _settings(flow: Workflow, account: Account) -> Settings:
+def _settings(flow: Workflow, account: Account) -> BatchSettings:
     """Only names are taken from these: subnets and instances are `vsr batch init`'s."""
-    return Settings(
+    return BatchSettings(
         name=flow.name,
         region=account.region,
         account=account.number(),
@@ -146,7 +146,7 @@ def _settings(flow: Workflow, account: Account) -> Settings:
     )
 
 
-def _roles(settings: Settings) -> tuple[Role, ...]:
+def _roles(settings: BatchSettings) -> tuple[Role, ...]:
     return (
         Role(
             name=f"{settings.name}-workflow",
@@ -188,7 +188,7 @@ def _ensure_topic(flow: Workflow, places: Places, maker: Maker) -> None:
     tags = _topic_tags(sns, places.topic)
     detail = f"{places.topic}, subscribe to hear of every clip"
     if maker.is_due("create" if tags is None else "keep", "topic", name, detail):
-        sns.create_topic(Name=name, Tags=listed({OWNER_TAG: flow.name}))
+        sns.create_topic(Name=name, Tags=to_tag_list({OWNER_TAG: flow.name}))
 
 
 def _ensure_machine(flow: Workflow, places: Places, maker: Maker) -> str:
@@ -208,7 +208,7 @@ def _ensure_machine(flow: Workflow, places: Places, maker: Maker) -> str:
                 definition=content,
                 roleArn=role,
                 type="EXPRESS" if flow.kind == "express" else "STANDARD",
-                tags=_lower(listed({OWNER_TAG: flow.name, _FINGERPRINT_TAG: mark})),
+                tags=_lower_case_tags(to_tag_list({OWNER_TAG: flow.name, _FINGERPRINT_TAG: mark})),
             ),
         )
         return str(made["stateMachineArn"])
@@ -216,7 +216,7 @@ def _ensure_machine(flow: Workflow, places: Places, maker: Maker) -> str:
         raise JobError(f"state machine {flow.label} exists and is not ours; choose another name")
     if maker.is_due("keep" if tags.get(_FINGERPRINT_TAG) == mark else "update", "state machine", flow.label):
         states.update_state_machine(stateMachineArn=arn, definition=content, roleArn=role)
-        states.tag_resource(resourceArn=arn, tags=_lower(listed({_FINGERPRINT_TAG: mark})))
+        states.tag_resource(resourceArn=arn, tags=_lower_case_tags(to_tag_list({_FINGERPRINT_TAG: mark})))
     return arn
 
 
@@ -244,7 +244,7 @@ def _ensure_events(flow: Workflow, machine: str, maker: Maker) -> None:
         Bucket=flow.bucket, NotificationConfiguration={**found, "EventBridgeConfiguration": {}}
     )
     states = maker.account.client("stepfunctions")
-    states.tag_resource(resourceArn=machine, tags=_lower(listed({_OPENED_TAG: flow.bucket})))
+    states.tag_resource(resourceArn=machine, tags=_lower_case_tags(to_tag_list({_OPENED_TAG: flow.bucket})))
 
 
 def _ensure_rule(flow: Workflow, places: Places, machine: str, maker: Maker) -> None:
@@ -261,7 +261,7 @@ def _ensure_rule(flow: Workflow, places: Places, machine: str, maker: Maker) -> 
     action: Action = "create" if found is None else "keep" if is_same else "update"
     if not maker.is_due(action, "event rule", flow.label, f"on s3://{flow.bucket}/{places.incoming}"):
         return
-    events.put_rule(Name=flow.label, Tags=listed({OWNER_TAG: flow.name}), **rule)
+    events.put_rule(Name=flow.label, Tags=to_tag_list({OWNER_TAG: flow.name}), **rule)
     answer = events.put_targets(Rule=flow.label, Targets=[target])
     if answer.get("FailedEntryCount"):
         raise BackendError(f"EventBridge refused the rule's target: {answer['FailedEntries']}")
@@ -305,7 +305,7 @@ def _delete_rule(remover: Remover, label: str) -> None:
     found = _find_rule(events, label)
     if found is None:
         return
-    tags = named(events.list_tags_for_resource(ResourceARN=found["Arn"])["Tags"])
+    tags = from_tag_list(events.list_tags_for_resource(ResourceARN=found["Arn"])["Tags"])
     if remover.is_due("event rule", label, tags):
         targets = [each["Id"] for each in found["Targets"]]
         if targets:
@@ -338,7 +338,7 @@ def _delete_topic(remover: Remover) -> None:
 def _topic_tags(sns: Any, arn: str) -> dict[str, str] | None:
     """The tags of a topic; None where there is none of that name."""
     try:
-        return named(sns.list_tags_for_resource(ResourceArn=arn)["Tags"])
+        return from_tag_list(sns.list_tags_for_resource(ResourceArn=arn)["Tags"])
     except ClientError as exc:
         if error_code(exc) not in ("NotFound", "ResourceNotFound", "ResourceNotFoundException"):
             raise
@@ -357,6 +357,6 @@ def machine_tags(states: Any, arn: str) -> dict[str, str] | None:
     return {each["key"]: each["value"] for each in found}
 
 
-def _lower(tags: list[dict[str, str]]) -> list[dict[str, str]]:
+def _lower_case_tags(tags: list[dict[str, str]]) -> list[dict[str, str]]:
     """Step Functions spells tags its own way."""
     return [{"key": each["Key"], "value": each["Value"]} for each in tags]
