@@ -49,7 +49,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitLimits:
-    """How often an endpoint, a fleet or a transform job is looked at, and for how long in all."""
+    """How often something that AWS changes by itself is looked at, and for how long in all."""
 
     poll_s: float = 15.0
     longest_s: float = 9 * 3600

@@ -37,15 +37,18 @@ def init_command(
     types: Annotated[
         list[str], typer.Option("--type", help="A GPU instance type; may be repeated. Six kinds by default.")
     ] = [],  # noqa: B006 - typer copies it
-    max_vcpus: Annotated[int, typer.Option("--max-vcpus", help="Of each environment at a time.")] = 128,
-    disk_gib: Annotated[int, typer.Option("--disk-gib", help="Of each instance.")] = 100,
+    max_vcpus: Annotated[
+        int, typer.Option("--max-vcpus", help="The most vCPUs that each environment runs at a time.")
+    ] = 128,
+    disk_gib: Annotated[int, typer.Option("--disk-gib", help="The disk of each instance.")] = 100,
     capacity_wait_min: Annotated[
-        int, typer.Option("--capacity-wait-min", help="How long NAME-spot waits for an instance.")
+        int,
+        typer.Option("--capacity-wait-min", help="Minutes that a job in NAME-spot waits for an instance."),
     ] = 30,
     is_plan: IsPlan = False,
     is_json: IsJson = False,
 ) -> None:
-    """Make what AWS Batch needs, or bring it up to date; nothing runs, or costs, until a job comes.
+    """Create what AWS Batch needs, or update it. Nothing runs or costs anything until a job is submitted.
 
     \b
     vsr batch init --bucket films --image 123456789012.dkr.ecr.eu-west-1.amazonaws.com/vsr-hpc:1 \\
@@ -110,7 +113,7 @@ def delete_command(
 
 @app.command("status")
 def status_command(name: Name = "vsr", region: Region = None, is_json: IsJson = False) -> None:
-    """Environments, queues and the jobs in them.
+    """Show the environments, the queues and the jobs in them.
 
     \b
     vsr batch status

@@ -59,7 +59,7 @@ def up(
 
 @app.command(no_args_is_help=True)
 def status(name: Name, is_json: IsJson = False) -> None:
-    """Which instances there are, how they are, and how to reach them.
+    """Show the instances, their health, and how to reach them.
 
     \b
     vsr ec2 status film
@@ -72,7 +72,7 @@ def status(name: Name, is_json: IsJson = False) -> None:
 
 @app.command(no_args_is_help=True)
 def down(name: Name, is_json: IsJson = False) -> None:
-    """End the instances and remove everything that was made for them, and nothing else.
+    """Terminate the instances and remove everything that was created for them, and nothing else.
 
     \b
     vsr ec2 down film
@@ -88,7 +88,7 @@ def role(
     whose: Annotated[str, typer.Option("--for", help="instance: its own role; you: yours.")] = "instance",
     is_trust: Annotated[bool, typer.Option("--trust", help="Who may take the role on, instead.")] = False,
 ) -> None:
-    """The IAM policy that the instances or you need for this file, and no more, as JSON.
+    """Print the smallest IAM policy that the instances or you need for this file, as JSON.
 
     That of workers follows from their run, which is read.
 
@@ -105,7 +105,7 @@ def role(
 
 @app.command(name="user-data", no_args_is_help=True)
 def user_data(spec: SpecFile) -> None:
-    """The script that an instance runs at its first boot, for whoever starts it in another way.
+    """Print the script of an instance's first boot, for instances that you start in another way.
 
     \b
     vsr ec2 user-data jobs/ec2-server.yaml > boot.sh

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vsr_hpc.aws.steps import Step
 
 
-app = typer.Typer(help="Ask a served model, and deploy one at SageMaker.", no_args_is_help=True)
+app = typer.Typer(help="Send pictures to a served model, and deploy one at SageMaker.", no_args_is_help=True)
 transform_app = typer.Typer(
     help="Batch transform: many files from S3, without an endpoint.", no_args_is_help=True
 )
@@ -27,7 +27,7 @@ app.add_typer(transform_app, name="transform")
 SpecFile = Annotated[Path, typer.Argument(metavar="ENDPOINT.yaml", help="What the endpoint should be.")]
 Name = Annotated[str, typer.Argument(help="The endpoint's name.")]
 Job = Annotated[str, typer.Argument(help="The transform job's name.")]
-IsPlan = Annotated[bool, typer.Option("--plan", help="Only say what would change, and what it costs.")]
+IsPlan = Annotated[bool, typer.Option("--plan", help="Only show what would change, and what it costs.")]
 IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
 
 
@@ -57,7 +57,7 @@ def invoke(
     timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait in all.")] = 900,
     is_json: Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")] = False,
 ) -> None:
-    """Make one picture or clip bigger elsewhere. What is too large for one request goes through S3.
+    """Upscale a picture or clip on a server or endpoint. What is too large for one request goes through S3.
 
     \b
     vsr endpoint invoke http://localhost:8080 in.png out.png --scale 2
@@ -92,7 +92,7 @@ def invoke(
 
 @app.command(no_args_is_help=True)
 def create(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> None:
-    """Make a SageMaker endpoint as the file says, or change it into that; nothing is done twice.
+    """Create the SageMaker endpoint of the file, or update it; nothing is done twice.
 
     \b
     vsr endpoint create jobs/endpoint-realtime.yaml --plan
@@ -102,7 +102,7 @@ def create(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> 
 
 @app.command(no_args_is_help=True)
 def update(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> None:
-    """Change an endpoint that is there into what the file says, all at once; back on an alarm.
+    """Update an existing endpoint to what the file says, all at once; an alarm rolls it back.
 
     \b
     vsr endpoint update endpoint.yaml
@@ -112,7 +112,7 @@ def update(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> 
 
 @app.command(no_args_is_help=True)
 def rollout(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> None:
-    """Change an endpoint step by step, as the file's rollout says: canary or linear; back on an alarm.
+    """Update an endpoint step by step, by the file's rollout (canary or linear); an alarm rolls it back.
 
     \b
     vsr endpoint rollout jobs/endpoint-canary.yaml
@@ -185,7 +185,7 @@ def scale(
     is_plan: IsPlan = False,
     is_json: IsJson = False,
 ) -> None:
-    """Another number of instances, or other bounds of autoscaling, until the file is applied again.
+    """Set the number of instances, or the bounds of autoscaling, until the file is applied again.
 
     \b
     vsr endpoint scale film --count 3
@@ -200,7 +200,7 @@ def scale(
 
 @app.command(no_args_is_help=True)
 def status(name: Name, is_json: IsJson = False) -> None:
-    """What state a SageMaker endpoint is in: its variants, what is on its way, alarms, scaling.
+    """Show the state of a SageMaker endpoint: variants, pending changes, alarms, scaling.
 
     \b
     vsr endpoint status film
@@ -255,7 +255,7 @@ def role(
     ] = "endpoint",
     is_trust: Annotated[bool, typer.Option("--trust", help="Who may take the role on, instead.")] = False,
 ) -> None:
-    """The IAM policy that the endpoint, its schedule or you need for this file, and no more, as JSON.
+    """Print the smallest IAM policy that the endpoint, its schedule or you need for this file, as JSON.
 
     \b
     vsr endpoint role endpoint.yaml > policy.json
@@ -290,7 +290,7 @@ def transform_start(
 
 @transform_app.command("status", no_args_is_help=True)
 def transform_status(job: Job) -> None:
-    """What state a transform job is in, as JSON.
+    """Show the state of a transform job, as JSON.
 
     \b
     vsr endpoint transform status film-20261121020000-1a2b
@@ -302,7 +302,7 @@ def transform_status(job: Job) -> None:
 
 @transform_app.command("stop", no_args_is_help=True)
 def transform_stop(job: Job) -> None:
-    """End a transform job early; what it answered stays.
+    """Stop a transform job early; the answers that it has written stay.
 
     \b
     vsr endpoint transform stop film-20261121020000-1a2b

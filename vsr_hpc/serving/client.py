@@ -1,7 +1,7 @@
-"""Asking a served model from outside: a server by its URL, or a SageMaker endpoint by its name.
+"""Sends pictures and clips to a served model: to a server by its URL, or to a SageMaker endpoint by its name.
 
-A payload over the real-time limit goes through S3 and the endpoint's asynchronous side by itself. A streamed
-clip is written as it comes.
+A payload over the real-time limit goes the asynchronous way through S3 by itself. A streamed clip is written
+as it arrives. What concerns SageMaker is in `vsr_hpc/aws/endpoint/invocation.py`.
 """
 
 from __future__ import annotations

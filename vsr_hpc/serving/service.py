@@ -212,7 +212,7 @@ class Service:
         if content == "json":
             if asked.is_inner:
                 raise Refusal(400, "json", "JSON inside of JSON is no picture")
-            return await self._any(await self._opened(asked), call, facts)
+            return await self._any(await self._open_json(asked), call, facts)
         if not asked.is_record:
             call.ahead = 0  # from here on pictures count themselves, on their way to the device
         if content in RECORDS:
@@ -350,7 +350,7 @@ class Service:
             limits=self.limits, patience=call.patience,
         )  # fmt: skip
 
-    async def _opened(self, asked: RequestItem) -> RequestItem:
+    async def _open_json(self, asked: RequestItem) -> RequestItem:
         """The request inside of the JSON; its answer is JSON too, unless Accept names something else."""
         found = await self._aside(lambda: open_envelope(asked.body))
         wants_json = any(each in asked.accept for each in ("*/*", "application/json")) or not asked.accept

@@ -1,6 +1,6 @@
-"""Make, keep and take away what AWS Batch needs. Every step looks first, so that all may be repeated.
+"""Create what AWS Batch needs, or bring it up to date. Every step looks first, so that all may be repeated.
 
-What carries our tag is ours; anything else of the same name is refused, never changed and never deleted.
+What carries our tag is ours. Anything else of the same name is refused; it is never changed or deleted.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ log = logging.getLogger(__name__)
 
 
 _PROFILE_TRIES = 12
-"""IAM tells Batch of a new instance profile some seconds late."""
+"""Batch learns of a new instance profile from IAM some seconds late."""
 
 
 def init(settings: BatchSettings, account: Account, say: Say, *, is_plan: bool = False) -> tuple[Step, ...]:
-    """Do what is missing, saying each; with `is_plan` only say it."""
+    """Create or update what is not as the settings say, reporting each step; with `is_plan` only report."""
     maker = Maker(settings=settings, account=account, say=say, is_plan=is_plan)
     with explained("set up AWS Batch"):
         network = maker.network()  # first: a wrong subnet leaves nothing half made
@@ -62,7 +62,7 @@ def init(settings: BatchSettings, account: Account, say: Say, *, is_plan: bool =
 
 @dataclass(slots=True, kw_only=True)
 class Maker:
-    """Looks at one thing after the other, says what becomes of it, and does that."""
+    """Looks at one thing after the other, reports the step that it needs, and carries it out."""
 
     settings: BatchSettings
     account: Account
@@ -185,7 +185,10 @@ class Maker:
         template, latest = str(found["LaunchTemplateId"]), int(found["LatestVersionNumber"])
         versions = ec2.describe_launch_template_versions(LaunchTemplateId=template, Versions=[str(latest)])
         now = versions["LaunchTemplateVersions"][0]["LaunchTemplateData"]
-        is_same = all(holds(_comparable(now).get(key), value) for key, value in _comparable(content).items())
+        is_same = all(
+            holds(_with_tags_by_kind(now).get(key), value)
+            for key, value in _with_tags_by_kind(content).items()
+        )
         if not self.is_due("keep" if is_same else "update", "launch template", name, detail):
             return template, str(latest)
         made = ec2.create_launch_template_version(LaunchTemplateId=template, LaunchTemplateData=content)
@@ -256,7 +259,7 @@ class Maker:
         self.account.wait(what, is_valid)
 
 
-def _comparable(content: dict[str, Any]) -> dict[str, Any]:
+def _with_tags_by_kind(content: dict[str, Any]) -> dict[str, Any]:
     """A launch template's content with its tags by kind, whose order says nothing."""
     tags = {each["ResourceType"]: each["Tags"] for each in content.get("TagSpecifications", ())}
     return {**content, "TagSpecifications": tags}

@@ -1,4 +1,4 @@
-"""What of an installation is in the account: the looks that making, removing and showing share."""
+"""Reads what the account has of an installation; shared by its creation, removal and status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vsr_hpc.aws.errors import error_code
 from vsr_hpc.aws.steps import Action
 
 
-def every(batch: Any, call: str, key: str) -> list[dict[str, Any]]:
+def list_all(batch: Any, call: str, key: str) -> list[dict[str, Any]]:
     return [each for page in batch.get_paginator(call).paginate() for each in page[key]]
 
 
@@ -78,7 +78,7 @@ def find_launch_template(ec2: Any, name: str) -> dict[str, Any] | None:
 
 
 def or_none(look: Callable[[], Any]) -> Any:
-    """What IAM has; None where there is nothing of the name."""
+    """IAM's answer; None where nothing of that name exists."""
     try:
         return look()
     except ClientError as exc:

@@ -1,4 +1,4 @@
-"""Take away what `init` made and jobs registered, in the order that AWS wants, and nothing else."""
+"""Remove what `init` created and jobs registered, in the order that AWS requires, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from vsr_hpc.aws.account import Account, Say
 from vsr_hpc.aws.batch.definition import OWNER_TAG, log_group
 from vsr_hpc.aws.batch.inventory import (
-    every,
     find_environment,
     find_launch_template,
     find_log_group,
@@ -19,6 +18,7 @@ from vsr_hpc.aws.batch.inventory import (
     is_gone,
     is_named,
     is_settled,
+    list_all,
     or_none,
 )
 from vsr_hpc.aws.errors import error_code, explained
@@ -26,7 +26,7 @@ from vsr_hpc.aws.steps import Kind, Step
 
 
 def delete(name: str, account: Account, say: Say, *, is_plan: bool = False) -> tuple[Step, ...]:
-    """Remove what `init` made under this name and jobs registered, in the order that AWS wants."""
+    """Remove what `init` created under this name and jobs registered. Gives the steps."""
     remover = Remover(name=name, account=account, say=say, is_plan=is_plan)
     with explained("take AWS Batch down"):
         remover.queues()
@@ -43,7 +43,7 @@ def delete(name: str, account: Account, say: Say, *, is_plan: bool = False) -> t
 
 @dataclass(slots=True, kw_only=True)
 class Remover:
-    """Removes one thing after the other, where it is ours, saying each."""
+    """Removes one thing after the other where it is ours, and reports each."""
 
     name: str
     account: Account
@@ -63,7 +63,7 @@ class Remover:
 
     def queues(self) -> None:
         batch = self.account.client("batch")
-        for each in every(batch, "describe_job_queues", "jobQueues"):
+        for each in list_all(batch, "describe_job_queues", "jobQueues"):
             name = each["jobQueueName"]
             if not is_named(name, self.name) or not self.is_due("job queue", name, each.get("tags", {})):
                 continue
@@ -75,7 +75,7 @@ class Remover:
 
     def environments(self) -> None:
         batch = self.account.client("batch")
-        for each in every(batch, "describe_compute_environments", "computeEnvironments"):
+        for each in list_all(batch, "describe_compute_environments", "computeEnvironments"):
             name = each["computeEnvironmentName"]
             tags = each.get("tags", {})
             if not is_named(name, self.name) or not self.is_due("compute environment", name, tags):

@@ -1,4 +1,4 @@
-"""What of an installation is there and what waits in it."""
+"""The state of an installation on AWS Batch: its environments, its queues and the jobs in them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from vsr_hpc.aws.account import Account
 from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG
-from vsr_hpc.aws.batch.inventory import every
+from vsr_hpc.aws.batch.inventory import list_all
 from vsr_hpc.aws.errors import explained
 from vsr_hpc.errors import JobError
 
@@ -51,12 +51,12 @@ def state_of(name: str, account: Account) -> BatchState:
         batch = account.client("batch")
         environments = [
             _environment_state(each)
-            for each in every(batch, "describe_compute_environments", "computeEnvironments")
+            for each in list_all(batch, "describe_compute_environments", "computeEnvironments")
             if each.get("tags", {}).get(OWNER_TAG) == name
         ]
         queues = [
             _queue_state(batch, each)
-            for each in every(batch, "describe_job_queues", "jobQueues")
+            for each in list_all(batch, "describe_job_queues", "jobQueues")
             if each.get("tags", {}).get(OWNER_TAG) == name
         ]
     if not environments and not queues:

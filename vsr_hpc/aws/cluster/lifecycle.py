@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from vsr_hpc.aws.account import Say, account_number, client
+from vsr_hpc.aws.account import Say, WaitLimits, account_number, client
 from vsr_hpc.aws.cluster import check as checking
 from vsr_hpc.aws.cluster.pcluster import PclusterReply, Tool, call, need_tool
 from vsr_hpc.aws.cluster.render import Rendered
@@ -23,6 +23,7 @@ from vsr_hpc.errors import BackendError, JobError
 
 log = logging.getLogger(__name__)
 
+_LONGEST_WAIT_S = 3600.0
 _ALIVE = timedelta(minutes=10)
 _GONE = re.compile(r"does not exist|not found", re.IGNORECASE)
 
@@ -45,18 +46,12 @@ class ClusterState:
         return self.status in ("CREATE_COMPLETE", "UPDATE_COMPLETE")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterWait:
-    poll_s: float = 15.0
-    timeout_s: float = 3600.0
-
-
 def create(
     template: str,
     values: Values,
     say: Say,
     *,
-    patience: ClusterWait | None = None,
+    patience: WaitLimits | None = None,
     ask_account: bool | None = None,
 ) -> ClusterState:
     """Check, dry run, budget, create, and wait until the head node stands."""
@@ -73,7 +68,9 @@ def create(
     if "cluster" not in reply.answer:
         raise _refusal(reply, f"create {values.name}", rendered)
     say(f"creating {values.name} in {values.region}; ten minutes are usual")
-    return _wait(tool, values.name, values.region, "CREATE", say, patience or ClusterWait())
+    return _wait(
+        tool, values.name, values.region, "CREATE", say, patience or WaitLimits(longest_s=_LONGEST_WAIT_S)
+    )
 
 
 def update(
@@ -81,7 +78,7 @@ def update(
     values: Values,
     say: Say,
     *,
-    patience: ClusterWait | None = None,
+    patience: WaitLimits | None = None,
     ask_account: bool | None = None,
 ) -> ClusterState | None:
     """Bring a running cluster to a changed configuration; None where nothing had changed."""
@@ -99,7 +96,9 @@ def update(
         reply = call(tool, "update-cluster", *arguments, region=values.region)
     if "cluster" not in reply.answer:
         raise _refusal(reply, f"update {values.name}", rendered)
-    return _wait(tool, values.name, values.region, "UPDATE", say, patience or ClusterWait())
+    return _wait(
+        tool, values.name, values.region, "UPDATE", say, patience or WaitLimits(longest_s=_LONGEST_WAIT_S)
+    )
 
 
 def status(name: str, region: str) -> ClusterState:
@@ -129,7 +128,7 @@ def delete(
     *,
     store: tuple[str, str] | None = None,
     is_forced: bool = False,
-    patience: ClusterWait | None = None,
+    patience: WaitLimits | None = None,
 ) -> None:
     """Delete a cluster; refused while runs are active, unless forced. `store` is (bucket, prefix)."""
     tool = need_tool()
@@ -138,14 +137,14 @@ def delete(
     reply = call(tool, "delete-cluster", "--cluster-name", name, region=region)
     if "cluster" not in reply.answer and not _GONE.search(reply.message):
         raise _refusal(reply, f"delete {name}")
-    wait = patience or ClusterWait()
-    end = time.monotonic() + wait.timeout_s
+    wait = patience or WaitLimits(longest_s=_LONGEST_WAIT_S)
+    end = time.monotonic() + wait.longest_s
     while (state := _state(tool, name, region)) is not None:
         if state.status.endswith("DELETE_FAILED"):
             raise BackendError(f"{name}: deletion failed; {_events(tool, name, region)} says why")
         if time.monotonic() > end:
             raise BackendError(
-                f"{name} is still {state.status} after {wait.timeout_s:.0f} s; delete it again"
+                f"{name} is still {state.status} after {wait.longest_s:.0f} s; delete it again"
             )
         say(f"{name}: {state.status}")
         time.sleep(wait.poll_s)
@@ -236,8 +235,8 @@ def _refusal(reply: PclusterReply, what: str, rendered: Rendered | None = None) 
     return BackendError(f"{what}: {reply.message or reply.answer}")
 
 
-def _wait(tool: Tool, name: str, region: str, verb: str, say: Say, patience: ClusterWait) -> ClusterState:
-    end = time.monotonic() + patience.timeout_s
+def _wait(tool: Tool, name: str, region: str, verb: str, say: Say, patience: WaitLimits) -> ClusterState:
+    end = time.monotonic() + patience.longest_s
     told = ""
     while True:
         state = _state(tool, name, region)
@@ -252,7 +251,7 @@ def _wait(tool: Tool, name: str, region: str, verb: str, say: Say, patience: Clu
             )
         if time.monotonic() > end:
             raise BackendError(
-                f"{name} is still {state.status} after {patience.timeout_s:.0f} s; "
+                f"{name} is still {state.status} after {patience.longest_s:.0f} s; "
                 f"`vsr cluster status --name {name} --region {region}` looks again"
             )
         line = f"{name}: {state.status}{_last_event(tool, name, region)}"

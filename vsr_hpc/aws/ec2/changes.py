@@ -1,4 +1,4 @@
-"""What `vsr ec2` does now: a file against what the account has of its name, as calls of AWS. Pure."""
+"""The steps from what the account has of a fleet to what its file says, as calls of AWS. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vsr_hpc.aws.ec2.spec import HOOK, Ec2Spec, encoded, resource_name, user_data
+from vsr_hpc.aws.ec2.spec import HOOK, Ec2Spec, encode_user_data, resource_name, user_data
 from vsr_hpc.aws.steps import Call, Kind, Step
 
 Request = dict[str, Any]
@@ -55,7 +55,7 @@ class FleetInventory:
 
 
 def steps(spec: Ec2Spec, found: FleetInventory, region: str, address: str | None) -> tuple[Step, ...]:
-    """What `up` does now. Pure; `address` is the range that may come in, None for nobody."""
+    """The steps that `up` takes now. Traffic is admitted from the range `address`; None admits nobody."""
     made: list[Step] = []
     if found.group_id is None:
         request: Request = {
@@ -118,7 +118,7 @@ def template(spec: Ec2Spec, region: str, group_id: str) -> Request:
             {"ResourceType": "instance", "Tags": marks},
             {"ResourceType": "volume", "Tags": marks},
         ],
-        "UserData": encoded(user_data(spec, region)),
+        "UserData": encode_user_data(user_data(spec, region)),
     }
 
 

@@ -40,7 +40,7 @@ _WHOSE_ADDRESS = "https://checkip.amazonaws.com"
 
 
 def hourly(spec: Ec2Spec, region: str) -> str:
-    """What it costs, in words."""
+    """The price of an hour of the whole fleet, in words."""
     table = prices(region)
     known = [hourly_price(each, spec.purchase, region) for each in spec.instance_types]
     per_hour = [each for each in known if each is not None]

@@ -157,7 +157,7 @@ def port_in(script: str) -> int | None:
     return None
 
 
-def encoded(text: str) -> str:
+def encode_user_data(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 

@@ -1,4 +1,4 @@
-"""What is wanted against what is there: the steps between, in an order that keeps serving. Pure."""
+"""The steps that turn an endpoint into what its file says, in an order that keeps it serving. Pure."""
 
 from __future__ import annotations
 

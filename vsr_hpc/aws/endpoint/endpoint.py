@@ -1,4 +1,4 @@
-"""SageMaker endpoints from an endpoint.yaml: look, decide, do, wait. The deciding is in `diff`."""
+"""SageMaker endpoints from an endpoint.yaml: read the account, plan the steps, carry them out, wait."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def apply(
     """
     clients, patience = Clients(), patience or WaitLimits()
     with explained(spec.name):
-        rollout.settled(lambda: describe(clients, spec.name), patience, tell)
+        rollout.wait_until_settled(lambda: describe(clients, spec.name), patience, tell)
         steps = _plan_steps(clients, spec, at_once=at_once, must_exist=must_exist)
         for step in steps:
             tell(str(step))
@@ -65,7 +65,7 @@ def delete(
     """Remove the endpoint and all that was made for it, by its tag and our names; nothing else."""
     clients, patience = Clients(), patience or WaitLimits()
     with explained(name):
-        rollout.settled(lambda: describe(clients, name), patience, tell)
+        rollout.wait_until_settled(lambda: describe(clients, name), patience, tell)
         steps = diff.removal(name, look(clients, name))
         steps = tuple(each for each in steps if not (keeps_registry and each.kind == "registry"))
         for step in steps:
@@ -73,7 +73,7 @@ def delete(
             for call in step.calls:
                 clients.make(call)
             if step.kind == "endpoint":
-                rollout.settled(lambda: describe(clients, name), patience, tell)
+                rollout.wait_until_settled(lambda: describe(clients, name), patience, tell)
     return steps
 
 
@@ -260,7 +260,7 @@ def _do(clients: Clients, step: Step, spec: EndpointSpec, patience: WaitLimits, 
         clients.make(_with_policies(clients, call, spec.name))
     if step.kind != "endpoint":
         return
-    now = rollout.settled(lambda: describe(clients, spec.name), patience, tell)
+    now = rollout.wait_until_settled(lambda: describe(clients, spec.name), patience, tell)
     config = config_request(spec)
     if step.action == "remove" or config is None:
         return

@@ -69,7 +69,7 @@ def in_words(spec: EndpointSpec, *, at_once: bool) -> str:
     return f"all at once, watched for {rollout.bake_s} s{back}" if rollout.bake_s else f"all at once{back}"
 
 
-def settled(
+def wait_until_settled(
     describe: Callable[[], Any], patience: WaitLimits, tell: Callable[[str], None] = lambda line: None
 ) -> Any:
     """The endpoint's description once it moves no more, None where it is gone; `tell` hears each stage."""

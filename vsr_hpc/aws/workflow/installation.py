@@ -97,7 +97,7 @@ def places_of(flow: Workflow, account: Account, *, cpu_definition: str, worker_d
     )
 
 
-def rendered(flow: Workflow, account: Account) -> Places:
+def expected_places(flow: Workflow, account: Account) -> Places:
     """The places as they are or would be: definitions that are not there yet stand by name."""
     base = (
         f"arn:{_settings(flow, account).partition}:batch:{account.region}:{account.number()}:job-definition"
