@@ -49,7 +49,7 @@ read_arguments() {
   [[ $role =~ ^(head|gpu|cpu)$ ]] || fail "--role is head, gpu or cpu, not '$role'"
   [[ $store =~ ^s3://[a-z0-9-]+/.+$ ]] || fail "--store is s3://BUCKET/PREFIX, not '$store'"
   [[ -n $region ]] || fail "--region is missing"
-  export AWS_DEFAULT_REGION=$region AWS_RETRY_MODE=standard AWS_MAX_ATTEMPTS=10
+  export AWS_REGION=$region AWS_DEFAULT_REGION=$region AWS_RETRY_MODE=standard AWS_MAX_ATTEMPTS=10
   export PATH=$PATH:/usr/local/bin:/opt/slurm/bin
   command -v aws >/dev/null || { store=''; fail "this image has no aws command"; }
 }
@@ -116,7 +116,10 @@ prepare_scratch() {
   # Open to every user like /tmp: each keeps a folder of its own in there, mode 0700.
   install -d -m 1777 "$scratch" "$scratch/cache" "$scratch/cache/vsr_hpc" "$scratch/cache/vsr_hpc/weights"
   install -d -m 755 "$settings"
-  printf 'VSR_NODE_CACHE=%s\nXDG_CACHE_HOME=%s\n' "$scratch" "$scratch/cache" >"$settings/node.env.new"
+  {
+    printf 'VSR_NODE_CACHE=%s\nXDG_CACHE_HOME=%s\n' "$scratch" "$scratch/cache"
+    printf 'AWS_REGION=%s\nAWS_DEFAULT_REGION=%s\n' "$region" "$region"
+  } >"$settings/node.env.new"
   mv -T "$settings/node.env.new" "$settings/node.env"
 }
 

@@ -21,7 +21,7 @@ from tests.commands import Said, vsr
 from tests.moto_server import Moto, moto_server
 from vsr_hpc.aws.account import Account
 from vsr_hpc.aws.batch.installation import init
-from vsr_hpc.aws.batch.resources import Settings
+from vsr_hpc.aws.batch.resources import BatchSettings
 from vsr_hpc.job.reading import load_job
 from vsr_hpc.launch import ensure_plan, run_here, submit
 from vsr_hpc.run.run import Run
@@ -66,7 +66,7 @@ class Cloud:
 
     moto: Moto
     folder: Path
-    settings: Settings
+    settings: BatchSettings
 
     def client(self, service: str) -> Any:
         return self.moto.client(service)
@@ -135,7 +135,7 @@ def installed_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]
         subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.0.0.0/24")["Subnet"]["SubnetId"]
         with mock.patch.dict(os.environ, moto.environment):
             account = Account(region=REGION, pause=lambda _: None)
-            settings = Settings(
+            settings = BatchSettings(
                 name="vsr",
                 region=REGION,
                 account=account.number(),

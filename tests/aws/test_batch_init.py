@@ -15,7 +15,7 @@ from tests.aws import batch_local
 from vsr_hpc.aws.account import Account
 from vsr_hpc.aws.batch.installation import init
 from vsr_hpc.aws.batch.removal import delete
-from vsr_hpc.aws.batch.resources import Settings, policy, roles
+from vsr_hpc.aws.batch.resources import BatchSettings, policy, roles
 from vsr_hpc.aws.batch.status import state_of
 from vsr_hpc.aws.config_files import config_folder
 from vsr_hpc.errors import JobError
@@ -57,7 +57,7 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
 
 
 @pytest.fixture
-def settings(account: Account) -> Settings:
+def settings(account: Account) -> BatchSettings:
     ec2 = account.client("ec2")
     vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
     subnets = tuple(
@@ -66,7 +66,7 @@ def settings(account: Account) -> Settings:
         ]["SubnetId"]
         for index, zone in enumerate("ab")
     )
-    return Settings(
+    return BatchSettings(
         name="vsr",
         region=REGION,
         account=account.number(),
@@ -78,9 +78,9 @@ def settings(account: Account) -> Settings:
 
 
 @pytest.fixture
-def elsewhere() -> Settings:
+def elsewhere() -> BatchSettings:
     """Settings that are only read."""
-    return Settings(
+    return BatchSettings(
         name="vsr",
         region=REGION,
         account="123456789012",
@@ -127,7 +127,7 @@ def everything(account: Account) -> dict[str, Any]:
 
 
 def test_init_makes_spot_first_and_on_demand_next_and_nothing_runs(
-    account: Account, settings: Settings
+    account: Account, settings: BatchSettings
 ) -> None:
     init(settings, account, quiet)
     found = account.client("batch").describe_compute_environments()["computeEnvironments"]
@@ -145,18 +145,18 @@ def test_init_makes_spot_first_and_on_demand_next_and_nothing_runs(
 
 
 def test_second_init_changes_nothing_and_another_setting_changes_only_what_it_touches(
-    account: Account, settings: Settings
+    account: Account, settings: BatchSettings
 ) -> None:
     init(settings, account, quiet)
-    assert {each.verdict for each in init(settings, account, quiet)} == {"as it is"}
+    assert {each.action for each in init(settings, account, quiet)} == {"keep"}
     more = replace(settings, max_vcpus=256, image=settings.image.replace(":1", ":2"))
-    changed = [each.what.split(":")[0] for each in init(more, account, quiet) if each.verdict == "change"]
-    assert len(changed) == 8 and all("environment" in each or "queue" in each for each in changed)
-    assert {each.verdict for each in init(more, account, quiet)} == {"as it is"}
+    changed = [each.kind for each in init(more, account, quiet) if each.action == "update"]
+    assert sorted(changed) == [*["compute environment"] * 4, *["job queue"] * 4]
+    assert {each.action for each in init(more, account, quiet)} == {"keep"}
 
 
 def test_larger_disk_is_a_new_version_of_the_launch_template_that_environments_follow(
-    account: Account, settings: Settings
+    account: Account, settings: BatchSettings
 ) -> None:
     init(settings, account, quiet)
     init(replace(settings, disk_gib=200), account, quiet)
@@ -164,29 +164,31 @@ def test_larger_disk_is_a_new_version_of_the_launch_template_that_environments_f
     assert {each["computeResources"]["launchTemplate"]["version"] for each in found} == {"2"}
 
 
-def test_plan_says_what_init_would_do_and_does_nothing(account: Account, settings: Settings) -> None:
+def test_plan_says_what_init_would_do_and_does_nothing(account: Account, settings: BatchSettings) -> None:
     before = everything(account)
     planned = init(settings, account, quiet, is_plan=True)
     assert everything(account) == before
-    assert {each.verdict for each in planned} == {"make"}
+    assert {each.action for each in planned} == {"create"}
     done = init(settings, account, quiet)
-    assert [each.what for each in done] == [each.what for each in planned]
+    assert done == planned
 
 
-def test_delete_removes_all_that_init_made_and_leaves_the_rest(account: Account, settings: Settings) -> None:
+def test_delete_removes_all_that_init_made_and_leaves_the_rest(
+    account: Account, settings: BatchSettings
+) -> None:
     init(replace(settings, name="other"), account, quiet)
     before = everything(account)
     init(settings, account, quiet)
     said: list[str] = []
     planned = delete("vsr", account, said.append, is_plan=True)
-    assert all(line.startswith("delete: ") for line in said)
+    assert all(line.startswith("remove ") for line in said)
     assert everything(account) != before
     assert delete("vsr", account, quiet) == planned
     assert everything(account) == before
     assert delete("vsr", account, quiet) == ()
 
 
-def test_what_is_not_ours_is_neither_changed_nor_deleted(account: Account, settings: Settings) -> None:
+def test_what_is_not_ours_is_neither_changed_nor_deleted(account: Account, settings: BatchSettings) -> None:
     iam = account.client("iam")
     iam.create_role(RoleName="vsr-job", AssumeRolePolicyDocument="{}")
     with pytest.raises(JobError, match=r"role vsr-job exists and is not ours"):
@@ -197,14 +199,14 @@ def test_what_is_not_ours_is_neither_changed_nor_deleted(account: Account, setti
     assert iam.get_role(RoleName="vsr-job")
 
 
-def test_wrong_subnet_is_refused_before_anything_is_made(account: Account, settings: Settings) -> None:
+def test_wrong_subnet_is_refused_before_anything_is_made(account: Account, settings: BatchSettings) -> None:
     before = everything(account)
     with pytest.raises(JobError, match="subnet-0dead"):
         init(replace(settings, subnets=("subnet-0dead",)), account, quiet)
     assert everything(account) == before
 
 
-def test_opened_security_group_is_closed_again(account: Account, settings: Settings) -> None:
+def test_opened_security_group_is_closed_again(account: Account, settings: BatchSettings) -> None:
     init(settings, account, quiet)
     ec2 = account.client("ec2")
     filters = [{"Name": "group-name", "Values": ["vsr-batch"]}]
@@ -213,12 +215,12 @@ def test_opened_security_group_is_closed_again(account: Account, settings: Setti
     ec2.authorize_security_group_ingress(
         GroupId=group["GroupId"], IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="0.0.0.0/0"
     )
-    changes = [each.what for each in init(settings, account, quiet) if each.verdict == "change"]
-    assert len(changes) == 1 and "nothing comes in" in changes[0]
+    changes = [each for each in init(settings, account, quiet) if each.is_change]
+    assert [(each.action, each.kind) for each in changes] == [("update", "security group")]
     assert ec2.describe_security_groups(Filters=filters)["SecurityGroups"][0]["IpPermissions"] == []
 
 
-def test_settings_that_cannot_be_are_all_told_at_once(elsewhere: Settings) -> None:
+def test_settings_that_cannot_be_are_all_told_at_once(elsewhere: BatchSettings) -> None:
     with pytest.raises(JobError) as refused:
         replace(
             elsewhere,
@@ -239,7 +241,7 @@ def listed(value: Any) -> list[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_no_allowed_action_or_resource_is_wider_than_it_can_be_made(
-    document: str, elsewhere: Settings
+    document: str, elsewhere: BatchSettings
 ) -> None:
     statements = policy(document, elsewhere)["Statement"]
     names = [each["Sid"] for each in statements]
@@ -261,7 +263,7 @@ def test_no_allowed_action_or_resource_is_wider_than_it_can_be_made(
 
 
 def test_a_job_reaches_one_bucket_below_one_prefix_and_nothing_else_of_the_account(
-    elsewhere: Settings,
+    elsewhere: BatchSettings,
 ) -> None:
     job = next(each for each in roles(elsewhere) if each.name == "vsr-job")
     assert job.attached == ()

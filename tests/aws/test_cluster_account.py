@@ -17,7 +17,7 @@ from vsr_hpc.aws.cluster.account_rules import examine
 from vsr_hpc.aws.cluster.instance_rules import Subject
 from vsr_hpc.aws.cluster.render import find_template, render
 from vsr_hpc.aws.cluster.values import load_values
-from vsr_hpc.aws.cluster.yaml_document import Finding, parse
+from vsr_hpc.aws.cluster.yaml_document import ConfigFinding, parse
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
         yield Network(vpc=vpc, table=table, subnets=tuple(subnets))
 
 
-def findings(network: Network, *, edit: tuple[str, str] = ("", ""), quota: float = 10_000.0) -> list[Finding]:
+def findings(
+    network: Network, *, edit: tuple[str, str] = ("", ""), quota: float = 10_000.0
+) -> list[ConfigFinding]:
     values = load_values(None, VALUES | {"compute_subnets": list(network.subnets)})
     text = render(find_template("spot-gpu"), values).text.replace(*edit, 1) if edit[0] else ""
     text = text or render(find_template("spot-gpu"), values).text

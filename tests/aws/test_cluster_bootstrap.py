@@ -178,6 +178,13 @@ def test_node_says_where_caches_lie_and_what_a_user_set_wins(node: Node) -> None
     assert mine.stdout.split() == ["/mine", "/var/tmp/vsr/cache"]
 
 
+def test_programs_of_a_node_work_in_the_clusters_region(node: Node) -> None:
+    assert node.boot("gpu").returncode == 0
+    code = "import os; print(os.environ['AWS_REGION'], os.environ['AWS_DEFAULT_REGION'])"
+    python = "/opt/vsr/current/bin/python"
+    assert node.command(python, "-c", code).stdout.split() == ["us-east-1", "us-east-1"]
+
+
 def test_nvme_is_used_where_the_instance_has_one(node: Node) -> None:
     (node.root / "scratch").mkdir()
     assert node.boot("gpu").returncode == 0

@@ -13,7 +13,7 @@ from vsr_hpc.aws.cluster.check import CheckReport, check, check_named, load
 from vsr_hpc.aws.cluster.pcluster import Tool, validate_offline
 from vsr_hpc.aws.cluster.render import Rendered, find_template, render
 from vsr_hpc.aws.cluster.values import Values
-from vsr_hpc.aws.cluster.yaml_document import Finding, parse
+from vsr_hpc.aws.cluster.yaml_document import ConfigFinding, parse
 from vsr_hpc.errors import JobError
 
 
@@ -48,7 +48,7 @@ def broken(mistake: Wrong, values: Values) -> str:
     return text.replace(mistake.old, mistake.new, 1)
 
 
-def assert_caught(mistake: Wrong, text: str, findings: tuple[Finding, ...]) -> None:
+def assert_caught(mistake: Wrong, text: str, findings: tuple[ConfigFinding, ...]) -> None:
     told = [each for each in findings if mistake.says in each.message and each.level == mistake.level]
     assert told, "\n".join(map(str, findings)) or "no finding at all"
     number = re.match(r".*c\.yaml:(\d+)$", told[0].where)

@@ -131,7 +131,7 @@ def test_storage_init_refuses_names_that_would_reach_further(values_file: Path) 
 def test_cluster_modules_import_neither_torch_nor_parallelcluster() -> None:
     code = (
         "import sys, vsr_hpc.cli.cluster;"
-        "from vsr_hpc.aws.cluster import check, lifecycle, pack;"
+        "from vsr_hpc.aws.cluster import check, lifecycle, node_environment;"
         "sys.exit(bool({'torch', 'pcluster', 'av', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -23,7 +23,8 @@ from tests.aws.conftest import VALUES
 from tests.moto_server import moto_server
 from tests.require import require
 from tests.tools import find_tool
-from vsr_hpc.aws.bucket import Place, find_account, init
+from vsr_hpc.aws.account import account_number
+from vsr_hpc.aws.bucket import BucketLocation, init
 from vsr_hpc.aws.cluster import lifecycle
 from vsr_hpc.aws.cluster.node_environment import upload_bootstrap
 from vsr_hpc.aws.cluster.pcluster import Tool, call
@@ -60,7 +61,9 @@ def account(tmp_path_factory: pytest.TempPathFactory, pcluster_tool: Tool) -> It
         facts = boto3.client("cloudformation").describe_stacks(StackName=stack["StackId"])["Stacks"][0]
         outputs = {each["OutputKey"]: each["OutputValue"] for each in facts["Outputs"]}
         boto3.client("ec2").create_key_pair(KeyName="vsr-hpc", KeyType="ed25519")
-        place = Place(bucket="vsr-hpc-data", prefix="vsr", region="us-east-1", account=find_account())
+        place = BucketLocation(
+            bucket="vsr-hpc-data", prefix="vsr", region="us-east-1", account=account_number()
+        )
         init(place, lambda _: None)
         upload_bootstrap(place.bucket, place.prefix, place.region, lambda _: None)
         yield load_values(
@@ -141,7 +144,7 @@ def life(account: Values, pcluster_tool: Tool, tmp_path_factory: pytest.TempPath
 
 
 def budget_names() -> tuple[str, ...]:
-    found = boto3.client("budgets").describe_budgets(AccountId=find_account())["Budgets"]
+    found = boto3.client("budgets").describe_budgets(AccountId=account_number())["Budgets"]
     return tuple(each["BudgetName"] for each in found)
 
 

@@ -17,7 +17,7 @@ from tests.aws.test_batch_init import settings as settings
 from vsr_hpc.aws.account import Account
 from vsr_hpc.aws.batch.installation import init
 from vsr_hpc.aws.batch.removal import delete
-from vsr_hpc.aws.batch.resources import Settings, policy
+from vsr_hpc.aws.batch.resources import BatchSettings, policy
 from vsr_hpc.aws.batch.status import state_of
 from vsr_hpc.aws.workflow import executions as workflow_runs
 from vsr_hpc.aws.workflow import installation as workflow_life
@@ -80,7 +80,7 @@ def may_pass(statements: list[Any], role: str, service: str) -> bool:
 
 
 def test_whoever_makes_the_queues_needs_no_action_beyond_the_operators_policy(
-    account: Account, settings: Settings, called: set[str]
+    account: Account, settings: BatchSettings, called: set[str]
 ) -> None:
     init(settings, account, quiet)
     ec2, iam = account.client("ec2"), account.client("iam")
@@ -99,7 +99,7 @@ def test_whoever_makes_the_queues_needs_no_action_beyond_the_operators_policy(
 
 
 def test_whoever_makes_a_workflow_needs_no_action_beyond_its_operators_policy(
-    account: Account, settings: Settings, called: set[str]
+    account: Account, settings: BatchSettings, called: set[str]
 ) -> None:
     init(settings, account, quiet)
     where = {"LocationConstraint": account.region}
@@ -120,6 +120,6 @@ def test_whoever_makes_a_workflow_needs_no_action_beyond_its_operators_policy(
 
 
 @pytest.mark.parametrize("document", ["operator", "workflow-operator", "submitter"])
-def test_policy_fits_into_a_managed_one(document: str, elsewhere: Settings) -> None:
+def test_policy_fits_into_a_managed_one(document: str, elsewhere: BatchSettings) -> None:
     longest = replace(elsewhere, name="n" * 40, prefix="p" * 100)
     assert len(json.dumps(policy(document, longest), separators=(",", ":"))) < 6144

@@ -373,10 +373,10 @@ def test_create_is_idempotent_and_delete_leaves_nothing_of_it(cloud: Cloud, job_
     with created(job_file):
         before = states.list_state_machines()["stateMachines"]
         again = vsr("workflow", "create", job_file, "--bucket", BUCKET)
-        assert again.code == 0 and "as it is: state machine vsr-workflow" in again.err
+        assert again.code == 0 and "keep state machine vsr-workflow" in again.err
         assert states.list_state_machines()["stateMachines"] == before
         planned = vsr("workflow", "delete", "--plan", "--json").json
-        assert {each.split()[0] for each in planned} == {"rule", "state", "topic", "role"}
+        assert {each["kind"] for each in planned["steps"]} == {"event rule", "state machine", "topic", "role"}
         assert states.list_state_machines()["stateMachines"] == before
     assert states.list_state_machines()["stateMachines"] == []
     assert "no vsr-workflow in eu-central-1; `vsr workflow create`" in vsr("workflow", "status").err

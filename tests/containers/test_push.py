@@ -17,7 +17,7 @@ import pytest
 from tests.commands import vsr
 from tests.containers.files import ROOT
 from tests.moto_server import Moto, moto_server
-from vsr_hpc.aws.image_registry import Login, Target, read_login
+from vsr_hpc.aws.image_registry import Login, PushTarget, read_login
 from vsr_hpc.errors import BackendError, JobError
 
 FAKE = ROOT / "tests" / "containers" / "fake_engine.py"
@@ -202,5 +202,5 @@ def test_an_answer_without_a_login_is_refused_without_showing_it(answer: dict[st
 
 def test_all_that_is_wrong_with_a_target_is_said_at_once() -> None:
     with pytest.raises(JobError) as refused:
-        Target(repository="A", tag=" ")
+        PushTarget(repository="A", tag=" ")
     assert "repository 'A'" in str(refused.value) and "tag ' '" in str(refused.value)

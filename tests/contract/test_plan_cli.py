@@ -44,7 +44,7 @@ def test_a_plan_tells_time_and_cost_of_every_place_and_writes_nothing(clip: Path
         "EC2 with",
     ):
         assert re.search(rf"^{place}.*\d+ (s|min) \(", said.out, re.M), (place, said.out)
-    assert "list prices of" in said.out and "storage  S3" in said.out
+    assert "list prices of" in said.out
     assert "frames/s here, tried on" in said.out
     assert list(here.iterdir()) == []
 
@@ -68,7 +68,6 @@ def test_a_plan_as_json_is_the_plan_with_its_estimate(clip: Path) -> None:
     for each in estimate["elsewhere"]:
         assert each["seconds"]["low"] <= each["seconds"]["mid"] <= each["seconds"]["high"]
         assert each["usd"]["mid"] > 0
-    assert {each["storage"] for each in estimate["storage"]} == {"s3", "efs", "fsx", "ebs"}
 
 
 def test_a_deadline_and_a_budget_choose(clip: Path) -> None:
@@ -174,7 +173,7 @@ def test_refreshing_without_credentials_is_refused_in_one_sentence(
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    said = vsr("prices", "refresh")
+    said = vsr("prices", "refresh", "--region", "eu-west-1")
     assert said.code == 2 and "credentials are needed" in said.err and said.err.count("\n") == 1
     assert vsr("prices", "refresh", "--region", "../x").code == 2
 

@@ -12,9 +12,9 @@ import pytest
 from tests.moto_server import Moto, moto_server
 from tests.serving.samples import network_file
 from tests.serving.served import Served, served
-from vsr_hpc.aws import account as calls
-from vsr_hpc.aws import account as transform
-from vsr_hpc.aws.account import patient_client
+from vsr_hpc.aws import calls
+from vsr_hpc.aws.account import client
+from vsr_hpc.aws.endpoint import invocation, transform
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +54,11 @@ def account(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> Moto:
     for name, value in moto.environment.items():
         monkeypatch.setenv(name, value)
     # The same moto for all tests: boto3's clients, which take longer to make than to use, are made once.
-    monkeypatch.setattr(calls, "client", _client)
-    monkeypatch.setattr(transform, "client", _client)
+    for module in (calls, transform, invocation):
+        monkeypatch.setattr(module, "client", _client)
     return moto
 
 
 @functools.cache
-def _client(service: str, timeout_s: float) -> Any:
-    return patient_client(service, timeout_s)
+def _client(service: str, region: str | None = None, *, timeout_s: float = 70.0) -> Any:
+    return client(service, region, timeout_s=timeout_s)

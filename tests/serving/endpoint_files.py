@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.moto_server import Moto
-from vsr_hpc.aws.account import Patience
-from vsr_hpc.aws.calls import Step
+from vsr_hpc.aws.account import WaitLimits
 from vsr_hpc.aws.endpoint import endpoint as endpoints
 from vsr_hpc.aws.endpoint import spec_file
 from vsr_hpc.aws.endpoint.spec import EndpointSpec
+from vsr_hpc.aws.steps import Step
 
 ACCOUNT = "123456789012"
 IMAGE = f"{ACCOUNT}.dkr.ecr.eu-central-1.amazonaws.com/vsr:1"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/vsr"
 TOPIC = f"arn:aws:sns:eu-central-1:{ACCOUNT}:people"
-HURRY = Patience(poll_s=0.0, longest_s=90)
+HURRY = WaitLimits(poll_s=0.0, longest_s=90)
 
 
 def document(url: str = "http://127.0.0.1:1", **more: Any) -> dict[str, Any]:

@@ -17,14 +17,14 @@ from vsr_hpc.engine.device_facts import device_facts
 from vsr_hpc.errors import ModelError
 from vsr_hpc.models.cards import card_of_file
 from vsr_hpc.models.networks import Compact
-from vsr_hpc.serving.admission import Call
+from vsr_hpc.serving.admission import OpenRequest
 from vsr_hpc.serving.batcher import Batcher
 from vsr_hpc.serving.clips import plan_clip
-from vsr_hpc.serving.deadline import Patience
+from vsr_hpc.serving.deadline import RequestDeadline
 from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.loaded_models import models_in
 from vsr_hpc.serving.request import parse_content_type, parse_options
-from vsr_hpc.serving.service import Asked
+from vsr_hpc.serving.service import RequestItem
 from vsr_hpc.serving.stills import Answer
 
 CARD = {
@@ -53,7 +53,7 @@ def test_a_clip_is_planned_with_its_models_card(folder: Path, tmp_path: Path) ->
     (tmp_path / "in.mp4").write_bytes(clip())
     planned = plan_clip(
         tmp_path, "mp4", "mp4", model, parse_options([]), device=device_facts("cpu"), batch=None,
-        batcher=cast(Batcher, None), limits=Limits(), patience=Patience(90),
+        batcher=cast(Batcher, None), limits=Limits(), patience=RequestDeadline(90),
     )  # fmt: skip
     assert planned.plan.card == model.card
     assert planned.plan.card.psnr_floor == 16
@@ -62,11 +62,11 @@ def test_a_clip_is_planned_with_its_models_card(folder: Path, tmp_path: Path) ->
 def test_a_model_that_only_its_card_describes_serves_clips(folder: Path, tmp_path: Path) -> None:
     async def live() -> None:
         async with loaded(tmp_path, folder=folder) as service:
-            asked = Asked(
+            asked = RequestItem(
                 body=clip(), declared=parse_content_type("video/mp4"), accept="",
                 pairs=(("preset", "ultrafast"),),
             )  # fmt: skip
-            made = await service.answer(asked, Call("one", Limits(deadline_s=90)), {})
+            made = await service.answer(asked, OpenRequest("one", Limits(deadline_s=90)), {})
         assert isinstance(made, Answer)
         assert {"model": "described", "frames": "12"}.items() <= dict(made.facts).items()
 

@@ -7,21 +7,21 @@ from pathlib import Path
 
 from tests.serving.inside import loaded
 from tests.serving.samples import clip, still
-from vsr_hpc.serving.admission import Call
+from vsr_hpc.serving.admission import OpenRequest
 from vsr_hpc.serving.bodies import join_recordio
 from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.request import parse_content_type
-from vsr_hpc.serving.service import Asked
+from vsr_hpc.serving.service import RequestItem
 from vsr_hpc.serving.stills import Answer
 
 PATIENT = Limits(deadline_s=90)
 
 
-def asked(body: bytes, kind: str, *pairs: tuple[str, object]) -> Asked:
-    return Asked(body=body, declared=parse_content_type(kind), accept="", pairs=pairs)
+def asked(body: bytes, kind: str, *pairs: tuple[str, object]) -> RequestItem:
+    return RequestItem(body=body, declared=parse_content_type(kind), accept="", pairs=pairs)
 
 
-class Watched(Call):
+class Watched(OpenRequest):
     """Notes what it was counted as."""
 
     @property

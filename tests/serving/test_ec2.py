@@ -24,7 +24,7 @@ from tests.moto_server import Moto
 from tests.serving.endpoint_files import IMAGE, ROLE
 from tests.serving.first_boot import booted
 from tests.tools import find_tool
-from vsr_hpc.aws.account import Patience
+from vsr_hpc.aws.account import WaitLimits
 from vsr_hpc.aws.calls import check
 from vsr_hpc.aws.ec2 import changes as ec2_steps
 from vsr_hpc.aws.ec2 import fleet as ec2
@@ -39,7 +39,7 @@ from vsr_hpc.storage.opening import open_store
 EXAMPLES = sorted((Path(__file__).parents[2] / "jobs").glob("ec2-*.yaml"))
 PROFILE = ROLE.replace(":role/", ":instance-profile/")
 AMI = "ami-0123456789abcdef0"
-HURRY = Patience(poll_s=0.1, longest_s=200)
+HURRY = WaitLimits(poll_s=0.1, longest_s=200)
 
 
 def document(**more: Any) -> dict[str, Any]:
@@ -328,7 +328,7 @@ def test_a_first_boot_starts_the_server_says_so_and_drains_it_when_spot_takes_th
 def test_a_container_that_never_answers_gives_its_instance_back(account: Moto, tmp_path: Path) -> None:
     wanted = spec(account, environment={"VSR_SERVE_MODELS": "no-such-model"})
     with pytest.raises(BackendError, match="0 of 1 ready"):
-        ec2.up(wanted, quiet, patience=Patience(poll_s=0, longest_s=0))
+        ec2.up(wanted, quiet, patience=WaitLimits(poll_s=0, longest_s=0))
     (first,) = ec2.status("film")["instances"]
     script = user_data(wanted, "eu-central-1").replace(
         "--publish", "--quiet"
@@ -384,7 +384,9 @@ def test_a_worker_that_spot_takes_leaves_its_place_in_the_group(account: Moto, t
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_loads_and_every_call_it_makes_is_one_that_aws_takes(path: Path) -> None:
     wanted = load_ec2(path)
-    check(ec2_steps.steps(wanted, ec2_steps.Found(vpc="vpc-0123abcd"), "eu-central-1", None), path.name)
+    check(
+        ec2_steps.steps(wanted, ec2_steps.FleetInventory(vpc="vpc-0123abcd"), "eu-central-1", None), path.name
+    )
     assert "$" in ec2.hourly(wanted, "eu-central-1")
     assert wanted.image_source.startswith("resolve:ssm:/aws/service/ecs/") and "gpu" in wanted.image_source
 

@@ -29,7 +29,7 @@ REGION = "eu-central-1"
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_loads_and_every_call_it_makes_is_one_that_aws_takes(path: Path) -> None:
     wanted = load_spec(path)
-    steps = diff.steps(wanted, diff.Found())
+    steps = diff.steps(wanted, diff.EndpointInventory())
     assert steps
     check(steps, path.name)
     assert costs.bill(wanted, REGION).total.high_usd
@@ -216,14 +216,14 @@ def test_update_keeps_the_number_of_instances_where_they_scale_by_themselves() -
     )
     targets = {"endpoint/film/variant/all": {"MinCapacity": 1, "MaxCapacity": 3}}
 
-    def update(wanted: Any, found: diff.Found) -> Any:
+    def update(wanted: Any, found: diff.EndpointInventory) -> Any:
         steps = diff.steps(wanted, found)
         check(steps, "x")
         return next(each.calls[0].parameters for each in steps if each.action == "update" and each.calls)
 
-    kept = update(scaled, diff.Found(endpoint=there, targets=targets))
+    kept = update(scaled, diff.EndpointInventory(endpoint=there, targets=targets))
     assert kept["RetainAllVariantProperties"] is True
-    assert "RetainAllVariantProperties" not in update(spec(), diff.Found(endpoint=there))
+    assert "RetainAllVariantProperties" not in update(spec(), diff.EndpointInventory(endpoint=there))
     assert ROLE and endpoints
 
 

@@ -27,7 +27,7 @@ from vsr_hpc.media.picture import Frame
 from vsr_hpc.serving.batcher import Batcher
 from vsr_hpc.serving.client import Question, invoke
 from vsr_hpc.serving.clips import ClipStream, PlannedClip, SharedDevice, plan_clip
-from vsr_hpc.serving.deadline import Patience
+from vsr_hpc.serving.deadline import RequestDeadline
 from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.loaded_models import model_named
 from vsr_hpc.serving.request import parse_options
@@ -94,7 +94,7 @@ def planned(folder: Path, see: Callable[[int], None], deadline_s: float = 90) ->
     found = plan_clip(
         folder, "mkv", "mp4", model_named("bicubic"), parse_options([("stream", "true"), ("scale", "2")]),
         device=device_facts("cpu"), batch=None, batcher=cast(Batcher, None), limits=Limits(),
-        patience=Patience(deadline_s),
+        patience=RequestDeadline(deadline_s),
     )  # fmt: skip
     return replace(found, upscaler=cast(SharedDevice, Device(see)))
 

@@ -111,7 +111,7 @@ def test_aws_is_asked_for_on_demand_sagemaker_and_spot() -> None:
     history = [_spot("g5.xlarge", "a", "0.5", 1), _spot("g5.xlarge", "a", "0.6", 2)]
     history += [_spot("g5.xlarge", "b", "0.4", 1)]
     aws.ec2_stub.add_response("describe_spot_price_history", {"SpotPriceHistory": history})
-    found = refresh("eu-west-1", ["g5.xlarge"], client=aws.client)
+    found = refresh("eu-west-1", ["g5.xlarge"], make_client=aws.client)
     assert found.on_demand == {"g5.xlarge": 1.123}
     assert found.sagemaker == {"g5.xlarge": 1.57}
     assert found.spot == {"g5.xlarge": 0.5}  # the median of 0.6 and 0.4; the older price in a is gone
@@ -123,7 +123,7 @@ def test_a_region_that_sells_nothing_is_refused() -> None:
         aws.pricing_stub.add_response("get_products", {"PriceList": []})
     aws.ec2_stub.add_response("describe_spot_price_history", {"SpotPriceHistory": []})
     with pytest.raises(JobError, match="is it a region"):
-        refresh("eu-west-1", ["g5.xlarge"], client=aws.client)
+        refresh("eu-west-1", ["g5.xlarge"], make_client=aws.client)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_refusal_says_whose_turn_it_is(code: str, kind: type[Exception], words
     aws = _Aws()
     aws.pricing_stub.add_client_error("get_products", code)
     with pytest.raises(kind, match=words):
-        refresh("eu-west-1", ["g5.xlarge"], client=aws.client)
+        refresh("eu-west-1", ["g5.xlarge"], make_client=aws.client)
 
 
 def test_no_credentials_is_the_users_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Template
 from typing import Any
 
-import boto3
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 from pydantic import TypeAdapter, ValidationError
 
+from vsr_hpc.aws.account import Say, client
 from vsr_hpc.aws.config_files import config_folder
+from vsr_hpc.aws.errors import OPERATOR_POLICY, error_code, explained
 from vsr_hpc.aws.names import Bucket, Prefix, Region
-from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.aws.steps import Action, Step
+from vsr_hpc.errors import JobError
 
-Client = Callable[[str], Any]
-Say = Callable[[str], None]
+MakeClient = Callable[[str], Any]
 # IAM keeps five versions of a policy; a sixth is refused.
 _VERSIONS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class BucketLocation:
     """Which bucket, for whom."""
 
     bucket: str
@@ -46,15 +47,7 @@ class Place:
         return f"arn:{self.partition}:iam::{self.account}:policy/{self.policy_name}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One thing that `init` does, in words, and the doing; `apply` answers whether anything changed."""
-
-    what: str
-    apply: Callable[[], bool]
-
-
-def checked_place(bucket: str, prefix: str, region: str, account: str) -> Place:
+def validate_location(bucket: str, prefix: str, region: str, account: str) -> BucketLocation:
     """A place whose names are safe inside policies and addresses; JobError says what is wrong with them."""
     wrong = []
     for what, value, kind in (
@@ -68,15 +61,15 @@ def checked_place(bucket: str, prefix: str, region: str, account: str) -> Place:
             wrong.append(f"{what}={value!r}: {exc.errors()[0]['msg']}")
     if wrong:
         raise JobError.from_findings("storage init", wrong)
-    return Place(bucket=bucket, prefix=prefix, region=region, account=account)
+    return BucketLocation(bucket=bucket, prefix=prefix, region=region, account=account)
 
 
-def policy(name: str, place: Place) -> dict[str, Any]:
+def policy(name: str, place: BucketLocation) -> dict[str, Any]:
     """A policy of `cluster-config/iam/`, filled in."""
-    return _filled(f"iam/{name}.json", place)
+    return _fill_template(f"iam/{name}.json", place)
 
 
-def _filled(name: str, place: Place) -> dict[str, Any]:
+def _fill_template(name: str, place: BucketLocation) -> dict[str, Any]:
     text = (config_folder() / name).read_text("utf-8")
     known = {
         "bucket": place.bucket,
@@ -90,74 +83,55 @@ def _filled(name: str, place: Place) -> dict[str, Any]:
 
 
 def plan_storage(
-    place: Place, client: Client | None = None, *, with_container: bool = False
+    place: BucketLocation, make_client: MakeClient | None = None, *, with_container: bool = False
 ) -> tuple[Step, ...]:
-    """What `init` would do, in order. Every step may be repeated and leaves what is not ours alone."""
-
-    def ours(service: str) -> Any:
-        return boto3.client(service, region_name=place.region)
-
-    make = client or ours
+    """The steps of `init` in their order. Each may be repeated, and leaves alone what is not ours."""
+    make = make_client or (lambda service: client(service, place.region))
     s3, uri = make("s3"), f"s3://{place.bucket}"
-    lifecycle = _filled("bucket-lifecycle.json", place)["Rules"]
+    lifecycle = _fill_template("bucket-lifecycle.json", place)["Rules"]
+    kept = (
+        f"drop unfinished uploads after 2 days, {place.prefix}/runs/ (segments, receipts) after 30; "
+        f"move {place.prefix}/outgoing/ to Intelligent-Tiering"
+    )
+    reach = f"read and write below {uri}/{place.prefix}/ only"
+
+    def step(action: Action, detail: str, apply: Callable[[], bool]) -> Step:
+        return Step(action=action, kind="bucket", name=place.bucket, detail=detail, apply=apply)
+
     return (
-        Step(what=f"make {uri} in {place.region}, unless it is there", apply=lambda: _make_bucket(s3, place)),
-        Step(what=f"block every public access to {uri}", apply=lambda: _block_public(s3, place)),
-        Step(what="encrypt new objects with S3's own keys (free)", apply=lambda: _encrypt(s3, place)),
-        Step(what="refuse requests without TLS 1.2 or later", apply=lambda: _tls_only(s3, place)),
+        step("create", f"in {place.region}, unless it is there", lambda: _make_bucket(s3, place)),
+        step("update", "block every public access", lambda: _block_public(s3, place)),
+        step("update", "encrypt new objects with S3's own keys (free)", lambda: _encrypt(s3, place)),
+        step("update", "refuse requests without TLS 1.2 or later", lambda: _tls_only(s3, place)),
+        step("update", kept, lambda: _lifecycle(s3, place, lifecycle)),
         Step(
-            what=f"drop unfinished uploads after 2 days, {place.prefix}/runs/ (segments, receipts) after"
-            f" 30; move {place.prefix}/outgoing/ to Intelligent-Tiering",
-            apply=lambda: _lifecycle(s3, place, lifecycle),
-        ),
-        Step(
-            what=f"keep the IAM policy {place.policy_name}: read and write below {uri}/{place.prefix}/ only",
+            action="update",
+            kind="policy",
+            name=place.policy_name,
+            detail=reach,
             apply=lambda: _node_policy(make("iam"), place, with_container),
         ),
     )
 
 
-def init(place: Place, say: Say, client: Client | None = None, *, with_container: bool = False) -> int:
-    """Do every step, saying each; answers how many changed anything."""
+def init(
+    place: BucketLocation, say: Say, make_client: MakeClient | None = None, *, with_container: bool = False
+) -> int:
+    """Do every step and say what became of it; answers how many changed anything."""
     changed = 0
-    for step in plan_storage(place, client, with_container=with_container):
-        try:
-            is_new = step.apply()
-        except ClientError as exc:
-            raise _translated(exc, place, step.what) from exc
-        except BotoCoreError as exc:
-            raise BackendError(f"{step.what}: {exc}") from exc
+    for step in plan_storage(place, make_client, with_container=with_container):
+        with explained(str(step), hint=OPERATOR_POLICY):
+            is_new = step.apply is not None and step.apply()
         changed += is_new
-        say(f"{'done' if is_new else 'already so'}: {step.what}")
+        say(str(step if is_new else replace(step, action="keep")))
     return changed
 
 
-def find_account(client: Client | None = None) -> str:
-    try:
-        identity = (client or boto3.client)("sts").get_caller_identity()
-    except (ClientError, BotoCoreError) as exc:
-        raise JobError(f"no usable AWS credentials: {exc}; set AWS_PROFILE or run `aws configure`") from exc
-    return str(identity["Account"])
-
-
-def _translated(exc: ClientError, place: Place, what: str) -> JobError | BackendError:
-    code = exc.response["Error"]["Code"]
-    if code in ("BucketAlreadyExists", "403"):
-        return JobError(
-            f"s3://{place.bucket} belongs to somebody else; bucket names are global: choose another"
-        )
-    if code in ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation"):
-        return JobError(
-            f"not allowed to {what}; cluster-config/iam/operator.json is the policy that allows it"
-        )
-    return BackendError(f"{what}: {exc}")
-
-
-def _make_bucket(s3: Any, place: Place) -> bool:
+def _make_bucket(s3: Any, place: BucketLocation) -> bool:
     try:
         s3.head_bucket(Bucket=place.bucket)
     except ClientError as exc:
-        if exc.response["Error"]["Code"] not in ("404", "NoSuchBucket"):
+        if error_code(exc) not in ("404", "NoSuchBucket"):
             raise
     else:
         where = s3.get_bucket_location(Bucket=place.bucket).get("LocationConstraint") or "us-east-1"
@@ -173,19 +147,19 @@ def _make_bucket(s3: Any, place: Place) -> bool:
     return True
 
 
-def _block_public(s3: Any, place: Place) -> bool:
+def _block_public(s3: Any, place: BucketLocation) -> bool:
     wanted = dict.fromkeys(
         ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"), True
     )
-    if _asked(s3.get_public_access_block, "PublicAccessBlockConfiguration", place) == wanted:
+    if _read_field(s3.get_public_access_block, "PublicAccessBlockConfiguration", place) == wanted:
         return False
     s3.put_public_access_block(Bucket=place.bucket, PublicAccessBlockConfiguration=wanted)
     return True
 
 
-def _encrypt(s3: Any, place: Place) -> bool:
+def _encrypt(s3: Any, place: BucketLocation) -> bool:
     """An encryption that the owner chose (a KMS key) stays."""
-    found = _asked(s3.get_bucket_encryption, "ServerSideEncryptionConfiguration", place)
+    found = _read_field(s3.get_bucket_encryption, "ServerSideEncryptionConfiguration", place)
     if found and found.get("Rules"):
         return False
     rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}, "BucketKeyEnabled": True}
@@ -193,9 +167,9 @@ def _encrypt(s3: Any, place: Place) -> bool:
     return True
 
 
-def _tls_only(s3: Any, place: Place) -> bool:
+def _tls_only(s3: Any, place: BucketLocation) -> bool:
     ours = policy("bucket-policy", place)
-    found = _asked(s3.get_bucket_policy, "Policy", place)
+    found = _read_field(s3.get_bucket_policy, "Policy", place)
     theirs = json.loads(found)["Statement"] if found else []
     names = {each["Sid"] for each in ours["Statement"]}
     kept = [each for each in theirs if each.get("Sid") not in names]
@@ -206,8 +180,8 @@ def _tls_only(s3: Any, place: Place) -> bool:
     return True
 
 
-def _lifecycle(s3: Any, place: Place, ours: list[dict[str, Any]]) -> bool:
-    found = _asked(s3.get_bucket_lifecycle_configuration, "Rules", place) or []
+def _lifecycle(s3: Any, place: BucketLocation, ours: list[dict[str, Any]]) -> bool:
+    found = _read_field(s3.get_bucket_lifecycle_configuration, "Rules", place) or []
     names = {each["ID"] for each in ours}
     mine = [each for each in found if each.get("ID") in names]
     if len(mine) == len(ours) and all(_same_rule(a, b) for a, b in zip(mine, ours, strict=True)):
@@ -223,17 +197,17 @@ def _same_rule(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return all(found.get(key) == value for key, value in wanted.items())
 
 
-def _asked(call: Callable[..., Any], field: str, place: Place) -> Any:
+def _read_field(call: Callable[..., Any], field: str, place: BucketLocation) -> Any:
     """A field of the bucket's configuration; None where there is no such configuration."""
     try:
         return call(Bucket=place.bucket).get(field)
     except ClientError as exc:
-        if exc.response["Error"]["Code"].startswith(("NoSuch", "ServerSideEncryptionConfigurationNotFound")):
+        if error_code(exc).startswith(("NoSuch", "ServerSideEncryptionConfigurationNotFound")):
             return None
         raise
 
 
-def _node_policy(iam: Any, place: Place, with_container: bool) -> bool:
+def _node_policy(iam: Any, place: BucketLocation, with_container: bool) -> bool:
     document = policy("node", place)
     if with_container:
         document["Statement"] += policy("node-container", place)["Statement"]
@@ -241,7 +215,7 @@ def _node_policy(iam: Any, place: Place, with_container: bool) -> bool:
     try:
         current = iam.get_policy(PolicyArn=place.policy_arn)["Policy"]
     except ClientError as exc:
-        if exc.response["Error"]["Code"] != "NoSuchEntity":
+        if error_code(exc) != "NoSuchEntity":
             raise
         iam.create_policy(
             PolicyName=place.policy_name, PolicyDocument=text, Description="Nodes of a vsr_hpc cluster"

@@ -4,41 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
-from vsr_hpc.aws.account import patient_client
+from vsr_hpc.aws.account import client
+from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import JobError
-
-Action = Literal["create", "update", "remove"]
-Kind = Literal[
-    "model", "configuration", "endpoint", "autoscaling", "policy", "alarm", "weights", "schedule", "registry",
-    "launch template", "security group", "group", "rule", "hook",
-]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One operation of a service, by boto3's names."""
-
-    service: str
-    operation: str
-    parameters: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One thing that applying a specification does; `calls` are made in order."""
-
-    action: Action
-    kind: Kind
-    name: str
-    detail: str = ""
-    calls: tuple[Call, ...] = field(default=(), repr=False)
-
-    def __str__(self) -> str:
-        return f"{self.action} {self.kind} {self.name}" + (f": {self.detail}" if self.detail else "")
 
 
 def check(steps: tuple[Step, ...], where: str) -> None:
@@ -57,7 +28,7 @@ def findings(call: Call) -> Iterator[str]:
     if report.has_errors():
         yield f"{call.operation}: {report.generate_report()}"
         return
-    yield from _strict(call.parameters, shape, call.operation)
+    yield from _check_values(call.parameters, shape, call.operation)
 
 
 class Clients:
@@ -68,7 +39,7 @@ class Clients:
 
     def of(self, service: str) -> Any:
         if service not in self._made:
-            self._made[service] = patient_client(service, 60)
+            self._made[service] = client(service)
         return self._made[service]
 
     def make(self, call: Call) -> Any:
@@ -77,47 +48,45 @@ class Clients:
 
 @functools.lru_cache(maxsize=64)
 def _shape(service: str, operation: str) -> Any:
-    import boto3
-
-    model = boto3.client(service, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+    model = client(service, "us-east-1")  # any region: only the service's description is read
     named = model.meta.method_to_api_mapping[operation]
     return model.meta.service_model.operation_model(named).input_shape
 
 
-def _strict(value: Any, shape: Any, place: str) -> Iterator[str]:
+def _check_values(value: Any, shape: Any, place: str) -> Iterator[str]:
     """botocore leaves patterns and enumerations to the service; a plan should not."""
     if shape.type_name == "structure":
         for name, inner in value.items():
-            yield from _strict(inner, shape.members[name], f"{place}.{name}")
+            yield from _check_values(inner, shape.members[name], f"{place}.{name}")
     elif shape.type_name == "list":
         for index, inner in enumerate(value):
-            yield from _strict(inner, shape.member, f"{place}[{index}]")
+            yield from _check_values(inner, shape.member, f"{place}[{index}]")
     elif shape.type_name == "map":
         for name, inner in value.items():
-            yield from _strict(name, shape.key, f"{place}.{name}")
-            yield from _strict(inner, shape.value, f"{place}.{name}")
+            yield from _check_values(name, shape.key, f"{place}.{name}")
+            yield from _check_values(inner, shape.value, f"{place}.{name}")
     elif shape.type_name == "string":
-        yield from _text(value, shape, place)
+        yield from _check_text(value, shape, place)
     elif shape.type_name in ("integer", "long", "float", "double"):
         most = shape.metadata.get("max")
         if most is not None and value > most:
             yield f"{place}={value} is over {most}"
 
 
-def _text(value: str, shape: Any, place: str) -> Iterator[str]:
+def _check_text(value: str, shape: Any, place: str) -> Iterator[str]:
     allowed = shape.metadata.get("enum")
     if allowed and value not in allowed:
         near = [each for each in allowed if each.rpartition(".")[0] == value.rpartition(".")[0]] or allowed
         yield f"{place}: AWS knows no {value!r}; it knows {', '.join(near[:8])}"
     if len(value) > shape.metadata.get("max", len(value)):
         yield f"{place}: {len(value)} characters are more than {shape.metadata['max']}"
-    pattern = _compiled(shape.metadata.get("pattern", ""))
+    pattern = _compile_pattern(shape.metadata.get("pattern", ""))
     if pattern is not None and not pattern.fullmatch(value):
         yield f"{place}: {value!r} is not what AWS takes there ({pattern.pattern})"
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(pattern: str) -> re.Pattern[str] | None:
+def _compile_pattern(pattern: str) -> re.Pattern[str] | None:
     """None where there is none, or one in a dialect (\\p{L}) that Python's re does not have."""
     try:
         return re.compile(pattern) if pattern else None

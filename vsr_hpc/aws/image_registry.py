@@ -15,12 +15,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from vsr_hpc.aws.errors import is_passing
+from vsr_hpc.aws.account import client
+from vsr_hpc.aws.errors import explained
 from vsr_hpc.errors import BackendError, JobError
 
 log = logging.getLogger(__name__)
@@ -33,16 +34,17 @@ _REPOSITORY = re.compile(r"(?:[a-z0-9]+(?:[._-][a-z0-9]+)*/)*[a-z0-9]+(?:[._-][a
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _LOOK_S = 60
 _PUSH_S = 4 * 3600
+_PERMISSIONS = "a push needs ecr:GetAuthorizationToken, and the right to upload to the repository"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class PushTarget:
     """Where an image goes in this account's registry."""
 
     repository: str
     tag: str
     region: str | None = None
-    """None takes boto3's own."""
+    """None takes the region that the shell names."""
 
     def __post_init__(self) -> None:
         wrong = []
@@ -170,18 +172,24 @@ def find_engine(wanted: EngineName | None, image: str) -> Engine:
 
 
 def push(
-    image: str, target: Target, say: Say, *, engine: EngineName | None = None, makes_repository: bool = True
+    image: str,
+    target: PushTarget,
+    say: Say,
+    *,
+    engine: EngineName | None = None,
+    makes_repository: bool = True,
 ) -> Pushed:
     """Push a local image to ECR in this account, into a repository that is made where it is missing."""
     found = find_engine(engine, image)
-    with _explained(target.region):
-        ecr = _client(target.region)
+    what = f"push {image} to ECR"
+    with explained(what, hint=_PERMISSIONS):
+        ecr = client("ecr", target.region)
         _ensure_repository(ecr, target.repository, say, makes_it=makes_repository)
         login = read_login(ecr.get_authorization_token())
     tagged = f"{login.registry}/{target.repository}:{target.tag}"
     say(f"{found.name} pushes {image} to {tagged}")
     found.push(image, tagged, login)
-    with _explained(target.region):
+    with explained(what, hint=_PERMISSIONS):
         details = ecr.describe_images(
             repositoryName=target.repository, imageIds=[{"imageTag": target.tag}]
         )["imageDetails"][0]  # fmt: skip
@@ -222,33 +230,3 @@ def _ensure_repository(ecr: Any, name: str, say: Say, *, makes_it: bool) -> None
             tags=[{"Key": "vsr", "Value": name}],
         )
         say(f"made the repository {name}; ECR looks through each image for known holes")
-
-
-def _client(region: str | None) -> Any:
-    import boto3
-
-    return boto3.client("ecr", region_name=region)
-
-
-@contextlib.contextmanager
-def _explained(region: str | None) -> Iterator[None]:
-    """AWS's errors inside the block as errors for whoever must act."""
-    from botocore import exceptions as aws
-
-    where = f"ECR in {region}" if region else "ECR"
-    try:
-        yield
-    except aws.ClientError as exc:
-        error = exc.response.get("Error", {})
-        code, text = str(error.get("Code", "")), str(error.get("Message", exc))
-        if is_passing(exc.response):
-            raise BackendError(f"{where}: {code}: {text}") from exc
-        if code in ("AccessDeniedException", "UnrecognizedClientException", "ExpiredTokenException"):
-            text += "; who pushes needs ecr:GetAuthorizationToken, and to upload to the repository"
-        raise JobError(f"{where}: {exc.operation_name}: {code}: {text}") from exc
-    except (aws.NoCredentialsError, aws.PartialCredentialsError) as exc:
-        raise JobError(f"{where}: no AWS credentials found; `aws configure` or `aws sso login`") from exc
-    except (aws.NoRegionError, aws.ParamValidationError, aws.ProfileNotFound) as exc:
-        raise JobError(f"{where}: {exc}; --region names one") from exc
-    except aws.BotoCoreError as exc:
-        raise BackendError(f"{where}: {exc}") from exc

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from vsr_hpc.errors import JobError
+from vsr_hpc.system.aws_region import need_region
 
 Statement = dict[str, Any]
 _ECR = re.compile(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/([a-z0-9._/-]+)[:@].*")
@@ -41,12 +41,7 @@ def pulls(partition: str, images: Iterable[str]) -> Iterator[Statement]:
 
 
 def region_of(image: str) -> str:
-    """Of the image, which AWS wants where it is pulled; else where the person works."""
+    """The region of the image's registry; for an image from elsewhere the region that the shell names."""
     if found := _ECR.fullmatch(image):
         return found.group(2)
-    import boto3
-
-    here = boto3.session.Session().region_name
-    if not here:
-        raise JobError("which region? set AWS_REGION")
-    return str(here)
+    return need_region()

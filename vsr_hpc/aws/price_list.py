@@ -12,14 +12,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from vsr_hpc.aws.account import client
+from vsr_hpc.aws.errors import explained
 from vsr_hpc.aws.prices import Refreshed
-from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.errors import JobError
 
-Client = Callable[[str, str], Any]
-"""A boto3 client by service and region."""
+MakeClient = Callable[[str, str], Any]
+"""Gives a boto3 client for a service and a region."""
 
 _PRICING_REGION = "us-east-1"
-"""The price list answers only in a few regions, for all of them."""
+"""The price list answers only in a few regions, each for all regions."""
+_PERMISSIONS = (
+    "needed are pricing:GetProducts and ec2:DescribeSpotPriceHistory; "
+    "the table in the package is used until prices are refreshed"
+)
 _LINUX = {
     "operatingSystem": "Linux",
     "tenancy": "Shared",
@@ -28,25 +34,15 @@ _LINUX = {
 }
 
 
-def refresh(region: str, types: Iterable[str], *, client: Client | None = None) -> Refreshed:
+def refresh(region: str, types: Iterable[str], *, make_client: MakeClient | None = None) -> Refreshed:
     """What AWS asks in a region for these instance types; one that it does not sell there is left out."""
-    from botocore import exceptions as aws
-
     wanted = sorted(set(types))
-    connect = client or _client
-    try:
+    connect = make_client or client
+    with explained("prices refresh", hint=_PERMISSIONS):
         pricing, ec2 = connect("pricing", _PRICING_REGION), connect("ec2", region)
-        on_demand = dict(_found(wanted, lambda name: _on_demand(pricing, region, name)))
-        sagemaker = dict(_found(wanted, lambda name: _sagemaker(pricing, region, name)))
+        on_demand = dict(_known_prices(wanted, lambda name: _on_demand(pricing, region, name)))
+        sagemaker = dict(_known_prices(wanted, lambda name: _sagemaker(pricing, region, name)))
         spot = spot_prices(ec2, wanted)
-    except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as exc:
-        raise JobError(
-            f"prices refresh: AWS credentials are needed ({exc}); the table in the package goes on without"
-        ) from exc
-    except aws.ClientError as exc:
-        raise _refused(exc) from exc
-    except aws.BotoCoreError as exc:
-        raise BackendError(f"prices refresh: AWS was not reached: {exc}") from exc
     if not on_demand:
         raise JobError(f"prices refresh: AWS knows no price of these types in {region!r}; is it a region?")
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -71,7 +67,7 @@ def spot_prices(ec2: Any, types: list[str]) -> dict[str, float]:
     return {name: statistics.median(prices) for name, prices in sorted(zones.items())}
 
 
-def _found(types: list[str], ask: Callable[[str], float | None]) -> Iterator[tuple[str, float]]:
+def _known_prices(types: list[str], ask: Callable[[str], float | None]) -> Iterator[tuple[str, float]]:
     for name in types:
         usd = ask(name)
         if usd:
@@ -107,25 +103,3 @@ def _cheapest(products: Iterable[dict[str, Any]]) -> float | None:
         if dimension.get("unit") == "Hrs" and "USD" in dimension["pricePerUnit"]
     ]
     return min((usd for usd in found if usd > 0), default=None)
-
-
-def _refused(error: Any) -> JobError | BackendError:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    if code in ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation"):
-        return JobError(
-            "prices refresh: these credentials may not ask; they need pricing:GetProducts and "
-            f"ec2:DescribeSpotPriceHistory ({code})"
-        )
-    if code.startswith(("InvalidClientToken", "AuthFailure", "ExpiredToken", "UnrecognizedClient")):
-        return JobError(f"prices refresh: AWS refuses these credentials ({code}); renew them and ask again")
-    return BackendError(f"prices refresh: {error}")
-
-
-def _client(service: str, region: str) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    retries: Any = {"max_attempts": 5, "mode": "standard"}
-    return boto3.session.Session().client(  # not the default session, which keeps credentials of before
-        service, region_name=region, config=Config(retries=retries, connect_timeout=5, read_timeout=30)
-    )

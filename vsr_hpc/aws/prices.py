@@ -68,14 +68,14 @@ class Prices:
         """US dollars per hour; None where the type is not known. `ml.` in front means SageMaker's price."""
         if instance_type.startswith("ml."):
             instance_type, purchase = instance_type.removeprefix("ml."), "sagemaker"
-        asked = self.asked(instance_type, purchase)
+        asked = self._aws_price(instance_type, purchase)
         if asked is not None:
             return asked
-        listed = self.asked(instance_type, "on-demand") or self._listed(instance_type)
+        listed = self._aws_price(instance_type, "on-demand") or self._table_price(instance_type)
         return None if listed is None else listed * self._share(instance_type, purchase)
 
-    def asked(self, instance_type: str, purchase: Purchase) -> float | None:
-        """What AWS itself said, if it was asked."""
+    def _aws_price(self, instance_type: str, purchase: Purchase) -> float | None:
+        """The price that AWS itself gave at the last refresh; None where there was none."""
         if self.refreshed is None:
             return None
         tables = {
@@ -96,7 +96,7 @@ class Prices:
         where = "" if self.is_guess else f", {self.region}"
         return f"list prices of {self.date}{where}{guess}, approximate; `vsr prices refresh` asks AWS"
 
-    def _listed(self, instance_type: str) -> float | None:
+    def _table_price(self, instance_type: str) -> float | None:
         listed = self.on_demand.get(instance_type)
         return None if listed is None else listed * self.factor
 
@@ -178,11 +178,6 @@ def _overlaid(region: str, path: Path, stamp: int) -> Prices:
         log.warning("refreshed prices not used path=%s error=%s", path, str(exc).splitlines()[0])
         return _packaged(region)
     return replace(_packaged(region), refreshed=refreshed)
-
-
-def regions() -> tuple[str, ...]:
-    """Regions that the package's table has a factor for."""
-    return tuple(name for name in _read()["region_factor"] if name != "other")
 
 
 @lru_cache(maxsize=1)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any, NoReturn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from vsr_hpc.errors import JobError
 
+if TYPE_CHECKING:
+    from vsr_hpc.aws.steps import Step
+
 
 def account_of(region: str | None) -> Any:
-    from vsr_hpc.aws.account import Account, client
+    from vsr_hpc.aws.account import Account
+    from vsr_hpc.system.aws_region import need_region
 
-    found = region or client("batch", None).meta.region_name
-    return Account(region=found)
+    return Account(region=region or need_region())
 
 
 def ask(question: str, is_yes: bool) -> None:
@@ -27,6 +31,23 @@ def ask(question: str, is_yes: bool) -> None:
         raise JobError("nothing was done: --yes answers the question") from exc
     if not is_agreed:
         raise JobError("nothing was done")
+
+
+def answer_with_steps(
+    steps: tuple[Step, ...],
+    is_json: bool,
+    more: Mapping[str, Any] | None = None,
+    nothing: str = "nothing to do",
+) -> None:
+    """Print the steps of a plan or of what was done; `more` is added to the JSON answer."""
+    if is_json:
+        found = {"steps": [each.row() for each in steps], **(more or {})}
+        typer.echo(json.dumps(found, indent=1, default=str))
+        return
+    for step in steps:
+        typer.echo(str(step))
+    if not steps:
+        typer.echo(nothing)
 
 
 IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]

@@ -8,14 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from vsr_hpc.cli.answers import account_of, ask
+from vsr_hpc.cli.answers import account_of, answer_with_steps, ask
 
 app = typer.Typer(
     help="Queues, roles and instances of AWS Batch, and what runs in them.", no_args_is_help=True
 )
 
 Name = Annotated[str, typer.Argument(help="What everything is called; a job file's batch.name.")]
-Region = Annotated[str | None, typer.Option("--region", help="AWS_REGION's or your profile's by default.")]
+Region = Annotated[
+    str | None,
+    typer.Option("--region", help="By default AWS_REGION, AWS_DEFAULT_REGION or the profile's region."),
+]
 IsPlan = Annotated[bool, typer.Option("--plan", help="Only say what would be done.")]
 IsYes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
 IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
@@ -34,25 +37,29 @@ def init_command(
     types: Annotated[
         list[str], typer.Option("--type", help="A GPU instance type; may be repeated. Six kinds by default.")
     ] = [],  # noqa: B006 - typer copies it
-    max_vcpus: Annotated[int, typer.Option("--max-vcpus", help="Of each environment at a time.")] = 128,
-    disk_gib: Annotated[int, typer.Option("--disk-gib", help="Of each instance.")] = 100,
+    max_vcpus: Annotated[
+        int, typer.Option("--max-vcpus", help="The most vCPUs that each environment runs at a time.")
+    ] = 128,
+    disk_gib: Annotated[int, typer.Option("--disk-gib", help="The disk of each instance.")] = 100,
     capacity_wait_min: Annotated[
-        int, typer.Option("--capacity-wait-min", help="How long NAME-spot waits for an instance.")
+        int,
+        typer.Option("--capacity-wait-min", help="Minutes that a job in NAME-spot waits for an instance."),
     ] = 30,
     is_plan: IsPlan = False,
     is_json: IsJson = False,
 ) -> None:
-    """Make what AWS Batch needs, or bring it up to date; nothing runs, or costs, until a job comes.
+    """Create what AWS Batch needs, or update it. Nothing runs or costs anything until a job is submitted.
 
     \b
     vsr batch init --bucket films --image 123456789012.dkr.ecr.eu-west-1.amazonaws.com/vsr-hpc:1 \\
         --subnet subnet-0a --subnet subnet-0b --plan
     """
     from vsr_hpc.aws.batch.installation import init
-    from vsr_hpc.aws.batch.resources import GPU_TYPES, Settings
+    from vsr_hpc.aws.batch.resources import GPU_TYPES, BatchSettings
+    from vsr_hpc.aws.steps import count_changes
 
     account = account_of(region)
-    settings = Settings(
+    settings = BatchSettings(
         name=name,
         region=account.region,
         account=account.number(),
@@ -65,13 +72,11 @@ def init_command(
         disk_gib=disk_gib,
         capacity_wait_min=capacity_wait_min,
     )
-    changes = init(settings, account, _tell, is_plan=is_plan)
+    steps = init(settings, account, _tell, is_plan=is_plan)
     if is_json:
-        _answer([asdict(each) for each in changes])
-        return
-    due = sum(each.verdict != "as it is" for each in changes)
-    if is_plan:
-        typer.echo(f"{due} of {len(changes)} things would be made or changed")
+        answer_with_steps(steps, is_json)
+    elif is_plan:
+        typer.echo(f"{count_changes(steps)} of {len(steps)} things would be created or updated")
     else:
         typer.echo(f"{name} is ready in {account.region}: `vsr submit JOB.yaml --on aws-batch`")
 
@@ -97,18 +102,18 @@ def delete_command(
         waiting = open_jobs(name, account)
         busy = f" {waiting} jobs are waiting or running and end with it." if waiting else ""
         ask(f"delete all of {name} in {account.region}?{busy}", is_yes)
-    removed = delete(name, account, _tell, is_plan=is_plan)
+    steps = delete(name, account, _tell, is_plan=is_plan)
     if is_json:
-        _answer(list(removed))
-    elif not removed:
+        answer_with_steps(steps, is_json)
+    elif not steps:
         typer.echo(f"nothing of {name} in {account.region}")
     else:
-        typer.echo(f"{len(removed)} things {'would be' if is_plan else 'are'} deleted")
+        typer.echo(f"{len(steps)} things {'would be' if is_plan else 'are'} deleted")
 
 
 @app.command("status")
 def status_command(name: Name = "vsr", region: Region = None, is_json: IsJson = False) -> None:
-    """Environments, queues and the jobs in them.
+    """Show the environments, the queues and the jobs in them.
 
     \b
     vsr batch status

@@ -265,11 +265,12 @@ def storage_init(
     vsr storage init my-vsr-bucket --region us-east-1
     """
     from vsr_hpc.aws import bucket as storage
+    from vsr_hpc.aws.account import account_number, client
 
-    account = "ACCOUNT" if dry_run else storage.find_account()
-    place = storage.checked_place(bucket, prefix, region, account)
+    account = "ACCOUNT" if dry_run else account_number(client("sts", region))
+    place = storage.validate_location(bucket, prefix, region, account)
     for step in storage.plan_storage(place, with_container=with_container):
-        typer.echo(f"will {step.what}", err=True)
+        typer.echo(f"will {step}", err=True)
     if dry_run:
         return
     _ask("go on?", is_yes)

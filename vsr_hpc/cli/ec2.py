@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vsr_hpc.cli.answers import answer_with_steps
 from vsr_hpc.errors import JobError
 
 if TYPE_CHECKING:
-    from vsr_hpc.aws.calls import Step
     from vsr_hpc.aws.ec2.spec import Ec2Spec
     from vsr_hpc.job.spec import JobSpec
 
@@ -39,26 +39,27 @@ def up(
     \b
     vsr ec2 up jobs/ec2-server.yaml --plan
     """
-    import boto3
-
     from vsr_hpc.aws.ec2 import fleet as ec2
     from vsr_hpc.aws.ec2.spec import load_ec2
+    from vsr_hpc.system.aws_region import need_region
 
     wanted = load_ec2(spec)
     if is_plan:
-        price = ec2.hourly(wanted, boto3.Session().region_name or "us-east-1")
-        _told(ec2.plan(wanted), is_json, price)
+        price = ec2.hourly(wanted, need_region())
+        answer_with_steps(ec2.plan(wanted), is_json, {"price": price})
+        if not is_json:
+            typer.echo(price)
         return
     steps = ec2.up(wanted, _tell)
     if is_json:
-        _answer({"steps": _rows(steps), **ec2.status(wanted.name)})
+        answer_with_steps(steps, is_json, ec2.status(wanted.name))
     else:
         _show(ec2.status(wanted.name))
 
 
 @app.command(no_args_is_help=True)
 def status(name: Name, is_json: IsJson = False) -> None:
-    """Which instances there are, how they are, and how to reach them.
+    """Show the instances, their health, and how to reach them.
 
     \b
     vsr ec2 status film
@@ -71,14 +72,14 @@ def status(name: Name, is_json: IsJson = False) -> None:
 
 @app.command(no_args_is_help=True)
 def down(name: Name, is_json: IsJson = False) -> None:
-    """End the instances and remove everything that was made for them, and nothing else.
+    """Terminate the instances and remove everything that was created for them, and nothing else.
 
     \b
     vsr ec2 down film
     """
     from vsr_hpc.aws.ec2 import fleet as ec2
 
-    _told(ec2.down(name, _tell), is_json)
+    answer_with_steps(ec2.down(name, _tell), is_json)
 
 
 @app.command(no_args_is_help=True)
@@ -87,7 +88,7 @@ def role(
     whose: Annotated[str, typer.Option("--for", help="instance: its own role; you: yours.")] = "instance",
     is_trust: Annotated[bool, typer.Option("--trust", help="Who may take the role on, instead.")] = False,
 ) -> None:
-    """The IAM policy that the instances or you need for this file, and no more, as JSON.
+    """Print the smallest IAM policy that the instances or you need for this file, as JSON.
 
     That of workers follows from their run, which is read.
 
@@ -104,17 +105,16 @@ def role(
 
 @app.command(name="user-data", no_args_is_help=True)
 def user_data(spec: SpecFile) -> None:
-    """The script that an instance runs at its first boot, for whoever starts it in another way.
+    """Print the script of an instance's first boot, for instances that you start in another way.
 
     \b
     vsr ec2 user-data jobs/ec2-server.yaml > boot.sh
     """
-    import boto3
-
     from vsr_hpc.aws.ec2.spec import load_ec2
     from vsr_hpc.aws.ec2.spec import user_data as script
+    from vsr_hpc.system.aws_region import need_region
 
-    typer.echo(script(load_ec2(spec), boto3.Session().region_name or "us-east-1"), nl=False)
+    typer.echo(script(load_ec2(spec), need_region()), nl=False)
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -123,24 +123,6 @@ def _show(found: dict[str, Any]) -> None:
         typer.echo(f"  {each['url'] or each['session']}")
     if not found["instances"]:
         typer.echo(f"no instance, {found['wanted']} wanted")
-
-
-def _told(steps: tuple[Step, ...], is_json: bool, price: str | None = None) -> None:
-    if is_json:
-        _answer({"steps": _rows(steps), **({"price": price} if price else {})})
-        return
-    for step in steps:
-        typer.echo(str(step))
-    if not steps:
-        _tell("nothing to do")
-    if price:
-        typer.echo(price)
-
-
-def _rows(steps: tuple[Step, ...]) -> list[dict[str, str]]:
-    return [
-        {"action": each.action, "kind": each.kind, "name": each.name, "detail": each.detail} for each in steps
-    ]
 
 
 def _answer(found: Any) -> None:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vsr_hpc.cli.answers import answer_with_steps
 from vsr_hpc.errors import JobError
 
 if TYPE_CHECKING:
-    from vsr_hpc.aws.calls import Step
     from vsr_hpc.aws.endpoint.spec import EndpointSpec
+    from vsr_hpc.aws.steps import Step
 
 
-app = typer.Typer(help="Ask a served model, and deploy one at SageMaker.", no_args_is_help=True)
+app = typer.Typer(help="Send pictures to a served model, and deploy one at SageMaker.", no_args_is_help=True)
 transform_app = typer.Typer(
     help="Batch transform: many files from S3, without an endpoint.", no_args_is_help=True
 )
@@ -26,7 +27,7 @@ app.add_typer(transform_app, name="transform")
 SpecFile = Annotated[Path, typer.Argument(metavar="ENDPOINT.yaml", help="What the endpoint should be.")]
 Name = Annotated[str, typer.Argument(help="The endpoint's name.")]
 Job = Annotated[str, typer.Argument(help="The transform job's name.")]
-IsPlan = Annotated[bool, typer.Option("--plan", help="Only say what would change, and what it costs.")]
+IsPlan = Annotated[bool, typer.Option("--plan", help="Only show what would change, and what it costs.")]
 IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
 
 
@@ -56,7 +57,7 @@ def invoke(
     timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait in all.")] = 900,
     is_json: Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")] = False,
 ) -> None:
-    """Make one picture or clip bigger elsewhere. What is too large for one request goes through S3.
+    """Upscale a picture or clip on a server or endpoint. What is too large for one request goes through S3.
 
     \b
     vsr endpoint invoke http://localhost:8080 in.png out.png --scale 2
@@ -91,27 +92,27 @@ def invoke(
 
 @app.command(no_args_is_help=True)
 def create(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> None:
-    """Make a SageMaker endpoint as the file says, or change it into that; nothing is done twice.
+    """Create the SageMaker endpoint of the file, or update it; nothing is done twice.
 
     \b
     vsr endpoint create jobs/endpoint-realtime.yaml --plan
     """
-    _applied(spec, is_plan, is_json)
+    _apply(spec, is_plan, is_json)
 
 
 @app.command(no_args_is_help=True)
 def update(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> None:
-    """Change an endpoint that is there into what the file says, all at once; back on an alarm.
+    """Update an existing endpoint to what the file says, all at once; an alarm rolls it back.
 
     \b
     vsr endpoint update endpoint.yaml
     """
-    _applied(spec, is_plan, is_json, at_once=True, must_exist=True)
+    _apply(spec, is_plan, is_json, at_once=True, must_exist=True)
 
 
 @app.command(no_args_is_help=True)
 def rollout(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> None:
-    """Change an endpoint step by step, as the file's rollout says: canary or linear; back on an alarm.
+    """Update an endpoint step by step, by the file's rollout (canary or linear); an alarm rolls it back.
 
     \b
     vsr endpoint rollout jobs/endpoint-canary.yaml
@@ -120,7 +121,7 @@ def rollout(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) ->
 
     if load_spec(spec).rollout is None:
         raise JobError(f"{spec}: no rollout in it; add one, or `vsr endpoint update` changes all at once")
-    _applied(spec, is_plan, is_json, must_exist=True)
+    _apply(spec, is_plan, is_json, must_exist=True)
 
 
 @app.command(no_args_is_help=True)
@@ -150,11 +151,11 @@ def promote(
     typer.echo(str(measured), err=is_json)
     promotion.check(wanted, measured)
     if is_plan:
-        _show(promotion.plan(wanted, measured), wanted, is_json, asdict(measured))
+        _answer_with_plan(promotion.plan(wanted, measured), wanted, is_json, asdict(measured))
         return
     steps = promotion.promote(wanted, measured, tell)
     if is_json:
-        _answer({"steps": _rows(steps), "measured": asdict(measured)})
+        answer_with_steps(steps, is_json, {"measured": asdict(measured)})
 
 
 @app.command(no_args_is_help=True)
@@ -171,7 +172,7 @@ def shift(
     """
     from vsr_hpc.aws.endpoint import endpoint as endpoints
 
-    _told(endpoints.shift(name, dict(map(_weight, weights)), is_plan=is_plan), is_json)
+    answer_with_steps(endpoints.shift(name, dict(map(_weight, weights)), is_plan=is_plan), is_json)
 
 
 @app.command(no_args_is_help=True)
@@ -184,7 +185,7 @@ def scale(
     is_plan: IsPlan = False,
     is_json: IsJson = False,
 ) -> None:
-    """Another number of instances, or other bounds of autoscaling, until the file is applied again.
+    """Set the number of instances, or the bounds of autoscaling, until the file is applied again.
 
     \b
     vsr endpoint scale film --count 3
@@ -194,12 +195,12 @@ def scale(
     if (count is None) == (least is None and most is None):
         raise JobError("give --count, or --least and --most")
     steps = endpoints.scale(name, variant=variant, count=count, least=least, most=most, is_plan=is_plan)
-    _told(steps, is_json)
+    answer_with_steps(steps, is_json)
 
 
 @app.command(no_args_is_help=True)
 def status(name: Name, is_json: IsJson = False) -> None:
-    """What state a SageMaker endpoint is in: its variants, what is on its way, alarms, scaling.
+    """Show the state of a SageMaker endpoint: variants, pending changes, alarms, scaling.
 
     \b
     vsr endpoint status film
@@ -243,7 +244,7 @@ def delete(
     """
     from vsr_hpc.aws.endpoint import endpoint as endpoints
 
-    _told(endpoints.delete(name, keeps_registry=keeps_registry, tell=tell), is_json)
+    answer_with_steps(endpoints.delete(name, keeps_registry=keeps_registry, tell=tell), is_json)
 
 
 @app.command(no_args_is_help=True)
@@ -254,7 +255,7 @@ def role(
     ] = "endpoint",
     is_trust: Annotated[bool, typer.Option("--trust", help="Who may take the role on, instead.")] = False,
 ) -> None:
-    """The IAM policy that the endpoint, its schedule or you need for this file, and no more, as JSON.
+    """Print the smallest IAM policy that the endpoint, its schedule or you need for this file, as JSON.
 
     \b
     vsr endpoint role endpoint.yaml > policy.json
@@ -278,18 +279,18 @@ def transform_start(
     \b
     vsr endpoint transform start jobs/endpoint-transform.yaml --wait
     """
-    from vsr_hpc.aws.account import Patience
+    from vsr_hpc.aws.account import WaitLimits
     from vsr_hpc.aws.endpoint import transform
     from vsr_hpc.aws.endpoint.spec_file import load_spec
 
     job = transform.start(load_spec(spec), source, target)
-    found = transform.wait(job, Patience(), tell) if is_waiting else {"job": job}
+    found = transform.wait(job, WaitLimits(), tell) if is_waiting else {"job": job}
     _answer(found) if is_json else typer.echo(job)
 
 
 @transform_app.command("status", no_args_is_help=True)
 def transform_status(job: Job) -> None:
-    """What state a transform job is in, as JSON.
+    """Show the state of a transform job, as JSON.
 
     \b
     vsr endpoint transform status film-20261121020000-1a2b
@@ -301,7 +302,7 @@ def transform_status(job: Job) -> None:
 
 @transform_app.command("stop", no_args_is_help=True)
 def transform_stop(job: Job) -> None:
-    """End a transform job early; what it answered stays.
+    """Stop a transform job early; the answers that it has written stay.
 
     \b
     vsr endpoint transform stop film-20261121020000-1a2b
@@ -315,7 +316,7 @@ def tell(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _applied(
+def _apply(
     path: Path, is_plan: bool, is_json: bool, *, at_once: bool = False, must_exist: bool = False
 ) -> None:
     from vsr_hpc.aws.endpoint import endpoint as endpoints
@@ -323,48 +324,32 @@ def _applied(
 
     spec = load_spec(path)
     if is_plan:
-        _show(endpoints.plan(spec, at_once=at_once, must_exist=must_exist), spec, is_json)
+        _answer_with_plan(endpoints.plan(spec, at_once=at_once, must_exist=must_exist), spec, is_json)
         return
     steps = endpoints.apply(spec, at_once=at_once, must_exist=must_exist, tell=tell)
-    _told(steps, is_json)
+    answer_with_steps(steps, is_json)
 
 
-def _show(
+def _answer_with_plan(
     steps: tuple[Step, ...], spec: EndpointSpec, is_json: bool, more: Mapping[str, Any] | None = None
 ) -> None:
     """A plan and its price."""
-    import boto3
-
     from vsr_hpc.aws.endpoint import bill as costs
+    from vsr_hpc.system.aws_region import need_region
 
-    found = costs.bill(spec, boto3.Session().region_name or "us-east-1")
+    found = costs.bill(spec, need_region())
+    cost = {"lines": [asdict(each) for each in found.lines], **asdict(found.total), "note": found.note}
+    answer_with_steps(
+        steps,
+        is_json,
+        {"cost": cost, **({"measured": more} if more else {})},
+        nothing="nothing to do: all is as the file says",
+    )
     if is_json:
-        cost = {"lines": [asdict(each) for each in found.lines], **asdict(found.total), "note": found.note}
-        _answer({"steps": _rows(steps), "cost": cost, **({"measured": more} if more else {})})
         return
-    for step in steps:
-        typer.echo(str(step))
-    if not steps:
-        typer.echo("nothing to do: all is as the file says")
     for line in (*found.lines, found.total) if len(found.lines) > 1 else found.lines:
         typer.echo(str(line))
     typer.echo(f"  {found.note}")
-
-
-def _told(steps: tuple[Step, ...], is_json: bool) -> None:
-    if is_json:
-        _answer({"steps": _rows(steps)})
-        return
-    for step in steps:
-        typer.echo(str(step))
-    if not steps:
-        tell("nothing to do")
-
-
-def _rows(steps: tuple[Step, ...]) -> list[dict[str, str]]:
-    return [
-        {"action": each.action, "kind": each.kind, "name": each.name, "detail": each.detail} for each in steps
-    ]
 
 
 def _answer(found: Any) -> None:

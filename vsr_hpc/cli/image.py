@@ -33,7 +33,10 @@ def push_command(
         str, typer.Option("--repository", help="Of this account in ECR; the one that nodes may pull.")
     ] = "vsr-hpc",
     tag: Annotated[str, typer.Option("--tag", help="The image's name in there.")] = VERSION,
-    region: Annotated[str | None, typer.Option("--region", help="Where; as AWS tools have it.")] = None,
+    region: Annotated[
+        str | None,
+        typer.Option("--region", help="By default AWS_REGION, AWS_DEFAULT_REGION or the profile's."),
+    ] = None,
     engine: Annotated[
         EngineChoice | None, typer.Option("--engine", help="The first that has the image, by default.")
     ] = None,
@@ -49,11 +52,11 @@ def push_command(
     """
     from dataclasses import asdict
 
-    from vsr_hpc.aws.image_registry import Target, push
+    from vsr_hpc.aws.image_registry import PushTarget, push
 
     pushed = push(
         image,
-        Target(repository=repository, tag=tag, region=region),
+        PushTarget(repository=repository, tag=tag, region=region),
         lambda line: typer.echo(line, err=True),
         engine=None if engine is None else engine.value,
         makes_repository=makes_repository,

@@ -261,7 +261,7 @@ def prices_show(
 
 
 @prices_app.command("refresh")
-def prices_refresh(region: Region = "us-east-1", is_json: IsJson = False) -> None:
+def prices_refresh(region: Region = "", is_json: IsJson = False) -> None:
     """Ask AWS's price list and the Spot price history, and keep the answer. Needs credentials; buys nothing.
 
     \b
@@ -269,7 +269,9 @@ def prices_refresh(region: Region = "us-east-1", is_json: IsJson = False) -> Non
     """
     from vsr_hpc.aws import price_list
     from vsr_hpc.aws.prices import prices, refreshed_path, save
+    from vsr_hpc.system.aws_region import need_region
 
+    region = region or need_region()
     refreshed_path(region)  # refused before AWS is asked
     found = price_list.refresh(region, prices(region).on_demand)
     path = save(found)

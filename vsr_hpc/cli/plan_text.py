@@ -82,10 +82,6 @@ def _cost(each: Option) -> str:
 def _small_print(found: Forecast) -> Iterator[str]:
     if found.choice is not None:
         yield f"advice   {found.choice.text}"
-    best = found.storage[0]
-    others = ", ".join(f"{each.label} {money(each.usd_per_month)}" for each in found.storage[1:])
-    yield f"storage  {best.label}, {money(best.usd_per_month)} a month for all that the run keeps ({others}):"
-    yield f"         {best.reason}"
     some = next((each for each in found.elsewhere if isinstance(each, Option)), None)
     if some is not None:
         parts = [f"~ {some.source}"] if some.basis == "scaled" else [some.source]
@@ -107,13 +103,6 @@ def forecast_document(found: Forecast) -> dict[str, Any]:
             "is_certain": found.choice.is_certain,
             "text": found.choice.text,
         },
-        "storage": [
-            {
-                "storage": each.storage, "fits": each.fits, "usd_per_month": round(each.usd_per_month, 4),
-                "usd_per_run": round(each.usd_per_run, 6), "reason": each.reason,
-            }
-            for each in found.storage
-        ],
         "sample": found.sample.model_dump(mode="json"),
         "bytes_out": found.bytes_out,
         "memory_bytes": found.memory_bytes,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsr_hpc.cli.answers import account_of, ask
+from vsr_hpc.cli.answers import account_of, answer_with_steps, ask
 
 if TYPE_CHECKING:
     from vsr_hpc.aws.workflow.installation import Workflow
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(
-    help="Step Functions: a clip that comes to S3 is upscaled without anybody at a keyboard.",
+    help="Step Functions: upscale every clip that arrives in a bucket.",
     no_args_is_help=True,
 )
 
@@ -29,7 +29,10 @@ class Pages(StrEnum):
 
 
 Name = Annotated[str, typer.Option("--name", help="The installation that `vsr batch init` made.")]
-Region = Annotated[str | None, typer.Option("--region", help="AWS_REGION's or your profile's by default.")]
+Region = Annotated[
+    str | None,
+    typer.Option("--region", help="By default AWS_REGION, AWS_DEFAULT_REGION or the profile's region."),
+]
 Bucket = Annotated[str, typer.Option("--bucket", help="Where clips come to and go from.")]
 Prefix = Annotated[str, typer.Option("--prefix", help="Below it lie incoming/, outgoing/, runs/, failures/.")]
 IsExpress = Annotated[
@@ -56,15 +59,15 @@ def render(
         Pages, typer.Option("--page", help="The state machine, or the pattern of events that start it.")
     ] = Pages.definition,
 ) -> None:
-    """Print the state machine in Amazon States Language. Makes nothing.
+    """Print the state machine in Amazon States Language. Creates nothing.
 
     \b
     vsr workflow render jobs/batch.yaml --bucket films
     """
     from vsr_hpc.aws.workflow import state_machine as workflow
-    from vsr_hpc.aws.workflow.installation import rendered
+    from vsr_hpc.aws.workflow.installation import expected_places
 
-    places = rendered(_flow(job_file, name, bucket, prefix, is_express), account_of(region))
+    places = expected_places(_flow(job_file, name, bucket, prefix, is_express), account_of(region))
     if page is Pages.pattern:
         typer.echo(json.dumps(workflow.event_pattern(places), indent=2))
     else:
@@ -81,7 +84,7 @@ def create(
     is_express: IsExpress = False,
     is_json: IsJson = False,
 ) -> None:
-    """Make the workflow, or bring it up to date: state machine, roles, topic, and the rule that starts it.
+    """Create the workflow, or update it: state machine, roles, topic, and the rule that starts it.
 
     \b
     vsr workflow create jobs/batch.yaml --bucket films
@@ -108,7 +111,7 @@ def start(
     is_express: IsExpress = False,
     is_json: IsJson = False,
 ) -> None:
-    """Begin an execution for a clip that lies in incoming/ already.
+    """Start an execution for a clip that lies in incoming/ already.
 
     \b
     vsr workflow start s3://films/vsr/incoming/clip.mp4
@@ -125,7 +128,7 @@ def redrive(
     region: Region = None,
     is_json: IsJson = False,
 ) -> None:
-    """Go on with an execution that failed; what its run has done is not done again.
+    """Continue an execution that failed; what its run has done is not done again.
 
     \b
     vsr workflow redrive 8a6e…
@@ -139,7 +142,7 @@ def redrive(
 def status(
     name: Name = "vsr", region: Region = None, is_express: IsExpress = False, is_json: IsJson = False
 ) -> None:
-    """The latest executions, each with its clip and its run.
+    """Show the latest executions, each with its clip and its run.
 
     \b
     vsr workflow status
@@ -157,7 +160,7 @@ def status(
         why = f" ({each.error})" if each.error else ""
         typer.echo(f"{each.state:<10} {each.began}  {each.input}  {each.name}{why}")
     if not found:
-        typer.echo("nothing has come yet", err=True)
+        typer.echo("no execution yet", err=True)
 
 
 @app.command()
@@ -179,13 +182,13 @@ def delete(
     account, kind = account_of(region), _kind(is_express)
     if not is_plan:
         ask(f"delete {workflow_life.machine_name(name, kind)} in {account.region}?", is_yes)
-    removed = workflow_life.delete(
+    steps = workflow_life.delete(
         name, kind, account, lambda line: typer.echo(line, err=True), is_plan=is_plan
     )
     if is_json:
-        _answer(list(removed))
+        answer_with_steps(steps, is_json)
     else:
-        typer.echo(f"{len(removed)} things {'would be' if is_plan else 'are'} deleted")
+        typer.echo(f"{len(steps)} things {'would be' if is_plan else 'are'} deleted")
 
 
 def _flow(job_file: Path, name: str, bucket: str, prefix: str, is_express: bool) -> Workflow:

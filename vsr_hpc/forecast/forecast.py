@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from vsr_hpc.aws.prices import Prices, prices
+from vsr_hpc.aws.prices import prices
 from vsr_hpc.forecast.job_ways import (
     WORKER_COUNTS,
     Choice,
@@ -30,7 +30,6 @@ from vsr_hpc.forecast.job_ways import (
     way,
 )
 from vsr_hpc.forecast.profiles import load_profiles
-from vsr_hpc.forecast.storage_ways import Footprint, StorageOffer, storage_offers
 from vsr_hpc.forecast.worker_speed import FrameWork, Pace
 from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.media.encode.encoding import Encoding
@@ -79,7 +78,6 @@ class Forecast:
     """The best way of each place, or why there is none."""
     choice: Choice | None
     """Where a deadline or a budget was given."""
-    storage: tuple[StorageOffer, ...]
     bytes_out: int
     memory_bytes: int
     """Of one worker on this machine, about."""
@@ -134,7 +132,7 @@ def forecast(
     choice = choose(every, deadline_s=deadline_s, budget_usd=budget_usd) if is_free else None
     return Forecast(
         plan=plan, notes=prepared.notes, sample=sample, busy_cores=busy, cores=cores, here=here,
-        elsewhere=tuple(elsewhere), choice=choice, storage=_storage(work, workers, here, table),
+        elsewhere=tuple(elsewhere), choice=choice,
         bytes_out=work.bytes_out, memory_bytes=memory_bytes(plan), prices=table.text(), region=region,
     )  # fmt: skip
 
@@ -277,19 +275,6 @@ def memory_bytes(plan: Plan) -> int:
         per_pixel = activation_bytes_per_pixel(card.network, card.scale, dict(card.parameters), 4)
         activations = min(pixels * per_pixel, 1 << 30)  # the engine tiles what would be more
     return int(340 * 2**20 + 8 * frame_in + 90 * frame_out + activations)
-
-
-def _storage(work: Work, workers: int, here: Option, table: Prices) -> tuple[StorageOffer, ...]:
-    kept = work.bytes_in + 2 * work.bytes_out
-    rate = (work.bytes_in + 2 * work.bytes_out) / max(here.seconds.mid, 1e-3) / max(1, workers)
-    run = Footprint(
-        kept_bytes=kept,
-        moved_bytes=work.bytes_in + 3 * work.bytes_out,
-        requests=here.shards * 6 + len(work.chunks),
-        workers=max(2, workers),
-        bytes_per_s_per_worker=rate,
-    )
-    return storage_offers(run, table)
 
 
 def note_estimate(run: Run, chosen: Option, *, prices: str) -> None:

@@ -10,19 +10,19 @@ import time
 from collections.abc import Iterator
 from typing import Literal
 
-from vsr_hpc.serving.deadline import Patience
+from vsr_hpc.serving.deadline import RequestDeadline
 from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.refusals import Refusal
 
 _LONGEST_RETRY_S = 30
 
 
-class Call:
+class OpenRequest:
     """One accepted request, from its head to its answer."""
 
     def __init__(self, request_id: str, limits: Limits) -> None:
         self.id, self.began = request_id, time.monotonic()
-        self.patience = Patience(limits.deadline_s)
+        self.patience = RequestDeadline(limits.deadline_s)
         self.ahead = 1
         """Pictures of this request on their way to the device; one until it is known what has come."""
         self.dropped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -39,8 +39,8 @@ class Gate:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._calls: set[Call] = set()
-        self._snapshot: tuple[Call, ...] = ()
+        self._calls: set[OpenRequest] = set()
+        self._snapshot: tuple[OpenRequest, ...] = ()
         self._mean_s = 1.0
         self.state: Literal["starting", "ready", "draining"] = "starting"
         self._is_empty = asyncio.Event()
@@ -55,7 +55,7 @@ class Gate:
         return sum(call.ahead for call in self._snapshot)
 
     @contextlib.contextmanager
-    def entered(self, request_id: str) -> Iterator[Call]:
+    def entered(self, request_id: str) -> Iterator[OpenRequest]:
         """A place inside for one request; a Refusal (503, 429) where there is none."""
         if self.state == "starting":
             raise Refusal(503, "starting", "the model is still being loaded", {"Retry-After": "5"})
@@ -68,7 +68,7 @@ class Gate:
                 f"at a time; come again in {wait_s} s",
                 {"Retry-After": str(wait_s)}, {"inside": len(self._calls), "limit": self._limits.queue},
             )  # fmt: skip
-        call = Call(request_id, self._limits)
+        call = OpenRequest(request_id, self._limits)
         self._calls.add(call)
         self._snapshot = tuple(self._calls)
         self._is_empty.clear()

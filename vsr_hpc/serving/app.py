@@ -21,12 +21,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vsr_hpc.errors import BackendError, VsrError
-from vsr_hpc.serving.admission import Call, request_id_from
+from vsr_hpc.serving.admission import OpenRequest, request_id_from
 from vsr_hpc.serving.bodies import error_document
 from vsr_hpc.serving.limits import MIB
 from vsr_hpc.serving.refusals import Refusal, past_deadline, payload_too_large, refusal_for
 from vsr_hpc.serving.request import attribute_pairs, parse_content_type
-from vsr_hpc.serving.service import Asked, Service, StreamedAnswer
+from vsr_hpc.serving.service import RequestItem, Service, StreamedAnswer
 from vsr_hpc.serving.stills import Facts
 from vsr_hpc.work.pipeline import Stopped
 
@@ -70,10 +70,10 @@ def application(service: Service) -> ASGIApp:
         Route("/models/{name}/invoke", answering, methods=["POST"]),
     ]
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
-        Refusal: _refused,
+        Refusal: _answer_refusal,
         VsrError: _failed,
         HTTPException: _http_error,
-        ClientDisconnect: _gone,
+        ClientDisconnect: _answer_disconnect,
     }
     inner = Starlette(routes=routes, exception_handlers=handlers)
     inner.router.redirect_slashes = False
@@ -200,7 +200,7 @@ class _Answering:
             state["facts"]["error"] = "cut_off"
             log.warning("answer cut off id=%s error=%s", state["request_id"], exc)
 
-    async def _respond(self, request: Request, call: Call) -> Response:
+    async def _respond(self, request: Request, call: OpenRequest) -> Response:
         service, facts = self._service, request.scope["state"]["facts"]
         limit = service.limits.payload_bytes
         try:
@@ -209,7 +209,7 @@ class _Answering:
             raise Refusal(408, "slow_body", f"the request's body did not come within {_BODY_S:g} s") from None
         facts["bytes_in"] = len(body)
         service.metrics.bytes_in.add(len(body))
-        asked = Asked(
+        asked = RequestItem(
             body=body,
             declared=parse_content_type(request.headers.get("content-type", "")),
             accept=request.headers.get("accept", ""),
@@ -222,9 +222,9 @@ class _Answering:
         made = await self._in_time(request, call, service.answer(asked, call, facts))
         if isinstance(made, StreamedAnswer):
             return _Streamed(made, facts)
-        return Response(made.body, media_type=made.media_type, headers=_told(made.facts))
+        return Response(made.body, media_type=made.media_type, headers=_fact_headers(made.facts))
 
-    async def _in_time(self, request: Request, call: Call, work: Any) -> Any:
+    async def _in_time(self, request: Request, call: OpenRequest, work: Any) -> Any:
         """The work's result, unless the deadline, the server's end or the client's leaving comes first."""
         working = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(_until_gone(request))
@@ -271,7 +271,7 @@ async def _until_gone(request: Request) -> None:
         continue
 
 
-def _told(facts: Facts) -> dict[str, str]:
+def _fact_headers(facts: Facts) -> dict[str, str]:
     return {"X-Amzn-SageMaker-Custom-Attributes": ";".join(f"{key}={value}" for key, value in facts)}
 
 
@@ -279,7 +279,7 @@ class _Streamed(StreamingResponse):
     """A clip in pieces. One that fails half way is cut off, so that nobody takes it for whole."""
 
     def __init__(self, made: StreamedAnswer, facts: dict[str, object]) -> None:
-        super().__init__(self._pieces(), media_type=made.media_type, headers=_told(made.stream.facts))
+        super().__init__(self._pieces(), media_type=made.media_type, headers=_fact_headers(made.stream.facts))
         self._made, self._facts = made, facts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -337,7 +337,7 @@ async def _discard(request: Request) -> None:
 
 
 # Errors --------------------------------------------------------------------------------------------------
-async def _refused(request: Request, refusal: Refusal) -> Response:
+async def _answer_refusal(request: Request, refusal: Refusal) -> Response:
     state = request.scope["state"]
     state["facts"]["error"] = refusal.code
     state["service"].metrics.refusals.add(reason=refusal.code)
@@ -346,16 +346,16 @@ async def _refused(request: Request, refusal: Refusal) -> Response:
 
 
 async def _failed(request: Request, error: VsrError) -> Response:
-    return await _refused(request, refusal_for(error))
+    return await _answer_refusal(request, refusal_for(error))
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     headers = dict(error.headers or {})
     refusal = Refusal(error.status_code, "http", f"{request.url.path[:200]}: {error.detail}", headers)
-    return await _refused(request, refusal)
+    return await _answer_refusal(request, refusal)
 
 
-async def _gone(request: Request, error: ClientDisconnect) -> Response:
+async def _answer_disconnect(request: Request, error: ClientDisconnect) -> Response:
     request.scope["state"]["facts"]["error"] = "client_gone"
     return Response(status_code=499)
 

@@ -1,30 +1,30 @@
-"""Asking a served model from outside: a server by its URL, or a SageMaker endpoint by its name.
+"""Sends pictures and clips to a served model: to a server by its URL, or to a SageMaker endpoint by its name.
 
-A payload over the real-time limit goes through S3 and the endpoint's asynchronous side by itself. A streamed
-clip is written as it comes.
+A payload over the real-time limit goes the asynchronous way through S3 by itself. A streamed clip is written
+as it arrives. What concerns SageMaker is in `vsr_hpc/aws/endpoint/invocation.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, urlsplit
 
-from vsr_hpc.aws.account import CLIENT_ATTEMPTS, patient_client
-from vsr_hpc.aws.errors import error_of_answer, translated
 from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.serving.limits import SAGEMAKER_PAYLOAD_BYTES
+from vsr_hpc.serving.refusals import error_of_answer
 from vsr_hpc.serving.request import MEDIA_TYPES, Content
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
+
+    from vsr_hpc.aws.endpoint.invocation import EndpointWay
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ _BY_SUFFIX: dict[str, Content] = {
 }
 _PIECE_BYTES = 64 << 10
 _LONGEST_PAUSE_S = 30.0
+_ATTEMPTS = 5
+_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+"""The header that carries options; servers of ours take it, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +90,9 @@ def invoke(endpoint: str, question: Question) -> Reply:
         if "://" in endpoint:
             way: Way = "url"
             answer = _by_url(endpoint, question, body, headers, stack)
-        elif question.is_async or len(body) > question.payload_bytes:
-            way = "async"
-            answer = _by_s3(endpoint, question, body, headers)
-        elif question.is_streamed:
-            way = "stream"
-            answer = _by_name_in_pieces(endpoint, question, body, headers)
         else:
-            way = "real-time"
-            answer = _by_name(endpoint, question, body, headers)
+            named_way = _way_to_name(question, len(body))
+            way, answer = named_way, _by_name(endpoint, named_way, question, body, headers)
         size = _write(question.output, answer.pieces)
     return Reply(
         output=question.output,
@@ -105,6 +102,12 @@ def invoke(endpoint: str, question: Question) -> Reply:
         seconds=round(time.monotonic() - began, 3),
         facts=tuple(_pair(part) for part in answer.attributes.split(";") if "=" in part),
     )
+
+
+def _way_to_name(question: Question, size_bytes: int) -> EndpointWay:
+    if question.is_async or size_bytes > question.payload_bytes:
+        return "async"
+    return "stream" if question.is_streamed else "real-time"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +121,7 @@ class _Answer:
 def _headers(question: Question) -> dict[str, str]:
     headers = {"Content-Type": _media_type(question.source), "Accept": _media_type(question.output)}
     if question.options:
-        headers["X-Amzn-SageMaker-Custom-Attributes"] = ";".join(f"{k}={v}" for k, v in question.options)
+        headers[_ATTRIBUTES] = ";".join(f"{k}={v}" for k, v in question.options)
     return headers
 
 
@@ -152,11 +155,11 @@ def _by_url(
             raise BackendError(f"{endpoint} does not answer: {exc or type(exc).__name__}") from exc
 
     until = time.monotonic() + question.timeout_s
-    for attempt in range(CLIENT_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         answer = ask()
         pause_s = _pause_s(attempt, answer.getheader("Retry-After"))
         is_busy = answer.status in (429, 503)
-        if not is_busy or attempt + 1 == CLIENT_ATTEMPTS or time.monotonic() + pause_s > until:
+        if not is_busy or attempt + 1 == _ATTEMPTS or time.monotonic() + pause_s > until:
             break
         log.info("endpoint is busy status=%d pause_s=%.1f", answer.status, pause_s)
         time.sleep(pause_s)
@@ -166,7 +169,7 @@ def _by_url(
     return _Answer(
         pieces=pieces,
         media_type=answer.getheader("Content-Type", ""),
-        attributes=answer.getheader("X-Amzn-SageMaker-Custom-Attributes", ""),
+        attributes=answer.getheader(_ATTRIBUTES, ""),
     )
 
 
@@ -208,136 +211,24 @@ def _pause_s(attempt: int, retry_after: str | None) -> float:
 
 
 # A SageMaker endpoint by its name ---------------------------------------------------------------------------
-def _by_name(endpoint: str, question: Question, body: bytes, headers: Mapping[str, str]) -> _Answer:
-    wanted: dict[str, Any] = {"EndpointName": endpoint, "Body": body, **_parameters(question, headers)}
-    if question.target_model:
-        wanted["TargetModel"] = question.target_model
-    if question.variant:
-        wanted["TargetVariant"] = question.variant
-    with translated(endpoint):
-        answer = patient_client("sagemaker-runtime", question.timeout_s).invoke_endpoint(**wanted)
-        whole = answer["Body"].read()
-    return _Answer(
-        pieces=[whole],
-        media_type=answer.get("ContentType", ""),
-        attributes=answer.get("CustomAttributes", ""),
+def _by_name(
+    endpoint: str, way: EndpointWay, question: Question, body: bytes, headers: Mapping[str, str]
+) -> _Answer:
+    from vsr_hpc.aws.endpoint import invocation  # boto3 is loaded only where SageMaker is asked
+
+    request = invocation.Invocation(
+        endpoint=endpoint,
+        body=body,
+        content_type=headers["Content-Type"],
+        accept=headers["Accept"],
+        attributes=headers.get(_ATTRIBUTES, ""),
+        target_model=question.target_model,
+        variant=question.variant,
+        timeout_s=question.timeout_s,
+        s3=question.s3,
     )
-
-
-def _by_name_in_pieces(endpoint: str, question: Question, body: bytes, headers: Mapping[str, str]) -> _Answer:
-    if question.target_model:
-        raise JobError("a multi-model endpoint answers in one piece; leave stream out")
-    wanted: dict[str, Any] = {"EndpointName": endpoint, "Body": body, **_parameters(question, headers)}
-    if question.variant:
-        wanted["TargetVariant"] = question.variant
-    with translated(endpoint):
-        answer = patient_client("sagemaker-runtime", question.timeout_s).invoke_endpoint_with_response_stream(
-            **wanted
-        )
-    return _Answer(
-        pieces=_events(endpoint, answer["Body"]),
-        media_type=answer.get("ContentType", ""),
-        attributes=answer.get("CustomAttributes", ""),
-    )
-
-
-def _events(endpoint: str, stream: Any) -> Iterator[bytes]:
-    with translated(endpoint), contextlib.closing(stream):
-        for event in stream:
-            yield event["PayloadPart"]["Bytes"]
-
-
-def _parameters(question: Question, headers: Mapping[str, str]) -> dict[str, str]:
-    found = {"ContentType": headers["Content-Type"], "Accept": headers["Accept"]}
-    attributes = headers.get("X-Amzn-SageMaker-Custom-Attributes")
-    return found | ({"CustomAttributes": attributes} if attributes else {})
-
-
-def _by_s3(endpoint: str, question: Question, body: bytes, headers: Mapping[str, str]) -> _Answer:
-    """Upload, invoke, wait for the output or the failure, take it, remove the upload."""
-    bucket, prefix = _input_place(endpoint, question)
-    key = f"{prefix}{hashlib.sha256(body).hexdigest()[:16]}-{os.getpid()}-{time.time_ns():x}"
-    s3 = patient_client("s3", question.timeout_s)
-    with translated(endpoint):
-        s3.put_object(Bucket=bucket, Key=key, Body=body, ContentType=headers["Content-Type"])
-        try:
-            begun = patient_client("sagemaker-runtime", 70).invoke_endpoint_async(
-                EndpointName=endpoint,
-                InputLocation=f"s3://{bucket}/{key}",
-                InvocationTimeoutSeconds=max(1, min(3600, int(question.timeout_s))),
-                **_parameters(question, headers),
-            )
-            log.info("asynchronous request begun output=%s", begun["OutputLocation"])
-            answer, kind = _awaited(
-                s3, endpoint, begun["OutputLocation"], begun.get("FailureLocation"), question.timeout_s
-            )
-        finally:
-            s3.delete_object(Bucket=bucket, Key=key)
-    return _Answer(pieces=[answer], media_type=kind or headers["Accept"])
-
-
-def _awaited(s3: Any, endpoint: str, output: str, failure: str | None, timeout_s: float) -> tuple[bytes, str]:
-    until, pause_s = time.monotonic() + timeout_s, 0.25
-    while True:
-        found = _object(s3, output)
-        if found is not None:
-            return found
-        told = _object(s3, failure) if failure else None
-        if told is not None:
-            raise error_of_answer(endpoint, 424, told[0])
-        if time.monotonic() + pause_s > until:
-            raise BackendError(
-                f"{endpoint}: no answer at {output} within {timeout_s:g} s; the endpoint may be scaling "
-                "up from zero. The answer will lie there once it is done; --timeout waits longer"
-            )
-        time.sleep(pause_s)
-        pause_s = min(5.0, pause_s * 1.5)
-
-
-def _object(s3: Any, uri: str) -> tuple[bytes, str] | None:
-    from botocore.exceptions import ClientError
-
-    bucket, key = _taken_apart(uri)
-    try:
-        found = s3.get_object(Bucket=bucket, Key=key)
-    except ClientError as exc:
-        if exc.response["Error"]["Code"] in ("NoSuchKey", "404"):
-            return None
-        raise
-    return found["Body"].read(), str(found.get("ContentType", ""))
-
-
-def _input_place(endpoint: str, question: Question) -> tuple[str, str]:
-    """(bucket, prefix) for the input: where the user says, or beside the endpoint's own outputs."""
-    place = question.s3
-    if place is None:
-        sagemaker = patient_client("sagemaker", 60)
-        with translated(endpoint):
-            config = sagemaker.describe_endpoint_config(
-                EndpointConfigName=sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
-            )
-        outputs = config.get("AsyncInferenceConfig", {}).get("OutputConfig", {}).get("S3OutputPath")
-        if outputs is None:
-            size = question.source.stat().st_size
-            raise JobError(
-                f"{question.source}: {size} bytes do not fit into a real-time request "
-                f"({question.payload_bytes}), and endpoint {endpoint} is not asynchronous; "
-                "send less, or create it with async in its endpoint.yaml"
-            )
-        place = f"{outputs.rstrip('/')}/inputs"
-    bucket, prefix = _taken_apart(place)
-    return bucket, f"{prefix.rstrip('/')}/" if prefix else ""
-
-
-def _taken_apart(uri: str) -> tuple[str, str]:
-    scheme, _, rest = uri.partition("://")
-    bucket, _, key = rest.partition("/")
-    if scheme != "s3" or not bucket:
-        raise JobError(f"{uri}: write s3://bucket/prefix")
-    return bucket, key
-
-
-"""Come inside of an answer, under a status that says nothing; may be gone when one comes again."""
+    answer = invocation.invoke(way, request, error_of_answer)
+    return _Answer(pieces=answer.pieces, media_type=answer.media_type, attributes=answer.attributes)
 
 
 # Files ----------------------------------------------------------------------------------------------------

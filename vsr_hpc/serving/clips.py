@@ -37,7 +37,7 @@ from vsr_hpc.planning.planner import make_plan
 from vsr_hpc.planning.preparation import prepare
 from vsr_hpc.planning.requests import streams_request, upscale_request
 from vsr_hpc.serving.batcher import Batcher
-from vsr_hpc.serving.deadline import Patience
+from vsr_hpc.serving.deadline import RequestDeadline
 from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.loaded_models import Bench, Model
 from vsr_hpc.serving.refusals import too_long, too_many_pixels
@@ -59,7 +59,7 @@ class PlannedClip:
     folder: Path
     upscaler: SharedDevice
     facts: Facts
-    patience: Patience
+    patience: RequestDeadline
 
     @property
     def encoding(self) -> Encoding:
@@ -104,7 +104,7 @@ def plan_clip(
     batch: int | None,
     batcher: Batcher,
     limits: Limits,
-    patience: Patience,
+    patience: RequestDeadline,
 ) -> PlannedClip:
     """Look at `folder`/in.<content> and say what will be made of it. MediaError, JobError, Refusal."""
     source = folder / f"in.{content}"
@@ -224,7 +224,7 @@ def _removed(path: Path) -> None:
 class SharedDevice:
     """The pipeline's view of the device that all requests share."""
 
-    def __init__(self, batcher: Batcher, bench: Bench, patience: Patience) -> None:
+    def __init__(self, batcher: Batcher, bench: Bench, patience: RequestDeadline) -> None:
         self._batcher, self._bench, self._patience = batcher, bench, patience
         self.batch = bench.settings.batch
         self.clipped = 0

@@ -6,8 +6,8 @@ import threading
 import time
 
 
-class Patience:
-    """Until when a request is worked on: its deadline, or somebody saying that nobody waits any more."""
+class RequestDeadline:
+    """The time until which a request is worked on: its deadline, or earlier, once its client has gone."""
 
     def __init__(self, deadline_s: float) -> None:
         self.until = time.monotonic() + deadline_s

@@ -1,7 +1,8 @@
-"""Why a request is refused, with its HTTP status."""
+"""Why a request is refused, with its HTTP status; and a refusal that was received, as an error."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -85,3 +86,16 @@ def refusal_for(error: VsrError, private: Path | None = None) -> Refusal:
     if isinstance(error, (BackendError, SpaceError, VerifyError)):
         return Refusal(503, "backend", text, {"Retry-After": "5"})
     return Refusal(503, "server", text, {"Retry-After": "30"})
+
+
+def error_of_answer(endpoint: str, status: int, answer: bytes) -> VsrError:
+    """The error for an answer that a server of ours refused with, in the server's own words."""
+    try:
+        text = str(json.loads(answer)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        text = answer[:300].decode(errors="replace").strip() or "no reason given"
+    message = f"{endpoint} answers {status}: {text}"
+    if status in (429, 503) or status >= 500:
+        return BackendError(message)
+    is_about_the_clip = status in (413, 415) or b'"code": "media"' in answer[:60]
+    return MediaError(message) if is_about_the_clip else JobError(message)

@@ -19,7 +19,7 @@ from vsr_hpc.errors import VsrError
 from vsr_hpc.media.picture import Colour, Frame, Picture
 from vsr_hpc.media.pixels import pixel_format
 from vsr_hpc.models.defaults import default_model, kind_of_still, shipped_models
-from vsr_hpc.serving.admission import Call, Gate
+from vsr_hpc.serving.admission import Gate, OpenRequest
 from vsr_hpc.serving.batcher import Batcher
 from vsr_hpc.serving.bodies import (
     envelope,
@@ -56,7 +56,6 @@ T = TypeVar("T")
 Pairs = Sequence[tuple[str, object]]
 
 MODEL_FOLDER = Path("/opt/ml/model")
-MULTI_MODEL_FOLDER = Path("/opt/ml/models")
 _RECORDS_SIDE_BY_SIDE = 8
 
 
@@ -93,7 +92,7 @@ class StreamedAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Asked:
+class RequestItem:
     """One thing to do, wherever it came from: a request, or a record in one."""
 
     body: bytes
@@ -194,7 +193,9 @@ class Service:
 
     # Answers ---------------------------------------------------------------------------------------------
 
-    async def answer(self, asked: Asked, call: Call, facts: dict[str, object]) -> Answer | StreamedAnswer:
+    async def answer(
+        self, asked: RequestItem, call: OpenRequest, facts: dict[str, object]
+    ) -> Answer | StreamedAnswer:
         """The answer, in time. Refusal otherwise; `facts` collects what the access log says."""
         try:
             return await self._any(asked, call, facts)
@@ -203,13 +204,15 @@ class Service:
         except VsrError as exc:
             raise refusal_for(exc) from exc
 
-    async def _any(self, asked: Asked, call: Call, facts: dict[str, object]) -> Answer | StreamedAnswer:
+    async def _any(
+        self, asked: RequestItem, call: OpenRequest, facts: dict[str, object]
+    ) -> Answer | StreamedAnswer:
         content = recognise(asked.body, asked.declared)
         facts["kind"] = content
         if content == "json":
             if asked.is_inner:
                 raise Refusal(400, "json", "JSON inside of JSON is no picture")
-            return await self._any(await self._opened(asked), call, facts)
+            return await self._any(await self._open_json(asked), call, facts)
         if not asked.is_record:
             call.ahead = 0  # from here on pictures count themselves, on their way to the device
         if content in RECORDS:
@@ -237,7 +240,13 @@ class Service:
         return default_model(kind, options.scale or (4 if options.size else 2))
 
     async def _still(
-        self, content: Content, answer: Content, asked: Asked, model: Model, options: Options, call: Call
+        self,
+        content: Content,
+        answer: Content,
+        asked: RequestItem,
+        model: Model,
+        options: Options,
+        call: OpenRequest,
     ) -> Answer:
         def decode() -> tuple[Still, Bench]:
             still = decode_still(content, asked.body, asked.declared.parameters, self.limits)
@@ -261,15 +270,15 @@ class Service:
         content: Content,
         answer: Content,
         is_wrapped: bool,
-        asked: Asked,
+        asked: RequestItem,
         model: Model,
         options: Options,
-        call: Call,
+        call: OpenRequest,
     ) -> Answer:
         def make() -> Answer:
             with self._folder(call) as folder:
                 try:
-                    planned = self._planned(folder, content, answer, asked, model, options, call)
+                    planned = self._plan_answer(folder, content, answer, asked, model, options, call)
                     make_clip(planned)
                     return _clip_answer(planned, answer, self.limits, is_wrapped)
                 finally:
@@ -278,14 +287,20 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._clips, make)
 
     async def _streamed_clip(
-        self, content: Content, answer: Content, asked: Asked, model: Model, options: Options, call: Call
+        self,
+        content: Content,
+        answer: Content,
+        asked: RequestItem,
+        model: Model,
+        options: Options,
+        call: OpenRequest,
     ) -> StreamedAnswer:
         """Answered with its first piece, so that whatever can be refused has been."""
 
         def begin() -> ClipStream:
             with self._folder(call) as folder:
                 try:
-                    planned = self._planned(folder, content, answer, asked, model, options, call)
+                    planned = self._plan_answer(folder, content, answer, asked, model, options, call)
                     return ClipStream(planned, self._clips)
                 except BaseException:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -294,7 +309,7 @@ class Service:
         begun = self._clips.submit(begin)
         try:
             stream = await asyncio.wrap_future(begun)
-            with _refused(stream.folder):
+            with _refusals_of_library(stream.folder):
                 first = await asyncio.get_running_loop().run_in_executor(None, stream.read)
         except BaseException:
             call.patience.give_up()
@@ -308,24 +323,24 @@ class Service:
             self._codecs.submit(begun.result().close)
 
     @contextlib.contextmanager
-    def _folder(self, call: Call) -> Iterator[Path]:
+    def _folder(self, call: OpenRequest) -> Iterator[Path]:
         """A clip's own folder, which whoever works in it removes."""
         if call.patience.is_over:
             raise Stopped
-        with _refused():
+        with _refusals_of_library():
             folder = Path(tempfile.mkdtemp(prefix="vsr-", dir=self.settings.scratch)).resolve()
-        with _refused(folder):
+        with _refusals_of_library(folder):
             yield folder
 
-    def _planned(
+    def _plan_answer(
         self,
         folder: Path,
         content: Content,
         answer: Content,
-        asked: Asked,
+        asked: RequestItem,
         model: Model,
         options: Options,
-        call: Call,
+        call: OpenRequest,
     ) -> PlannedClip:
         assert self.batcher is not None
         (folder / f"in.{content}").write_bytes(asked.body)
@@ -335,11 +350,11 @@ class Service:
             limits=self.limits, patience=call.patience,
         )  # fmt: skip
 
-    async def _opened(self, asked: Asked) -> Asked:
+    async def _open_json(self, asked: RequestItem) -> RequestItem:
         """The request inside of the JSON; its answer is JSON too, unless Accept names something else."""
         found = await self._aside(lambda: open_envelope(asked.body))
         wants_json = any(each in asked.accept for each in ("*/*", "application/json")) or not asked.accept
-        return Asked(
+        return RequestItem(
             body=found.body,
             declared=parse_content_type(found.content_type),
             accept=found.accept or ("*/*" if wants_json else asked.accept),
@@ -355,7 +370,7 @@ class Service:
 
     # Records ---------------------------------------------------------------------------------------------
 
-    async def _records(self, content: Content, asked: Asked, call: Call) -> Answer:
+    async def _records(self, content: Content, asked: RequestItem, call: OpenRequest) -> Answer:
         """Every record is answered in its place; one that cannot be is answered by its error as JSON."""
         if asked.is_inner:
             raise Refusal(400, "records", "records inside of records are not taken")
@@ -369,7 +384,7 @@ class Service:
             nonlocal size
             async with room:
                 answered = await self._record(
-                    Asked(
+                    RequestItem(
                         body=record,
                         declared=inner,
                         accept=accept,
@@ -390,7 +405,7 @@ class Service:
             raise answer_too_large(len(body), self.limits.answer_bytes)
         return Answer(body=body, media_type=MEDIA_TYPES[content], facts=(("records", str(len(made))),))
 
-    async def _record(self, asked: Asked, call: Call) -> bytes:
+    async def _record(self, asked: RequestItem, call: OpenRequest) -> bytes:
         try:
             made = await self.answer(asked, call, {})
         except Refusal as refusal:
@@ -404,7 +419,7 @@ class Service:
 
 
 @contextlib.contextmanager
-def _coming(call: Call) -> Iterator[None]:
+def _coming(call: OpenRequest) -> Iterator[None]:
     call.ahead += 1
     try:
         yield
@@ -424,7 +439,7 @@ async def _all_or_none(tasks: Sequence[Coroutine[Any, Any, bytes]]) -> list[byte
 
 
 @contextlib.contextmanager
-def _refused(folder: Path | None = None) -> Iterator[None]:
+def _refusals_of_library(folder: Path | None = None) -> Iterator[None]:
     """Errors inside as refusals, which do not tell where the server keeps its files."""
     try:
         yield

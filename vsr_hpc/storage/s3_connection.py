@@ -28,6 +28,7 @@ from botocore.config import Config
 from vsr_hpc.errors import JobError, OutageError
 from vsr_hpc.storage.s3_address import S3Address
 from vsr_hpc.storage.s3_errors import ObjectChanged, explained, status
+from vsr_hpc.system.aws_region import find_region, need_region
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ _STREAM_TRIES = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Options:
-    """How to talk to S3. Address, region, profile and credentials come by boto3's own rules."""
+    """How to talk to S3. Address, profile and credentials come by boto3's own rules; the region by
+    `system/aws_region.py`.
+    """
 
     encryption: Encryption | None = None
     """None leaves it to the bucket's default, which is AES256 unless its owner chose a key."""
@@ -221,7 +224,12 @@ def _client(options: S3Options) -> Any:
         s3={"use_accelerate_endpoint": True} if options.is_accelerated else None,
     )
     try:
-        return boto3.Session(botocore_session=session).client("s3", config=config)
+        connect = boto3.Session(botocore_session=session).client
+        # An object store that is not AWS's has no regions, but signatures name one: us-east-1 is usual there.
+        made = connect("s3", config=config, region_name=find_region() or "us-east-1")
+        if ".amazonaws.com" in made.meta.endpoint_url:
+            need_region()
+        return made
     except (aws.BotoCoreError, ValueError) as exc:
         raise JobError(f"s3: {exc}; mend the AWS settings of this shell") from exc
 

@@ -114,9 +114,9 @@ class CloudWatch:
 
     def publish(self, figures: Figures, beat: Heartbeat) -> None:
         if self._client is None:
-            import boto3
+            from vsr_hpc.aws.account import client
 
-            self._client = boto3.client("cloudwatch")
+            self._client = client("cloudwatch")
         dimensions: tuple[list[dict[str, str]], ...] = ([{"Name": "Run", "Value": figures.run[-255:]}], [])
         self._client.put_metric_data(
             Namespace=self._namespace,

@@ -1,1 +1,1 @@
-"""What AWS Batch needs before a job can be submitted: made once, kept as told, taken away again."""
+"""The installation on AWS Batch that jobs are submitted to: queues, environments and roles."""

@@ -12,6 +12,7 @@ from vsr_hpc.aws.errors import explained
 from vsr_hpc.errors import JobError
 from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.models.cards import find_card
+from vsr_hpc.system.aws_region import region_environment
 
 FINGERPRINT_TAG = "vsr-fingerprint"
 OWNER_TAG = "vsr-batch"
@@ -81,7 +82,7 @@ def definition(wanted: Wanted) -> dict[str, Any]:
             "linuxParameters": {"initProcessEnabled": True, "sharedMemorySize": 1024},
             "ulimits": [{"name": "nofile", "softLimit": 4096, "hardLimit": 4096}],
             "environment": [
-                {"name": "AWS_REGION", "value": wanted.region},
+                *({"name": key, "value": value} for key, value in region_environment(wanted.region).items()),
                 {"name": "HOME", "value": "/tmp"},
                 {"name": "VSR_BATCH_ATTEMPTS", "value": str(wanted.attempts)},
                 {"name": "VSR_BATCH_TIMEOUT_S", "value": str(wanted.timeout_min * 60)},

@@ -1,6 +1,6 @@
-"""Make, keep and take away what AWS Batch needs. Every step looks first, so that all may be repeated.
+"""Create what AWS Batch needs, or bring it up to date. Every step looks first, so that all may be repeated.
 
-What carries our tag is ours; anything else of the same name is refused, never changed and never deleted.
+What carries our tag is ours. Anything else of the same name is refused; it is never changed or deleted.
 """
 
 from __future__ import annotations
@@ -11,47 +11,39 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vsr_hpc.aws import errors as calls
 from vsr_hpc.aws.account import POLL_S, Account, Say
 from vsr_hpc.aws.batch import resources as wanted
 from vsr_hpc.aws.batch.definition import OWNER_TAG, log_group
 from vsr_hpc.aws.batch.inventory import (
-    Verdict,
     find_environment,
     find_launch_template,
     find_log_group,
     find_queue,
     find_role,
     find_security_group,
+    from_tag_list,
     holds,
-    listed,
-    named,
     or_none,
-    role_verdict,
+    role_action,
     same_queue,
+    to_tag_list,
 )
-from vsr_hpc.aws.batch.resources import Role, Settings
+from vsr_hpc.aws.batch.resources import BatchSettings, Role
+from vsr_hpc.aws.errors import explained
+from vsr_hpc.aws.steps import Action, Kind, Step
 from vsr_hpc.errors import JobError
 
 log = logging.getLogger(__name__)
 
 
 _PROFILE_TRIES = 12
-"""IAM tells Batch of a new instance profile some seconds late."""
+"""Batch learns of a new instance profile from IAM some seconds late."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One thing that is made or kept, and what would become of it."""
-
-    what: str
-    verdict: Verdict
-
-
-def init(settings: Settings, account: Account, say: Say, *, is_plan: bool = False) -> tuple[Change, ...]:
-    """Do what is missing, saying each; with `is_plan` only say it."""
+def init(settings: BatchSettings, account: Account, say: Say, *, is_plan: bool = False) -> tuple[Step, ...]:
+    """Create or update what is not as the settings say, reporting each step; with `is_plan` only report."""
     maker = Maker(settings=settings, account=account, say=say, is_plan=is_plan)
-    with calls.explained("set up AWS Batch"):
+    with explained("set up AWS Batch"):
         network = maker.network()  # first: a wrong subnet leaves nothing half made
         maker.log_group()
         for role in wanted.roles(settings):
@@ -65,26 +57,27 @@ def init(settings: Settings, account: Account, say: Say, *, is_plan: bool = Fals
             maker.environment(name, resources)
         for name, arguments in wanted.queues(settings).items():
             maker.queue(name, arguments)
-    return tuple(maker.changes)
+    return tuple(maker.steps)
 
 
 @dataclass(slots=True, kw_only=True)
 class Maker:
-    """Looks at one thing after the other, says what becomes of it, and does that."""
+    """Looks at one thing after the other, reports the step that it needs, and carries it out."""
 
-    settings: Settings
+    settings: BatchSettings
     account: Account
     say: Say
     is_plan: bool
-    changes: list[Change] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
 
-    def _note(self, what: str, verdict: Verdict) -> bool:
-        """Say it; whether it is to be done."""
-        self.changes.append(Change(what=what, verdict=verdict))
-        self.say(f"{verdict}: {what}")
-        return verdict != "as it is" and not self.is_plan
+    def is_due(self, action: Action, kind: Kind, name: str, detail: str = "") -> bool:
+        """Note the step and say it; answers whether to do it now."""
+        step = Step(action=action, kind=kind, name=name, detail=detail)
+        self.steps.append(step)
+        self.say(str(step))
+        return step.is_change and not self.is_plan
 
-    def _own(self, what: str, tags: dict[str, str]) -> None:
+    def _check_ours(self, what: str, tags: dict[str, str]) -> None:
         if tags.get(OWNER_TAG) != self.settings.name:
             raise JobError(
                 f"{what} exists and is not ours (it has no tag {OWNER_TAG}={self.settings.name}); choose "
@@ -93,23 +86,24 @@ class Maker:
 
     def log_group(self) -> None:
         logs, name = self.account.client("logs"), log_group(self.settings.name)
-        what = f"log group {name}, {wanted.LOG_DAYS} days"
+        kept = f"kept for {wanted.LOG_DAYS} days"
         found = find_log_group(logs, name)
         if found is None:
-            if self._note(what, "make"):
+            if self.is_due("create", "log group", name, kept):
                 logs.create_log_group(logGroupName=name, tags=self.settings.tags)
                 logs.put_retention_policy(logGroupName=name, retentionInDays=wanted.LOG_DAYS)
             return
-        self._own(what, found["tags"])
-        if self._note(what, "as it is" if found.get("retentionInDays") == wanted.LOG_DAYS else "change"):
+        self._check_ours(f"log group {name}", found["tags"])
+        is_same = found.get("retentionInDays") == wanted.LOG_DAYS
+        if self.is_due("keep" if is_same else "update", "log group", name, kept):
             logs.put_retention_policy(logGroupName=name, retentionInDays=wanted.LOG_DAYS)
 
     def role(self, role: Role) -> None:
-        iam, what = self.account.client("iam"), f"role {role.name}"
+        iam = self.account.client("iam")
         found = find_role(iam, role.name)
         if found is not None:
-            self._own(what, found["tags"])
-        if not self._note(what, "make" if found is None else role_verdict(iam, role, found)):
+            self._check_ours(f"role {role.name}", found["tags"])
+        if not self.is_due("create" if found is None else role_action(iam, role, found), "role", role.name):
             return
         trusted = json.dumps(role.trusted)
         if found is None:
@@ -117,7 +111,7 @@ class Maker:
                 RoleName=role.name,
                 AssumeRolePolicyDocument=trusted,
                 Description="AWS Batch jobs of vsr_hpc",
-                Tags=listed(self.settings.tags),
+                Tags=to_tag_list(self.settings.tags),
             )
         else:
             iam.update_assume_role_policy(RoleName=role.name, PolicyDocument=trusted)
@@ -128,15 +122,15 @@ class Maker:
 
     def instance_profile(self) -> None:
         iam, name = self.account.client("iam"), f"{self.settings.name}-instance"
-        what = f"instance profile {name}"
         found = or_none(lambda: iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"])
         if found is not None:
-            self._own(what, named(found.get("Tags", [])))
+            self._check_ours(f"instance profile {name}", from_tag_list(found.get("Tags", [])))
         has_role = found is not None and any(each["RoleName"] == name for each in found["Roles"])
-        if not self._note(what, "as it is" if has_role else "make" if found is None else "change"):
+        action: Action = "keep" if has_role else "create" if found is None else "update"
+        if not self.is_due(action, "instance profile", name):
             return
         if found is None:
-            iam.create_instance_profile(InstanceProfileName=name, Tags=listed(self.settings.tags))
+            iam.create_instance_profile(InstanceProfileName=name, Tags=to_tag_list(self.settings.tags))
         iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
 
     def network(self) -> str:
@@ -151,46 +145,51 @@ class Maker:
 
     def security_group(self, network: str) -> str:
         ec2, name = self.account.client("ec2"), f"{self.settings.name}-batch"
-        what = f"security group {name} in {network}, nothing comes in"
+        detail = f"in {network}, nothing comes in"
         found = find_security_group(ec2, name, network)
         if found is not None:
-            self._own(what, named(found.get("Tags", [])))
+            self._check_ours(f"security group {name}", from_tag_list(found.get("Tags", [])))
             is_open = bool(found["IpPermissions"])
-            if self._note(what, "change" if is_open else "as it is"):
+            if self.is_due("update" if is_open else "keep", "security group", name, detail):
                 ec2.revoke_security_group_ingress(
                     GroupId=found["GroupId"], IpPermissions=found["IpPermissions"]
                 )
             return str(found["GroupId"])
-        if not self._note(what, "make"):
+        if not self.is_due("create", "security group", name, detail):
             return "sg-00000000000000000"
         made = ec2.create_security_group(
             GroupName=name,
             Description="Instances of AWS Batch for vsr_hpc: nothing comes in",
             VpcId=network,
-            TagSpecifications=[{"ResourceType": "security-group", "Tags": listed(self.settings.tags)}],
+            TagSpecifications=[{"ResourceType": "security-group", "Tags": to_tag_list(self.settings.tags)}],
         )
         return str(made["GroupId"])
 
     def launch_template(self) -> tuple[str, str]:
         ec2, name = self.account.client("ec2"), f"{self.settings.name}-batch"
-        what = f"launch template {name}: {self.settings.disk_gib} GiB encrypted, IMDSv2"
+        detail = f"{self.settings.disk_gib} GiB encrypted, IMDSv2"
         content = wanted.launch_template(self.settings)
         found = find_launch_template(ec2, name)
         if found is None:
-            if not self._note(what, "make"):
+            if not self.is_due("create", "launch template", name, detail):
                 return "lt-00000000000000000", "1"
             made = ec2.create_launch_template(
                 LaunchTemplateName=name,
                 LaunchTemplateData=content,
-                TagSpecifications=[{"ResourceType": "launch-template", "Tags": listed(self.settings.tags)}],
+                TagSpecifications=[
+                    {"ResourceType": "launch-template", "Tags": to_tag_list(self.settings.tags)}
+                ],
             )
             return str(made["LaunchTemplate"]["LaunchTemplateId"]), "1"
-        self._own(what, named(found.get("Tags", [])))
+        self._check_ours(f"launch template {name}", from_tag_list(found.get("Tags", [])))
         template, latest = str(found["LaunchTemplateId"]), int(found["LatestVersionNumber"])
         versions = ec2.describe_launch_template_versions(LaunchTemplateId=template, Versions=[str(latest)])
         now = versions["LaunchTemplateVersions"][0]["LaunchTemplateData"]
-        is_same = all(holds(_comparable(now).get(key), value) for key, value in _comparable(content).items())
-        if not self._note(what, "as it is" if is_same else "change"):
+        is_same = all(
+            holds(_with_tags_by_kind(now).get(key), value)
+            for key, value in _with_tags_by_kind(content).items()
+        )
+        if not self.is_due("keep" if is_same else "update", "launch template", name, detail):
             return template, str(latest)
         made = ec2.create_launch_template_version(LaunchTemplateId=template, LaunchTemplateData=content)
         return template, str(made["LaunchTemplateVersion"]["VersionNumber"])
@@ -199,15 +198,15 @@ class Maker:
         batch = self.account.client("batch")
         kind = "Spot" if resources["type"] == "SPOT" else "on demand"
         types = ", ".join(resources["instanceTypes"])
-        what = f"compute environment {name}: {kind}, 0 to {resources['maxvCpus']} vCPUs of {types}"
+        detail = f"{kind}, 0 to {resources['maxvCpus']} vCPUs of {types}"
         found = find_environment(batch, name)
         if found is None:
-            if self._note(what, "make"):
+            if self.is_due("create", "compute environment", name, detail):
                 self._create_environment(name, resources)
             return
-        self._own(what, found.get("tags", {}))
+        self._check_ours(f"compute environment {name}", found.get("tags", {}))
         is_same = holds(found["computeResources"], resources) and found["state"] == "ENABLED"
-        if self._note(what, "as it is" if is_same else "change"):
+        if self.is_due("keep" if is_same else "update", "compute environment", name, detail):
             given = {key: value for key, value in resources.items() if key != "type"}
             batch.update_compute_environment(computeEnvironment=name, state="ENABLED", computeResources=given)
             self._wait_valid(f"compute environment {name}", lambda: find_environment(batch, name))
@@ -236,16 +235,16 @@ class Maker:
             each["computeEnvironment"].rpartition("/")[2] for each in arguments["computeEnvironmentOrder"]
         ]
         places = " then ".join(order)
-        what = f"job queue {name}: priority {arguments['priority']}, {places}"
+        detail = f"priority {arguments['priority']}, {places}"
         found = find_queue(batch, name)
         if found is None:
-            if self._note(what, "make"):
+            if self.is_due("create", "job queue", name, detail):
                 batch.create_job_queue(jobQueueName=name, state="ENABLED", tags=tags, **arguments)
                 self._wait_valid(f"job queue {name}", lambda: find_queue(batch, name))
             return
-        self._own(what, found.get("tags", {}))
+        self._check_ours(f"job queue {name}", found.get("tags", {}))
         is_same = same_queue(found, arguments) and holds(found["tags"], tags)
-        if self._note(what, "as it is" if is_same else "change"):
+        if self.is_due("keep" if is_same else "update", "job queue", name, detail):
             batch.update_job_queue(jobQueue=name, state="ENABLED", **arguments)
             batch.tag_resource(resourceArn=found["jobQueueArn"], tags=tags)
             self._wait_valid(f"job queue {name}", lambda: find_queue(batch, name))
@@ -260,7 +259,7 @@ class Maker:
         self.account.wait(what, is_valid)
 
 
-def _comparable(content: dict[str, Any]) -> dict[str, Any]:
+def _with_tags_by_kind(content: dict[str, Any]) -> dict[str, Any]:
     """A launch template's content with its tags by kind, whose order says nothing."""
     tags = {each["ResourceType"]: each["Tags"] for each in content.get("TagSpecifications", ())}
     return {**content, "TagSpecifications": tags}

@@ -1,18 +1,18 @@
-"""What of an installation is in the account: the looks that making, removing and showing share."""
+"""Reads what the account has of an installation; shared by its creation, removal and status."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from botocore.exceptions import ClientError
 
 from vsr_hpc.aws.batch.resources import Role
+from vsr_hpc.aws.errors import error_code
+from vsr_hpc.aws.steps import Action
 
-Verdict = Literal["make", "change", "as it is"]
 
-
-def every(batch: Any, call: str, key: str) -> list[dict[str, Any]]:
+def list_all(batch: Any, call: str, key: str) -> list[dict[str, Any]]:
     return [each for page in batch.get_paginator(call).paginate() for each in page[key]]
 
 
@@ -49,10 +49,10 @@ def find_log_group(logs: Any, name: str) -> dict[str, Any] | None:
 
 def find_role(iam: Any, name: str) -> dict[str, Any] | None:
     found = or_none(lambda: iam.get_role(RoleName=name)["Role"])
-    return None if found is None else {**found, "tags": named(found.get("Tags", []))}
+    return None if found is None else {**found, "tags": from_tag_list(found.get("Tags", []))}
 
 
-def role_verdict(iam: Any, role: Role, found: dict[str, Any]) -> Verdict:
+def role_action(iam: Any, role: Role, found: dict[str, Any]) -> Action:
     attached = {
         each["PolicyArn"] for each in iam.list_attached_role_policies(RoleName=role.name)["AttachedPolicies"]
     }
@@ -62,7 +62,7 @@ def role_verdict(iam: Any, role: Role, found: dict[str, Any]) -> Verdict:
         and inline == role.policies
         and set(role.attached) <= attached
     )
-    return "as it is" if is_same else "change"
+    return "keep" if is_same else "update"
 
 
 def find_security_group(ec2: Any, name: str, network: str) -> dict[str, Any] | None:
@@ -78,11 +78,11 @@ def find_launch_template(ec2: Any, name: str) -> dict[str, Any] | None:
 
 
 def or_none(look: Callable[[], Any]) -> Any:
-    """What IAM has; None where there is nothing of the name."""
+    """IAM's answer; None where nothing of that name exists."""
     try:
         return look()
     except ClientError as exc:
-        if exc.response["Error"]["Code"] != "NoSuchEntity":
+        if error_code(exc) != "NoSuchEntity":
             raise
         return None
 
@@ -113,11 +113,11 @@ def same_queue(found: dict[str, Any], arguments: dict[str, Any]) -> bool:
     )
 
 
-def listed(tags: dict[str, str]) -> list[dict[str, str]]:
+def to_tag_list(tags: dict[str, str]) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
-def named(tags: list[dict[str, str]]) -> dict[str, str]:
+def from_tag_list(tags: list[dict[str, str]]) -> dict[str, str]:
     return {each["Key"]: each["Value"] for each in tags}
 
 

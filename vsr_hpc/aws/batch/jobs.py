@@ -30,7 +30,6 @@ class Queue:
 
     name: str
     arn: str
-    is_open: bool
     tags: dict[str, str]
 
     @property
@@ -55,9 +54,7 @@ def find_queue(batch: Any, name: str) -> Queue:
     if facts["state"] != "ENABLED" or facts.get("status") in ("INVALID", "DELETING", "DELETED"):
         why = facts.get("statusReason") or facts.get("status", "")
         raise JobError(f"job queue {name} in {region} takes no jobs ({facts['state'].lower()}, {why})")
-    return Queue(
-        name=facts["jobQueueName"], arn=facts["jobQueueArn"], is_open=True, tags=facts.get("tags", {})
-    )
+    return Queue(name=facts["jobQueueName"], arn=facts["jobQueueArn"], tags=facts.get("tags", {}))
 
 
 def describe(batch: Any, jobs: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from string import Template
 from typing import Any
 
 from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG
-from vsr_hpc.aws.bucket import checked_place
+from vsr_hpc.aws.bucket import validate_location
 from vsr_hpc.aws.config_files import config_folder
 from vsr_hpc.errors import JobError
 
@@ -24,7 +24,7 @@ LOG_DAYS = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class BatchSettings:
     """What a person says to `vsr batch init`."""
 
     name: str
@@ -68,22 +68,18 @@ class Settings:
             )
         if found:
             raise JobError.from_findings("batch init", found)
-        checked_place(self.bucket, self.prefix, self.region, self.account)
+        validate_location(self.bucket, self.prefix, self.region, self.account)
 
     @property
     def partition(self) -> str:
-        return checked_place(self.bucket, self.prefix, self.region, self.account).partition
+        return validate_location(self.bucket, self.prefix, self.region, self.account).partition
 
     @property
     def tags(self) -> dict[str, str]:
         return {OWNER_TAG: self.name}
 
-    @property
-    def dns(self) -> str:
-        return "amazonaws.com.cn" if self.partition == "aws-cn" else "amazonaws.com"
 
-
-def policy(document: str, settings: Settings) -> dict[str, Any]:
+def policy(document: str, settings: BatchSettings) -> dict[str, Any]:
     """A policy of `cluster-config/iam-batch/`, filled in."""
     text = (config_folder() / "iam-batch" / f"{document}.json").read_text("utf-8")
     known = {
@@ -98,7 +94,7 @@ def policy(document: str, settings: Settings) -> dict[str, Any]:
     return content
 
 
-def trust(service: str, settings: Settings) -> dict[str, Any]:
+def trust(service: str, settings: BatchSettings) -> dict[str, Any]:
     """Who may take a role: one service, for this account alone."""
     statement: dict[str, Any] = {
         "Effect": "Allow",
@@ -118,7 +114,7 @@ class Role:
     attached: tuple[str, ...] = ()
 
 
-def roles(settings: Settings) -> tuple[Role, ...]:
+def roles(settings: BatchSettings) -> tuple[Role, ...]:
     """What a container may do, and what its instance may do: nothing of the account but this."""
     ecs = f"arn:{settings.partition}:iam::aws:policy/service-role/AmazonEC2ContainerServiceforEC2Role"
     ec2 = "ec2.amazonaws.com.cn" if settings.partition == "aws-cn" else "ec2.amazonaws.com"
@@ -132,12 +128,12 @@ def roles(settings: Settings) -> tuple[Role, ...]:
     )
 
 
-def launch_template(settings: Settings) -> dict[str, Any]:
+def launch_template(settings: BatchSettings) -> dict[str, Any]:
     """Instances with an encrypted disk and version 2 of the metadata service alone.
 
     The Spot notice is read there by the worker, which may be one hop away, in its container.
     """
-    named = [{"Key": "Name", "Value": f"{settings.name}-batch"}, *_listed(settings.tags)]
+    name_and_tags = [{"Key": "Name", "Value": f"{settings.name}-batch"}, *_tag_list(settings.tags)]
     return {
         "MetadataOptions": {
             "HttpTokens": "required",
@@ -155,16 +151,18 @@ def launch_template(settings: Settings) -> dict[str, Any]:
                 },
             }
         ],
-        "TagSpecifications": [{"ResourceType": kind, "Tags": named} for kind in ("instance", "volume")],
+        "TagSpecifications": [
+            {"ResourceType": kind, "Tags": name_and_tags} for kind in ("instance", "volume")
+        ],
     }
 
 
-def _listed(tags: dict[str, str]) -> list[dict[str, str]]:
+def _tag_list(tags: dict[str, str]) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
 def environments(
-    settings: Settings, *, security_group: str, template: str, version: str
+    settings: BatchSettings, *, security_group: str, template: str, version: str
 ) -> dict[str, dict[str, Any]]:
     """The compute resources of each environment, by its name. minvCpus 0: nothing runs while none waits."""
 
@@ -192,12 +190,12 @@ def environments(
     }
 
 
-def environment_arn(name: str, settings: Settings) -> str:
+def environment_arn(name: str, settings: BatchSettings) -> str:
     where = f"{settings.region}:{settings.account}"
     return f"arn:{settings.partition}:batch:{where}:compute-environment/{name}"
 
 
-def queues(settings: Settings) -> dict[str, dict[str, Any]]:
+def queues(settings: BatchSettings) -> dict[str, dict[str, Any]]:
     """Arguments of each queue, by its name. Of queues on one environment the higher priority goes first."""
     name = settings.name
     no_capacity = {
@@ -226,5 +224,5 @@ def queues(settings: Settings) -> dict[str, dict[str, Any]]:
     }
 
 
-def queue_tags(settings: Settings) -> dict[str, str]:
+def queue_tags(settings: BatchSettings) -> dict[str, str]:
     return {**settings.tags, IMAGE_TAG: settings.image}

@@ -1,14 +1,14 @@
-"""What of an installation is there and what waits in it."""
+"""The state of an installation on AWS Batch: its environments, its queues and the jobs in them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from vsr_hpc.aws import errors as calls
 from vsr_hpc.aws.account import Account
 from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG
-from vsr_hpc.aws.batch.inventory import every
+from vsr_hpc.aws.batch.inventory import list_all
+from vsr_hpc.aws.errors import explained
 from vsr_hpc.errors import JobError
 
 
@@ -47,16 +47,16 @@ _OPEN = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
 
 def state_of(name: str, account: Account) -> BatchState:
     """Environments, queues and open jobs of an installation. JobError where there is none."""
-    with calls.explained("look at AWS Batch"):
+    with explained("look at AWS Batch"):
         batch = account.client("batch")
         environments = [
             _environment_state(each)
-            for each in every(batch, "describe_compute_environments", "computeEnvironments")
+            for each in list_all(batch, "describe_compute_environments", "computeEnvironments")
             if each.get("tags", {}).get(OWNER_TAG) == name
         ]
         queues = [
             _queue_state(batch, each)
-            for each in every(batch, "describe_job_queues", "jobQueues")
+            for each in list_all(batch, "describe_job_queues", "jobQueues")
             if each.get("tags", {}).get(OWNER_TAG) == name
         ]
     if not environments and not queues:

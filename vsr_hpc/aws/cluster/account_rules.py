@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
+from vsr_hpc.aws.account import client
 from vsr_hpc.aws.cluster.instance_rules import QUEUES, Subject, pools
-from vsr_hpc.aws.cluster.yaml_document import Finding, Path, at, items
+from vsr_hpc.aws.cluster.yaml_document import ConfigFinding, Path, at, items
+from vsr_hpc.aws.errors import error_code, explained
 from vsr_hpc.aws.instances import all_instances
+from vsr_hpc.errors import BackendError, JobError
 
 # EC2's vCPU quotas: (G instances?, Spot?) -> code of Service Quotas.
 _QUOTAS = {
@@ -21,29 +22,21 @@ _QUOTAS = {
     (False, True): ("L-34B43A08", "All Standard Spot Instance Requests"),
     (False, False): ("L-1216C47A", "Running On-Demand Standard instances"),
 }
-_PATIENCE = Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 2})
 
 
-def has_credentials() -> bool:
-    try:
-        return boto3.Session().get_credentials() is not None
-    except BotoCoreError:
-        return False
-
-
-def examine(subject: Subject, client: Callable[[str], Any] | None = None) -> Iterator[Finding]:
+def examine(subject: Subject, make_client: Callable[[str], Any] | None = None) -> Iterator[ConfigFinding]:
     """Everything the account can say about a configuration; what it won't say becomes an info finding."""
 
-    def ours(service: str) -> Any:
-        return boto3.client(service, region_name=subject.region, config=_PATIENCE)
+    def connect(service: str) -> Any:  # a check is an offer, so it gives up soon where AWS does not answer
+        return client(service, subject.region, timeout_s=20, attempts=3)
 
-    make = client or ours
-    for look in (_network, _offerings, _key, _quotas):
+    make = make_client or connect
+    for what, look in _LOOKS.items():
         try:
-            yield from look(subject, make)
-        except (ClientError, BotoCoreError) as exc:
-            name = look.__name__.strip("_")
-            yield Finding(level="info", rule="account", message=f"{name} could not be looked at: {exc}")
+            with explained(f"look at {what}"):
+                yield from look(subject, make)
+        except (JobError, BackendError) as exc:
+            yield ConfigFinding(level="info", rule="account", message=f"not checked: {exc}")
 
 
 def _queue_subnets(subject: Subject) -> dict[str, Path]:
@@ -54,29 +47,31 @@ def _queue_subnets(subject: Subject) -> dict[str, Path]:
     return found
 
 
-def _network(subject: Subject, client: Callable[[str], Any]) -> Iterator[Finding]:
-    ec2 = client("ec2")
+def _network(subject: Subject, connect: Callable[[str], Any]) -> Iterator[ConfigFinding]:
+    ec2 = connect("ec2")
     wanted = _queue_subnets(subject)
     zones, networks = {}, {}
     for subnet, path in wanted.items():
         try:
             facts = ec2.describe_subnets(SubnetIds=[subnet])["Subnets"][0]
         except ClientError as exc:
-            if "NotFound" not in exc.response["Error"]["Code"]:
+            if "NotFound" not in error_code(exc):
                 raise
             text = f"{subnet} does not exist in {subject.region}"
-            yield Finding(level="error", path=path, rule="subnet", message=text)
+            yield ConfigFinding(level="error", path=path, rule="subnet", message=text)
             continue
         zones[subnet], networks[subnet] = facts["AvailabilityZone"], facts["VpcId"]
     for zone, count in Counter(zones.values()).items():
         if count > 1:
             path = next(wanted[subnet] for subnet in zones if zones[subnet] == zone)
             text = f"{count} of the subnets lie in {zone}; give one subnet of each Availability Zone"
-            yield Finding(level="error", path=path, rule="zones", message=text)
+            yield ConfigFinding(level="error", path=path, rule="zones", message=text)
     yield from _endpoint(ec2, wanted, networks, subject.region)
 
 
-def _endpoint(ec2: Any, wanted: dict[str, Path], networks: dict[str, str], region: str) -> Iterator[Finding]:
+def _endpoint(
+    ec2: Any, wanted: dict[str, Path], networks: dict[str, str], region: str
+) -> Iterator[ConfigFinding]:
     """Without a gateway endpoint every byte from S3 goes through the NAT gateway, at 0.045 USD per GB."""
     for network in sorted(set(networks.values())):
         filters = [{"Name": "vpc-id", "Values": [network]}]
@@ -97,7 +92,7 @@ def _endpoint(ec2: Any, wanted: dict[str, Path], networks: dict[str, str], regio
                     "--vpc-id "
                     f"{network} --service-name com.amazonaws.{region}.s3 --route-table-ids {table}"
                 )
-                yield Finding(level="warning", path=wanted[subnet], rule="s3-endpoint", message=text)
+                yield ConfigFinding(level="warning", path=wanted[subnet], rule="s3-endpoint", message=text)
 
 
 def _table_of(subnet: str, tables: list[dict[str, Any]]) -> str:
@@ -111,12 +106,12 @@ def _table_of(subnet: str, tables: list[dict[str, Any]]) -> str:
     return main
 
 
-def _offerings(subject: Subject, client: Callable[[str], Any]) -> Iterator[Finding]:
+def _offerings(subject: Subject, connect: Callable[[str], Any]) -> Iterator[ConfigFinding]:
     """An instance type that no zone of the region has; one that the queue's zones lack is only a note."""
     types = sorted(
         {name for pool in pools(subject.document) for _, name in pool.types if name in all_instances()}
     )
-    pages = client("ec2").get_paginator("describe_instance_type_offerings")
+    pages = connect("ec2").get_paginator("describe_instance_type_offerings")
     offered = {
         each["InstanceType"]
         for page in pages.paginate(
@@ -128,32 +123,32 @@ def _offerings(subject: Subject, client: Callable[[str], Any]) -> Iterator[Findi
         for path, name in pool.types:
             if name in types and name not in offered:
                 text = f"{name} is not offered in {subject.region}; take it out or choose another region"
-                yield Finding(level="error", path=path, rule="offering", message=text)
+                yield ConfigFinding(level="error", path=path, rule="offering", message=text)
 
 
-def _key(subject: Subject, client: Callable[[str], Any]) -> Iterator[Finding]:
+def _key(subject: Subject, connect: Callable[[str], Any]) -> Iterator[ConfigFinding]:
     path: Path = ("HeadNode", "Ssh", "KeyName")
     name = at(subject.document.value, *path)
     system = str(at(subject.document.value, "Image", "Os") or "")
     if not name:
         return
     try:
-        pair = client("ec2").describe_key_pairs(KeyNames=[name])["KeyPairs"][0]
+        pair = connect("ec2").describe_key_pairs(KeyNames=[name])["KeyPairs"][0]
     except ClientError as exc:
-        if "NotFound" not in exc.response["Error"]["Code"]:
+        if "NotFound" not in error_code(exc):
             raise
-        yield Finding(
+        yield ConfigFinding(
             level="error", path=path, rule="key", message=f"no EC2 key pair {name} in {subject.region}"
         )
         return
     if system.startswith("ubuntu") and pair.get("KeyType") == "rsa":
         text = f"key pair {name} is RSA, which {system} refuses; make an ed25519 one"
-        yield Finding(level="error", path=path, rule="key", message=text)
+        yield ConfigFinding(level="error", path=path, rule="key", message=text)
 
 
-def _quotas(subject: Subject, client: Callable[[str], Any]) -> Iterator[Finding]:
+def _quotas(subject: Subject, connect: Callable[[str], Any]) -> Iterator[ConfigFinding]:
     """vCPUs at full load against the account's quota, by kind of instance and purchase."""
-    quotas = client("service-quotas")
+    quotas = connect("service-quotas")
     wanted: Counter[tuple[bool, bool]] = Counter()
     first: dict[tuple[bool, bool], Path] = {}
     for pool in pools(subject.document):
@@ -171,6 +166,14 @@ def _quotas(subject: Subject, client: Callable[[str], Any]) -> Iterator[Finding]
                 "ask for more in Service Quotas or lower MaxCount"
             )
             level = "warning" if limit else "error"
-            yield Finding(
+            yield ConfigFinding(
                 level="error" if level == "error" else "warning", path=first[kind], rule="quota", message=text
             )
+
+
+_LOOKS: dict[str, Callable[[Subject, Callable[[str], Any]], Iterator[ConfigFinding]]] = {
+    "subnets and endpoints": _network,
+    "offered instance types": _offerings,
+    "the key pair": _key,
+    "quotas": _quotas,
+}

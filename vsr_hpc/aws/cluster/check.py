@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path as File
 from typing import Any
 
+from vsr_hpc.aws.account import has_credentials
 from vsr_hpc.aws.cluster import account_rules as account
 from vsr_hpc.aws.cluster import bill as costs
 from vsr_hpc.aws.cluster import instance_rules as rules
@@ -15,7 +16,7 @@ from vsr_hpc.aws.cluster import safety_rules as safety
 from vsr_hpc.aws.cluster import slurm_rules as slurm_settings
 from vsr_hpc.aws.cluster.render import Rendered, find_template, render
 from vsr_hpc.aws.cluster.values import Values
-from vsr_hpc.aws.cluster.yaml_document import LEVELS, Document, Finding, Level, parse, place_in_words
+from vsr_hpc.aws.cluster.yaml_document import LEVELS, ConfigFinding, Document, Level, parse, place_in_words
 from vsr_hpc.errors import JobError, VsrError
 
 # ParallelCluster says these as well; ours names the very line, so theirs is left out where ours spoke.
@@ -36,7 +37,7 @@ _SAME = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    findings: tuple[Finding, ...]
+    findings: tuple[ConfigFinding, ...]
     bill: costs.Costs
     pcluster_version: str
     validators_run: int
@@ -67,7 +68,7 @@ def check(
     """All findings of ParallelCluster, of our own rules and, with credentials, of the account."""
     document = parse(rendered.text, str(rendered.template))
     subject = rules.Subject(document=document, model=model, gpu_memory_mib=_need(model))
-    findings: list[Finding] = []
+    findings: list[ConfigFinding] = []
     for rule in (*rules.RULES, *safety.RULES):
         findings += rule(subject)
     findings += slurm_settings.check_slurm_settings(document)
@@ -82,14 +83,14 @@ def check(
         text = (
             "no budget: set budget_usd_per_month and budget_email, so that a forgotten cluster writes to you"
         )
-        findings.append(Finding(level="info", rule="budget", message=text))
+        findings.append(ConfigFinding(level="info", rule="budget", message=text))
     if ask_account is None:
-        ask_account = account.has_credentials()
+        ask_account = has_credentials()
     if ask_account:
         findings += account.examine(subject)
     else:
         text = "the account was not asked: subnets, S3 endpoint, key, offerings and quotas"
-        findings.append(Finding(level="info", rule="account", message=text))
+        findings.append(ConfigFinding(level="info", rule="account", message=text))
     return CheckReport(
         findings=_sorted(findings, document, rendered.where),
         bill=costs.costs(document),
@@ -134,25 +135,27 @@ def load(template: str, values: Values | None) -> Rendered:
     )
 
 
-def _theirs(config: str, name: str) -> tuple[str, int, list[Finding]]:
+def _theirs(config: str, name: str) -> tuple[str, int, list[ConfigFinding]]:
     tool = pcluster.find_tool()
     if tool is None:
         text = f"ParallelCluster's schema and validators did not run: not installed; run: {pcluster.SETUP}"
-        return "", 0, [Finding(level="warning", rule="no-pcluster", message=text)]
+        return "", 0, [ConfigFinding(level="warning", rule="no-pcluster", message=text)]
     answer = pcluster.validate_offline(tool, config, name)
     found = list(answer.findings)
     if answer.not_run:
         text = f"ParallelCluster's validators that need AWS run with `create`: {', '.join(answer.not_run)}"
-        found.append(Finding(level="info", rule="offline", message=text))
+        found.append(ConfigFinding(level="info", rule="offline", message=text))
     return answer.version, answer.ran, found
 
 
-def _new(theirs: Iterable[Finding], ours: list[Finding]) -> list[Finding]:
+def _new(theirs: Iterable[ConfigFinding], ours: list[ConfigFinding]) -> list[ConfigFinding]:
     spoken = {finding.rule for finding in ours}
     return [each for each in theirs if _SAME.get(each.rule) not in spoken]
 
 
-def _sorted(findings: list[Finding], document: Document, where: Callable[[int], str]) -> tuple[Finding, ...]:
+def _sorted(
+    findings: list[ConfigFinding], document: Document, where: Callable[[int], str]
+) -> tuple[ConfigFinding, ...]:
     """Worst first, then by line; each with the line that a person changes."""
     rows = [
         (LEVELS.index(each.level), document.line(each.path) if each.path else 0, each) for each in findings

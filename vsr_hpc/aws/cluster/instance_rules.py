@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from vsr_hpc.aws.cluster.yaml_document import Document, Finding, Level, Path, at, items
+from vsr_hpc.aws.cluster.yaml_document import ConfigFinding, Document, Level, Path, at, items
 from vsr_hpc.aws.instances import InstanceType, all_instances
 from vsr_hpc.aws.prices import Purchase, prices
 
@@ -53,7 +53,7 @@ class Pool:
         return any(each.gpus for each in self.known)
 
 
-Rule = Callable[[Subject], Iterator[Finding]]
+Rule = Callable[[Subject], Iterator[ConfigFinding]]
 
 
 def pools(document: Document) -> tuple[Pool, ...]:
@@ -89,7 +89,7 @@ def _count(value: object, default: int) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
-def unknown_types(subject: Subject) -> Iterator[Finding]:
+def unknown_types(subject: Subject) -> Iterator[ConfigFinding]:
     head: Path = ("HeadNode", "InstanceType")
     named = [(head, str(at(subject.document.value, *head)))] if at(subject.document.value, *head) else []
     for path, name in [*named, *(each for pool in pools(subject.document) for each in pool.types)]:
@@ -100,10 +100,10 @@ def unknown_types(subject: Subject) -> Iterator[Finding]:
                 f"{name} is not an instance type of vsr_hpc/aws/instances.yaml (mistyped, or to be added "
                 f"there){hint}"
             )
-            yield Finding(level="error", path=path, rule="type-unknown", message=text)
+            yield ConfigFinding(level="error", path=path, rule="type-unknown", message=text)
 
 
-def mixed_types(subject: Subject) -> Iterator[Finding]:
+def mixed_types(subject: Subject) -> Iterator[ConfigFinding]:
     for pool in pools(subject.document):
         for rule, unit, count in (("vcpus", "vCPUs", "vcpus"), ("gpus", "GPUs", "gpus")):
             first = pool.known[0] if pool.known else None
@@ -115,17 +115,17 @@ def mixed_types(subject: Subject) -> Iterator[Finding]:
                         f"{getattr(first, count)}: "
                         f"one compute resource takes one number of {unit}; give {name} a resource of its own"
                     )
-                    yield Finding(level="error", path=path, rule=rule, message=text)
+                    yield ConfigFinding(level="error", path=path, rule=rule, message=text)
                     break
         seen: set[str] = set()
         for path, name in pool.types:
             if name in seen:
                 text = f"{name} is listed twice"
-                yield Finding(level="error", path=path, rule="type-twice", message=text)
+                yield ConfigFinding(level="error", path=path, rule="type-twice", message=text)
             seen.add(name)
 
 
-def architecture(subject: Subject) -> Iterator[Finding]:
+def architecture(subject: Subject) -> Iterator[ConfigFinding]:
     head = all_instances().get(str(at(subject.document.value, "HeadNode", "InstanceType")))
     for pool in pools(subject.document):
         for path, name in pool.types:
@@ -135,10 +135,10 @@ def architecture(subject: Subject) -> Iterator[Finding]:
                     f"{name} is {each.arch}, the head node {head.name} is {head.arch}; a cluster has one "
                     "architecture"
                 )
-                yield Finding(level="error", path=path, rule="architecture", message=text)
+                yield ConfigFinding(level="error", path=path, rule="architecture", message=text)
 
 
-def head_node_size(subject: Subject) -> Iterator[Finding]:
+def head_node_size(subject: Subject) -> Iterator[ConfigFinding]:
     path: Path = ("HeadNode", "InstanceType")
     head = all_instances().get(str(at(subject.document.value, *path)))
     if head is None:
@@ -152,18 +152,18 @@ def head_node_size(subject: Subject) -> Iterator[Finding]:
             "the MaxCounts "
             f"add up to {nodes}; take a larger head node or lower a MaxCount"
         )
-        yield Finding(level="error", path=path, rule="head-size", message=text)
+        yield ConfigFinding(level="error", path=path, rule="head-size", message=text)
     if head.gpus:
         text = f"{head.name}: the head node computes nothing; a t3.medium does its work for a fraction"
-        yield Finding(level="warning", path=path, rule="head-gpu", message=text)
+        yield ConfigFinding(level="warning", path=path, rule="head-gpu", message=text)
 
 
-def counts(subject: Subject) -> Iterator[Finding]:
+def counts(subject: Subject) -> Iterator[ConfigFinding]:
     cost = prices(subject.region)
     for pool in pools(subject.document):
         if pool.minimum > pool.maximum:
             text = f"MinCount={pool.minimum} is more than MaxCount={pool.maximum}"
-            yield Finding(level="error", path=(*pool.path, "MinCount"), rule="counts", message=text)
+            yield ConfigFinding(level="error", path=(*pool.path, "MinCount"), rule="counts", message=text)
         elif pool.minimum > 0:
             bought: Purchase = "spot" if pool.capacity == "SPOT" else "on-demand"
             hourly = max((cost.per_hour(name, bought) or 0.0 for _, name in pool.types), default=0.0)
@@ -171,13 +171,15 @@ def counts(subject: Subject) -> Iterator[Finding]:
                 f"MinCount={pool.minimum}: these nodes are paid for day and night, up to about "
                 f"${hourly * cost.month_hours * pool.minimum:,.0f} a month; 0 lets the queue sleep"
             )
-            yield Finding(level="warning", path=(*pool.path, "MinCount"), rule="static-nodes", message=text)
+            yield ConfigFinding(
+                level="warning", path=(*pool.path, "MinCount"), rule="static-nodes", message=text
+            )
         if pool.maximum < 1:
             text = f"MaxCount={pool.maximum}: this compute resource can never have a node"
-            yield Finding(level="error", path=(*pool.path, "MaxCount"), rule="counts", message=text)
+            yield ConfigFinding(level="error", path=(*pool.path, "MaxCount"), rule="counts", message=text)
 
 
-def purchase(subject: Subject) -> Iterator[Finding]:
+def purchase(subject: Subject) -> Iterator[ConfigFinding]:
     """Capacity type, allocation strategy, price caps and reservations that don't go together."""
     for queue_path, queue in items(subject.document.value, *QUEUES):
         capacity = str(queue.get("CapacityType", "ONDEMAND"))
@@ -185,7 +187,7 @@ def purchase(subject: Subject) -> Iterator[Finding]:
         allowed = _SPOT if capacity == "SPOT" else _ON_DEMAND
         if strategy and strategy not in allowed:
             text = f"{strategy} is not an allocation strategy of {capacity}; there {_are(allowed)}"
-            yield Finding(
+            yield ConfigFinding(
                 level="error", path=(*queue_path, "AllocationStrategy"), rule="strategy", message=text
             )
         if capacity == "SPOT" and strategy == "lowest-price":
@@ -193,7 +195,7 @@ def purchase(subject: Subject) -> Iterator[Finding]:
                 "lowest-price picks the pools that are reclaimed most; price-capacity-optimized costs "
                 "hardly more"
             )
-            yield Finding(
+            yield ConfigFinding(
                 level="warning", path=(*queue_path, "AllocationStrategy"), rule="strategy", message=text
             )
         if capacity != "SPOT" and "spot" in str(queue.get("Name", "")).lower():
@@ -202,15 +204,15 @@ def purchase(subject: Subject) -> Iterator[Finding]:
                 "name"
             )
             path = (*queue_path, "CapacityType" if "CapacityType" in queue else "Name")
-            yield Finding(level="warning", path=path, rule="spot-in-name", message=text)
+            yield ConfigFinding(level="warning", path=path, rule="spot-in-name", message=text)
         if capacity == "SPOT" and at(queue, "CapacityReservationTarget"):
             path = (*queue_path, "CapacityReservationTarget")
-            yield Finding(level="error", path=path, rule="spot-reservation", message=_RESERVATION)
+            yield ConfigFinding(level="error", path=path, rule="spot-reservation", message=_RESERVATION)
     for pool in pools(subject.document):
         resource = at(subject.document.value, *pool.path)
         if pool.capacity == "SPOT" and at(resource, "CapacityReservationTarget"):
             path = (*pool.path, "CapacityReservationTarget")
-            yield Finding(level="error", path=path, rule="spot-reservation", message=_RESERVATION)
+            yield ConfigFinding(level="error", path=path, rule="spot-reservation", message=_RESERVATION)
         if "SpotPrice" in resource:
             text = (
                 "a price cap brings more interruptions and no saving: Spot is never dearer than on-demand"
@@ -218,12 +220,12 @@ def purchase(subject: Subject) -> Iterator[Finding]:
                 else f"SpotPrice means nothing in a queue bought {pool.capacity}: it is ignored in silence"
             )
             level: Level = "warning" if pool.capacity == "SPOT" else "error"
-            yield Finding(level=level, path=(*pool.path, "SpotPrice"), rule="spot-price", message=text)
+            yield ConfigFinding(level=level, path=(*pool.path, "SpotPrice"), rule="spot-price", message=text)
         for path, name in pool.types:
             known = all_instances().get(name)
             if pool.capacity == "SPOT" and known and not known.spot:
                 text = f"{name} is not sold as Spot"
-                yield Finding(level="error", path=path, rule="not-spot", message=text)
+                yield ConfigFinding(level="error", path=path, rule="not-spot", message=text)
 
 
 _RESERVATION = (
@@ -236,44 +238,48 @@ def _are(names: tuple[str, ...]) -> str:
     return f"are {', '.join(names)}"
 
 
-def spot_spread(subject: Subject) -> Iterator[Finding]:
+def spot_spread(subject: Subject) -> Iterator[ConfigFinding]:
     """Spot wants many pools: zones times types; and something to fall back on."""
     all_pools = pools(subject.document)
     for queue_path, queue in items(subject.document.value, *QUEUES):
         subnets = at(queue, "Networking", "SubnetIds")
         path = (*queue_path, "Networking", "SubnetIds")
         if isinstance(subnets, list) and len(set(map(str, subnets))) < len(subnets):
-            yield Finding(level="error", path=path, rule="subnet-twice", message="a subnet is listed twice")
+            yield ConfigFinding(
+                level="error", path=path, rule="subnet-twice", message="a subnet is listed twice"
+            )
         if queue.get("CapacityType") == "SPOT" and isinstance(subnets, list) and len(subnets) == 1:
             text = (
                 "one subnet is one Availability Zone: when its Spot capacity is gone the queue stands still; "
                 "give one subnet of each zone"
             )
-            yield Finding(level="warning", path=path, rule="one-zone", message=text)
+            yield ConfigFinding(level="warning", path=path, rule="one-zone", message=text)
     for pool in all_pools:
         if pool.capacity == "SPOT" and len(pool.types) == 1:
             text = (
                 f"Spot with one instance type ({pool.types[0][1]}): list others of the same vCPU and GPU "
                 "count"
             )
-            yield Finding(level="warning", path=pool.types[0][0], rule="one-type", message=text)
+            yield ConfigFinding(level="warning", path=pool.types[0][0], rule="one-type", message=text)
         single = at(subject.document.value, *pool.path, "InstanceType")
         if single and len(pool.subnets) > 1:
             text = (
                 "InstanceType goes with one subnet only; write `Instances: [{InstanceType: …}]` for "
                 "several zones"
             )
-            yield Finding(level="error", path=(*pool.path, "InstanceType"), rule="single-type", message=text)
+            yield ConfigFinding(
+                level="error", path=(*pool.path, "InstanceType"), rule="single-type", message=text
+            )
     spot_gpu = [pool for pool in all_pools if pool.capacity == "SPOT" and pool.has_gpu]
     if spot_gpu and not any(pool.capacity == "ONDEMAND" and pool.has_gpu for pool in all_pools):
         text = (
             "GPUs on Spot only: when Spot is dry nothing runs; add an on-demand GPU queue (it costs "
             "nothing idle)"
         )
-        yield Finding(level="warning", path=spot_gpu[0].queue_path, rule="no-fallback", message=text)
+        yield ConfigFinding(level="warning", path=spot_gpu[0].queue_path, rule="no-fallback", message=text)
 
 
-def gpus(subject: Subject) -> Iterator[Finding]:
+def gpus(subject: Subject) -> Iterator[ConfigFinding]:
     """GPUs that are large enough and looked after."""
     for pool in pools(subject.document):
         for path, name in pool.types:
@@ -284,7 +290,7 @@ def gpus(subject: Subject) -> Iterator[Finding]:
                     f"{subject.model or 'the model'} needs "
                     f"about {subject.gpu_memory_mib}; take out {name} or choose another model"
                 )
-                yield Finding(level="error", path=path, rule="gpu-memory", message=text)
+                yield ConfigFinding(level="error", path=path, rule="gpu-memory", message=text)
     all_pools = pools(subject.document)
     for queue_path, queue in items(subject.document.value, *QUEUES):
         mine = [pool for pool in all_pools if pool.queue_path == queue_path and pool.known]
@@ -292,12 +298,12 @@ def gpus(subject: Subject) -> Iterator[Finding]:
         has_gpu = any(pool.has_gpu for pool in mine)
         if has_gpu and not enabled:
             text = "no GPU health check: a node with a broken GPU takes shard after shard and fails them"
-            yield Finding(
+            yield ConfigFinding(
                 level="warning", path=(*queue_path, "HealthChecks"), rule="gpu-health", message=text
             )
         if mine and not has_gpu and enabled:
             text = "a GPU health check on types without a GPU; ParallelCluster lets it through"
-            yield Finding(
+            yield ConfigFinding(
                 level="error",
                 path=(*queue_path, "HealthChecks", "Gpu", "Enabled"),
                 rule="gpu-health",
@@ -309,10 +315,10 @@ def gpus(subject: Subject) -> Iterator[Finding]:
                 "rest idle"
             )
             path = (*queue_path, "JobExclusiveAllocation")
-            yield Finding(level="warning", path=path, rule="exclusive", message=text)
+            yield ConfigFinding(level="warning", path=path, rule="exclusive", message=text)
 
 
-def network_features(subject: Subject) -> Iterator[Finding]:
+def network_features(subject: Subject) -> Iterator[ConfigFinding]:
     """Placement groups and EFA are for tightly coupled jobs, which ours are not."""
     for queue_path, queue in items(subject.document.value, *QUEUES):
         subnets = at(queue, "Networking", "SubnetIds") or []
@@ -330,10 +336,10 @@ def network_features(subject: Subject) -> Iterator[Finding]:
                     else ("workers don't talk to each other: a placement group only makes capacity scarcer")
                 )
                 level: Level = "error" if several else "warning"
-                yield Finding(level=level, path=(*path, *group), rule="placement", message=text)
+                yield ConfigFinding(level=level, path=(*path, *group), rule="placement", message=text)
             if at(each, "Efa", "Enabled"):
                 text = "workers don't talk to each other, and small GPU types have no EFA; take it out"
-                yield Finding(level="error", path=(*path, "Efa", "Enabled"), rule="efa", message=text)
+                yield ConfigFinding(level="error", path=(*path, "Efa", "Enabled"), rule="efa", message=text)
 
 
 RULES: tuple[Rule, ...] = (

@@ -6,26 +6,24 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import boto3
-from botocore.exceptions import BotoCoreError, ClientError
-
+from vsr_hpc.aws.account import Say, WaitLimits, account_number, client
 from vsr_hpc.aws.cluster import check as checking
-from vsr_hpc.aws.cluster.pcluster import Reply, Tool, call, need_tool
+from vsr_hpc.aws.cluster.pcluster import PclusterReply, Tool, call, need_tool
 from vsr_hpc.aws.cluster.render import Rendered
 from vsr_hpc.aws.cluster.values import Values
+from vsr_hpc.aws.errors import explained
 from vsr_hpc.errors import BackendError, JobError
 
 log = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
-
+_LONGEST_WAIT_S = 3600.0
 _ALIVE = timedelta(minutes=10)
 _GONE = re.compile(r"does not exist|not found", re.IGNORECASE)
 
@@ -48,23 +46,17 @@ class ClusterState:
         return self.status in ("CREATE_COMPLETE", "UPDATE_COMPLETE")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    poll_s: float = 15.0
-    timeout_s: float = 3600.0
-
-
 def create(
     template: str,
     values: Values,
     say: Say,
     *,
-    patience: Patience | None = None,
+    patience: WaitLimits | None = None,
     ask_account: bool | None = None,
 ) -> ClusterState:
     """Check, dry run, budget, create, and wait until the head node stands."""
     tool = need_tool()
-    rendered = _checked(template, values, say, ask_account)
+    rendered = _load_checked(template, values, say, ask_account)
     with _config_file(rendered, values.name) as path:
         arguments = ("--cluster-name", values.name, "--cluster-configuration", str(path))
         say("dry run: all validators of ParallelCluster, against the account")
@@ -74,9 +66,11 @@ def create(
         _budget(values, say)
         reply = call(tool, "create-cluster", *arguments, region=values.region)
     if "cluster" not in reply.answer:
-        raise _refused(reply, f"create {values.name}", rendered)
+        raise _refusal(reply, f"create {values.name}", rendered)
     say(f"creating {values.name} in {values.region}; ten minutes are usual")
-    return _wait(tool, values.name, values.region, "CREATE", say, patience or Patience())
+    return _wait(
+        tool, values.name, values.region, "CREATE", say, patience or WaitLimits(longest_s=_LONGEST_WAIT_S)
+    )
 
 
 def update(
@@ -84,12 +78,12 @@ def update(
     values: Values,
     say: Say,
     *,
-    patience: Patience | None = None,
+    patience: WaitLimits | None = None,
     ask_account: bool | None = None,
 ) -> ClusterState | None:
     """Bring a running cluster to a changed configuration; None where nothing had changed."""
     tool = need_tool()
-    rendered = _checked(template, values, say, ask_account)
+    rendered = _load_checked(template, values, say, ask_account)
     with _config_file(rendered, values.name) as path:
         arguments = ("--cluster-name", values.name, "--cluster-configuration", str(path))
         dry = call(tool, "update-cluster", *arguments, "--dryrun", "true", region=values.region)
@@ -101,8 +95,10 @@ def update(
             say(f"change: {each['parameter']}: {each.get('currentValue')} -> {each.get('requestedValue')}")
         reply = call(tool, "update-cluster", *arguments, region=values.region)
     if "cluster" not in reply.answer:
-        raise _refused(reply, f"update {values.name}", rendered)
-    return _wait(tool, values.name, values.region, "UPDATE", say, patience or Patience())
+        raise _refusal(reply, f"update {values.name}", rendered)
+    return _wait(
+        tool, values.name, values.region, "UPDATE", say, patience or WaitLimits(longest_s=_LONGEST_WAIT_S)
+    )
 
 
 def status(name: str, region: str) -> ClusterState:
@@ -121,7 +117,7 @@ def set_fleet(name: str, region: str, *, is_running: bool) -> str:
         need_tool(), "update-compute-fleet", "--cluster-name", name, "--status", wanted, region=region
     )
     if "status" not in reply.answer:
-        raise _refused(reply, f"{'start' if is_running else 'stop'} the fleet of {name}")
+        raise _refusal(reply, f"{'start' if is_running else 'stop'} the fleet of {name}")
     return str(reply.answer["status"])
 
 
@@ -132,7 +128,7 @@ def delete(
     *,
     store: tuple[str, str] | None = None,
     is_forced: bool = False,
-    patience: Patience | None = None,
+    patience: WaitLimits | None = None,
 ) -> None:
     """Delete a cluster; refused while runs are active, unless forced. `store` is (bucket, prefix)."""
     tool = need_tool()
@@ -140,15 +136,15 @@ def delete(
         _need_quiet(tool, name, region, say, store)
     reply = call(tool, "delete-cluster", "--cluster-name", name, region=region)
     if "cluster" not in reply.answer and not _GONE.search(reply.message):
-        raise _refused(reply, f"delete {name}")
-    wait = patience or Patience()
-    end = time.monotonic() + wait.timeout_s
+        raise _refusal(reply, f"delete {name}")
+    wait = patience or WaitLimits(longest_s=_LONGEST_WAIT_S)
+    end = time.monotonic() + wait.longest_s
     while (state := _state(tool, name, region)) is not None:
         if state.status.endswith("DELETE_FAILED"):
             raise BackendError(f"{name}: deletion failed; {_events(tool, name, region)} says why")
         if time.monotonic() > end:
             raise BackendError(
-                f"{name} is still {state.status} after {wait.timeout_s:.0f} s; delete it again"
+                f"{name} is still {state.status} after {wait.longest_s:.0f} s; delete it again"
             )
         say(f"{name}: {state.status}")
         time.sleep(wait.poll_s)
@@ -175,10 +171,10 @@ def active_runs(bucket: str, prefix: str, region: str) -> tuple[str, ...]:
     A run keeps one heartbeat per worker in `workers/` and is done with its `done.json` (vsr_hpc/run/run.py).
     Ages compare the bucket's clock with itself.
     """
-    s3 = boto3.client("s3", region_name=region)
     alive: set[str] = set()
     done: set[str] = set()
-    try:
+    with explained(f"search s3://{bucket}/{prefix} for active runs"):
+        s3 = client("s3", region)
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/"):
             now: datetime = _date(page)
             for each in page.get("Contents", ()):
@@ -187,8 +183,6 @@ def active_runs(bucket: str, prefix: str, region: str) -> tuple[str, ...]:
                     done.add(run)
                 elif run.endswith("/workers") and now - each["LastModified"] < _ALIVE:
                     alive.add(run.removesuffix("/workers"))
-    except ClientError as exc:
-        raise BackendError(f"s3://{bucket}/{prefix} can't be searched for active runs: {exc}") from exc
     return tuple(f"s3://{bucket}/{run}" for run in sorted(alive - done))
 
 
@@ -197,7 +191,7 @@ def _date(page: dict[str, Any]) -> datetime:
     return datetime.strptime(stamp, "%a, %d %b %Y %H:%M:%S %Z").replace(tzinfo=UTC)
 
 
-def _checked(template: str, values: Values, say: Say, ask_account: bool | None) -> Rendered:
+def _load_checked(template: str, values: Values, say: Say, ask_account: bool | None) -> Rendered:
     rendered = checking.load(template, values)
     report = checking.check(
         rendered,
@@ -227,12 +221,12 @@ def _config_file(rendered: Rendered, name: str) -> Iterator[Path]:
         yield path
 
 
-def _need_passed(reply: Reply, rendered: Rendered) -> None:
+def _need_passed(reply: PclusterReply, rendered: Rendered) -> None:
     if not reply.dryrun_passed:
-        raise _refused(reply, "dry run", rendered)
+        raise _refusal(reply, "dry run", rendered)
 
 
-def _refused(reply: Reply, what: str, rendered: Rendered | None = None) -> JobError | BackendError:
+def _refusal(reply: PclusterReply, what: str, rendered: Rendered | None = None) -> JobError | BackendError:
     findings = [str(each) for each in reply.findings() if each.level == "error"]
     if findings:
         return JobError.from_findings(f"{rendered.template if rendered else what}: {reply.message}", findings)
@@ -241,8 +235,8 @@ def _refused(reply: Reply, what: str, rendered: Rendered | None = None) -> JobEr
     return BackendError(f"{what}: {reply.message or reply.answer}")
 
 
-def _wait(tool: Tool, name: str, region: str, verb: str, say: Say, patience: Patience) -> ClusterState:
-    end = time.monotonic() + patience.timeout_s
+def _wait(tool: Tool, name: str, region: str, verb: str, say: Say, patience: WaitLimits) -> ClusterState:
+    end = time.monotonic() + patience.longest_s
     told = ""
     while True:
         state = _state(tool, name, region)
@@ -257,7 +251,7 @@ def _wait(tool: Tool, name: str, region: str, verb: str, say: Say, patience: Pat
             )
         if time.monotonic() > end:
             raise BackendError(
-                f"{name} is still {state.status} after {patience.timeout_s:.0f} s; "
+                f"{name} is still {state.status} after {patience.longest_s:.0f} s; "
                 f"`vsr cluster status --name {name} --region {region}` looks again"
             )
         line = f"{name}: {state.status}{_last_event(tool, name, region)}"
@@ -282,7 +276,7 @@ def _state(tool: Tool, name: str, region: str, *, with_nodes: bool = False) -> C
     if "clusterStatus" not in reply.answer:
         if _GONE.search(reply.message):
             return None
-        raise _refused(reply, f"describe {name}")
+        raise _refusal(reply, f"describe {name}")
     head = reply.answer.get("headNode") or {}
     return ClusterState(
         name=name,
@@ -326,7 +320,7 @@ def _budget(values: Values, say: Say) -> None:
     """One monthly budget over the cluster's tag, with mails at 50, 80 and 100 per cent."""
     if values.budget_usd_per_month is None or values.budget_email is None:
         return
-    account = boto3.client("sts", region_name=values.region).get_caller_identity()["Account"]
+    account = account_number(client("sts", values.region))
     budget = {
         "BudgetName": f"vsr-{values.name}",
         "BudgetLimit": {"Amount": f"{values.budget_usd_per_month:.2f}", "Unit": "USD"},
@@ -346,19 +340,19 @@ def _budget(values: Values, say: Say) -> None:
         }
         for threshold in (50, 80, 100)
     ]
-    client = boto3.client("budgets", region_name=values.region)
-    try:
-        client.create_budget(AccountId=account, Budget=budget, NotificationsWithSubscribers=mails)
-    except client.exceptions.DuplicateRecordException:
-        client.update_budget(AccountId=account, NewBudget=budget)
-    except (ClientError, BotoCoreError) as exc:
-        raise JobError(f"the budget of {values.name} could not be set: {exc}") from exc
+    with explained(f"set the budget of {values.name}"):
+        budgets = client("budgets", values.region)
+        try:
+            budgets.create_budget(AccountId=account, Budget=budget, NotificationsWithSubscribers=mails)
+        except budgets.exceptions.DuplicateRecordException:
+            budgets.update_budget(AccountId=account, NewBudget=budget)
     say(f"budget: ${values.budget_usd_per_month:.0f} a month, mails to {values.budget_email}")
 
 
 def _drop_budget(name: str, region: str) -> None:
     try:
-        account = boto3.client("sts", region_name=region).get_caller_identity()["Account"]
-        boto3.client("budgets", region_name=region).delete_budget(AccountId=account, BudgetName=f"vsr-{name}")
-    except (ClientError, BotoCoreError) as exc:
+        account = account_number(client("sts", region))
+        with explained(f"delete the budget of {name}"):
+            client("budgets", region).delete_budget(AccountId=account, BudgetName=f"vsr-{name}")
+    except (JobError, BackendError) as exc:
         log.info("budget not deleted name=%s reason=%s", name, exc)

@@ -14,25 +14,24 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import boto3
-from boto3.exceptions import S3UploadFailedError
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import ClientError
 
 import vsr_hpc
+from vsr_hpc.aws.account import Say, client
 from vsr_hpc.aws.config_files import config_folder
+from vsr_hpc.aws.errors import OPERATOR_POLICY, error_code, explained
 from vsr_hpc.errors import BackendError, JobError
 from vsr_hpc.version import VERSION
 
 log = logging.getLogger(__name__)
 
 Flavour = Literal["gpu", "cpu"]
-Say = Callable[[str], None]
 
 # Ubuntu 24.04's own Python, which ParallelCluster's image has at /usr/bin; wheels for its C library or older.
 PYTHON = "3.12"
@@ -158,24 +157,9 @@ def upload_weights(models: Sequence[str], bucket: str, prefix: str, region: str,
 
 @contextmanager
 def _store(bucket: str, region: str) -> Iterator[Any]:
-    """S3, its errors in our words."""
-    try:
-        yield boto3.client("s3", region_name=region)
-    except ClientError as exc:
-        code = exc.response["Error"]["Code"]
-        if code in ("NoSuchBucket", "404"):
-            raise JobError(f"there is no bucket {bucket}; `vsr storage init {bucket}` makes it") from exc
-        if code in ("AccessDenied", "403"):
-            raise JobError(
-                f"not allowed to write to {bucket}; cluster-config/iam/operator.json allows it"
-            ) from exc
-        raise BackendError(f"s3://{bucket}: {exc}") from exc
-    except S3UploadFailedError as exc:
-        raise BackendError(f"s3://{bucket}: {exc}") from exc
-    except NoCredentialsError as exc:
-        raise JobError("no AWS credentials; set AWS_PROFILE or run `aws configure`") from exc
-    except BotoCoreError as exc:
-        raise BackendError(f"s3://{bucket}: {exc}") from exc
+    """A client of S3 for uploads to this bucket."""
+    with explained(f"upload to s3://{bucket}", hint=OPERATOR_POLICY):
+        yield client("s3", region)
 
 
 def spot_watch_files() -> tuple[Path, ...]:
@@ -276,7 +260,7 @@ def _exists(s3: Any, bucket: str, key: str) -> bool:
     try:
         s3.head_object(Bucket=bucket, Key=key)
     except ClientError as exc:
-        if exc.response["Error"]["Code"] in ("404", "NoSuchKey"):
+        if error_code(exc) in ("404", "NoSuchKey"):
             return False
         raise
     return True

@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vsr_hpc.aws.cluster.yaml_document import Finding
+from vsr_hpc.aws.cluster.yaml_document import ConfigFinding
 from vsr_hpc.aws.instances import InstanceType, all_instances
 from vsr_hpc.errors import BackendError, JobError
 
@@ -127,7 +127,7 @@ def _must(command: Sequence[str], what: str) -> None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineAnswer:
     version: str
-    findings: tuple[Finding, ...]
+    findings: tuple[ConfigFinding, ...]
     ran: int
     not_run: tuple[str, ...]
 
@@ -154,7 +154,7 @@ def validate_offline(tool: Tool, config: str, name: str) -> OfflineAnswer:
     return OfflineAnswer(
         version=answer["version"],
         findings=tuple(
-            Finding(
+            ConfigFinding(
                 level=_LEVELS.get(each["level"], "error"),
                 message=each["message"],
                 path=tuple(each["path"]),
@@ -197,7 +197,7 @@ def _ec2_facts(instance: InstanceType) -> dict[str, Any]:
 
 # With AWS
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class PclusterReply:
     """What one `pcluster` call answered."""
 
     code: int
@@ -209,13 +209,13 @@ class Reply:
         """The exit code is 1 for a dry run that passed as for one that failed; only the message tells."""
         return self.message.startswith(_DRYRUN_PASSED)
 
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[ConfigFinding, ...]:
         rows = (
             *self.answer.get("configurationValidationErrors", ()),
             *self.answer.get("validationMessages", ()),
         )
         found = [
-            Finding(
+            ConfigFinding(
                 level=_LEVELS.get(each.get("level", "ERROR"), "error"),
                 message=each["message"],
                 rule=each["type"],
@@ -225,11 +225,11 @@ class Reply:
         for each in self.answer.get("updateValidationErrors", ()):
             wanted, had = each.get("requestedValue"), each.get("currentValue")
             text = f"{each.get('parameter')}: {had!r} can't become {wanted!r} here: {each['message']}"
-            found.append(Finding(level="error", message=text, rule="UpdatePolicy"))
+            found.append(ConfigFinding(level="error", message=text, rule="UpdatePolicy"))
         return tuple(found)
 
 
-def call(tool: Tool, *arguments: str, region: str, timeout_s: float = 900) -> Reply:
+def call(tool: Tool, *arguments: str, region: str, timeout_s: float = 900) -> PclusterReply:
     """Run `pcluster ARGUMENTS --region REGION`; a call that gives no JSON raises."""
     command = [str(tool.executable), *arguments, "--region", region]
     environment = dict(os.environ)
@@ -246,7 +246,7 @@ def call(tool: Tool, *arguments: str, region: str, timeout_s: float = 900) -> Re
     answer = _json(done.stdout)
     if answer is None:
         raise _no_json(arguments[0], done.stderr or done.stdout)
-    return Reply(code=done.returncode, answer=answer, message=str(answer.get("message", "")))
+    return PclusterReply(code=done.returncode, answer=answer, message=str(answer.get("message", "")))
 
 
 def _json(text: str) -> dict[str, Any] | None:
@@ -265,7 +265,3 @@ def _no_json(action: str, text: str) -> JobError | BackendError:
         return JobError(f"pcluster {action}: no AWS credentials; set AWS_PROFILE or run `aws configure`")
     last = " ".join(text.strip().splitlines()[-3:]) or "no output"
     return BackendError(f"pcluster {action} gave no answer: {last}")
-
-
-def as_json(reply: Reply) -> dict[str, Any]:
-    return asdict(reply)

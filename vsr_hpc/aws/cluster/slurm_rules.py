@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from vsr_hpc.aws.cluster.yaml_document import Document, Finding, Path, at, items
+from vsr_hpc.aws.cluster.yaml_document import ConfigFinding, Document, Path, at, items
 
 Scope = Literal["cluster", "queue", "compute resource"]
 
@@ -235,7 +235,7 @@ _CHECKS: Mapping[Scope, Mapping[str, Check]] = {
 }
 
 
-def check_slurm_settings(document: Document) -> Iterator[Finding]:
+def check_slurm_settings(document: Document) -> Iterator[ConfigFinding]:
     """Names that are refused, names that don't exist, values that make no sense, at all three levels."""
     config = document.value
     settings: Path = ("Scheduling", "SlurmSettings")
@@ -246,7 +246,7 @@ def check_slurm_settings(document: Document) -> Iterator[Finding]:
         if len(each) > 1 and not {"nodename", "partitionname", "nodeset"} & {
             str(key).lower() for key in each
         }:
-            yield Finding(
+            yield ConfigFinding(
                 level="error",
                 path=path,
                 rule="slurm-several-in-one",
@@ -269,9 +269,11 @@ def check_slurm_settings(document: Document) -> Iterator[Finding]:
     yield from _together(config, settings)
 
 
-def _settings(path: Path, settings: Any, scope: Scope, denied: tuple[str, ...]) -> Iterator[Finding]:
+def _settings(path: Path, settings: Any, scope: Scope, denied: tuple[str, ...]) -> Iterator[ConfigFinding]:
     if not isinstance(settings, dict):
-        yield Finding(level="error", path=path, rule="slurm-shape", message="expected `Name: value` pairs")
+        yield ConfigFinding(
+            level="error", path=path, rule="slurm-shape", message="expected `Name: value` pairs"
+        )
         return
     checks = {name.lower(): (name, check) for name, check in _CHECKS[scope].items()}
     for name, value in settings.items():
@@ -280,7 +282,7 @@ def _settings(path: Path, settings: Any, scope: Scope, denied: tuple[str, ...]) 
         if lower in {each.lower() for each in denied}:
             way_out = _INSTEAD.get(lower, "ParallelCluster sets it itself")
             text = f"{name} is refused by ParallelCluster at {scope} level; {way_out}"
-            yield Finding(level="error", path=here, rule="slurm-denied", message=text)
+            yield ConfigFinding(level="error", path=here, rule="slurm-denied", message=text)
         elif lower not in checks:
             yield _unknown(here, str(name), scope, [known for known, _ in checks.values()])
         else:
@@ -288,43 +290,43 @@ def _settings(path: Path, settings: Any, scope: Scope, denied: tuple[str, ...]) 
             wrong = check("YES" if value is True else "NO" if value is False else str(value))
             if wrong:
                 text = f"{known}={value!r} would keep slurmctld from starting or mislead it: {wrong}"
-                yield Finding(level="error", path=here, rule="slurm-value", message=text)
+                yield ConfigFinding(level="error", path=here, rule="slurm-value", message=text)
 
 
-def _unknown(path: Path, name: str, scope: Scope, known: list[str]) -> Finding:
+def _unknown(path: Path, name: str, scope: Scope, known: list[str]) -> ConfigFinding:
     near = difflib.get_close_matches(name.lower(), [each.lower() for each in known], n=1, cutoff=0.8)
     if near:
         meant = next(each for each in known if each.lower() == near[0])
         text = f"{name} is not a Slurm setting of a {scope}: slurmctld would not start; did you mean {meant}?"
-        return Finding(level="error", path=path, rule="slurm-unknown", message=text)
+        return ConfigFinding(level="error", path=path, rule="slurm-unknown", message=text)
     text = (
         f"{name} is not a {scope} setting that this check knows; slurmctld does not start on an unknown one"
     )
-    return Finding(level="warning", path=path, rule="slurm-unknown", message=text)
+    return ConfigFinding(level="warning", path=path, rule="slurm-unknown", message=text)
 
 
-def _together(config: dict[str, Any], settings: Path) -> Iterator[Finding]:
+def _together(config: dict[str, Any], settings: Path) -> Iterator[ConfigFinding]:
     given: dict[str, tuple[Path, str]] = {}
     for path, each in items(config, *settings, "CustomSlurmSettings"):
         for name, value in each.items():
             if str(name).lower() in given and len(each) == 1:
                 text = f"{name} is set twice; slurmctld takes one of them"
-                yield Finding(level="error", path=(*path, str(name)), rule="slurm-twice", message=text)
+                yield ConfigFinding(level="error", path=(*path, str(name)), rule="slurm-twice", message=text)
             given[str(name).lower()] = ((*path, str(name)), str(value))
     kill = given.get("killwait")
     if kill and kill[1].isdigit() and int(kill[1]) > 100:
         text = f"KillWait={kill[1]}: a Spot node is gone 120 s after its notice, the worker with it"
-        yield Finding(level="warning", path=kill[0], rule="slurm-killwait", message=text)
+        yield ConfigFinding(level="warning", path=kill[0], rule="slurm-killwait", message=text)
     array, jobs = given.get("maxarraysize"), given.get("maxjobcount", ((), "10000"))
     if array and array[1].isdigit() and jobs[1].isdigit() and int(array[1]) > int(jobs[1]):
         text = f"MaxArraySize={array[1]} exceeds MaxJobCount={jobs[1]}: such an array is refused"
-        yield Finding(level="warning", path=array[0], rule="slurm-array", message=text)
+        yield ConfigFinding(level="warning", path=array[0], rule="slurm-array", message=text)
     preempt = given.get("preempttype")
     if preempt and preempt[1].lower() == "preempt/partition_prio":
         text = "queues here own separate nodes: preemption by queue can never free a node, only kill work"
-        yield Finding(level="warning", path=preempt[0], rule="slurm-preempt", message=text)
+        yield ConfigFinding(level="warning", path=preempt[0], rule="slurm-preempt", message=text)
     if given.get("jobrequeue", ((), "1"))[1] == "0":
         text = (
             "JobRequeue=0: a job whose Spot node is taken ends NODE_FAIL instead of starting again elsewhere"
         )
-        yield Finding(level="warning", path=given["jobrequeue"][0], rule="slurm-requeue", message=text)
+        yield ConfigFinding(level="warning", path=given["jobrequeue"][0], rule="slurm-requeue", message=text)

@@ -16,7 +16,7 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class ConfigFinding:
     """One thing to mend (error), to know before paying (warning) or that could not be looked at (info)."""
 
     level: Level

@@ -1,4 +1,4 @@
-"""What `vsr ec2` does now: a file against what the account has of its name, as calls of AWS. Pure."""
+"""The steps from what the account has of a fleet to what its file says, as calls of AWS. Pure."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vsr_hpc.aws.calls import Call, Kind, Step
-from vsr_hpc.aws.ec2.spec import HOOK, Ec2Spec, encoded, resource_name, user_data
+from vsr_hpc.aws.ec2.spec import HOOK, Ec2Spec, encode_user_data, resource_name, user_data
+from vsr_hpc.aws.steps import Call, Kind, Step
 
 Request = dict[str, Any]
 TAG = "vsr:ec2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class FleetInventory:
     """What the account has of a name."""
 
     vpc: str | None = None
@@ -54,8 +54,8 @@ class Found:
         )
 
 
-def steps(spec: Ec2Spec, found: Found, region: str, address: str | None) -> tuple[Step, ...]:
-    """What `up` does now. Pure; `address` is the range that may come in, None for nobody."""
+def steps(spec: Ec2Spec, found: FleetInventory, region: str, address: str | None) -> tuple[Step, ...]:
+    """The steps that `up` takes now. Traffic is admitted from the range `address`; None admits nobody."""
     made: list[Step] = []
     if found.group_id is None:
         request: Request = {
@@ -65,7 +65,7 @@ def steps(spec: Ec2Spec, found: Found, region: str, address: str | None) -> tupl
         }
         request |= {"VpcId": found.vpc} if found.vpc else {}
         made.append(_step("create", "security group", spec, "ec2", "create_security_group", request))
-    made += _rules(spec, found, address)
+    made += _rule_steps(spec, found, address)
     data = template(spec, region, found.group_id or _NEW_GROUP)
     wanted = _hash(template(spec, region, "group"))
     name = {"LaunchTemplateName": spec.resource}
@@ -84,8 +84,8 @@ def steps(spec: Ec2Spec, found: Found, region: str, address: str | None) -> tupl
         made.append(
             _step("update", "launch template", spec, "ec2", "create_launch_template_version", request)
         )
-    made += _group(spec, found, is_changed)
-    made += _tagged(spec, found)
+    made += _group_steps(spec, found, is_changed)
+    made += _tag_steps(spec, found)
     return tuple(made)
 
 
@@ -118,11 +118,11 @@ def template(spec: Ec2Spec, region: str, group_id: str) -> Request:
             {"ResourceType": "instance", "Tags": marks},
             {"ResourceType": "volume", "Tags": marks},
         ],
-        "UserData": encoded(user_data(spec, region)),
+        "UserData": encode_user_data(user_data(spec, region)),
     }
 
 
-def _rules(spec: Ec2Spec, found: Found, address: str | None) -> Iterator[Step]:
+def _rule_steps(spec: Ec2Spec, found: FleetInventory, address: str | None) -> Iterator[Step]:
     wanted = _permission(spec.port, address) if address else None
     is_there = False
     for rule in found.rules:
@@ -149,7 +149,7 @@ def _rule(rule: Request) -> str:
     return f"{protocol}{ports} from {', '.join(each[key] for each in sources for key in keys if key in each)}"
 
 
-def _group(spec: Ec2Spec, found: Found, is_changed: bool) -> Iterator[Step]:
+def _group_steps(spec: Ec2Spec, found: FleetInventory, is_changed: bool) -> Iterator[Step]:
     wanted = scaling(spec)
     detail = f"{spec.count} x {spec.purchase} {' or '.join(spec.instance_types)}"
     if found.scaling is None:
@@ -163,10 +163,10 @@ def _group(spec: Ec2Spec, found: Found, is_changed: bool) -> Iterator[Step]:
         request = {"AutoScalingGroupName": spec.resource, **_hook(spec)}
         detail = f"{spec.startup_s} s until an instance must answer"
         yield _step("update", "hook", spec, "autoscaling", "put_lifecycle_hook", request, detail)
-    yield from _refresh(spec, found, is_changed)
+    yield from _refresh_steps(spec, found, is_changed)
 
 
-def _refresh(spec: Ec2Spec, found: Found, is_changed: bool) -> Iterator[Step]:
+def _refresh_steps(spec: Ec2Spec, found: FleetInventory, is_changed: bool) -> Iterator[Step]:
     """Instances of an earlier template go. A refresh under way does it, unless the file has changed since."""
     if not found.members or not (is_changed or (found.outdated and not is_under_way(found.refresh))):
         return
@@ -181,7 +181,7 @@ def _refresh(spec: Ec2Spec, found: Found, is_changed: bool) -> Iterator[Step]:
     yield _step("update", "group", spec, "autoscaling", "start_instance_refresh", request, how)
 
 
-def _tagged(spec: Ec2Spec, found: Found) -> Iterator[Step]:
+def _tag_steps(spec: Ec2Spec, found: FleetInventory) -> Iterator[Step]:
     """What the file's tags are now. Others stay: an account may have its own."""
     for thing, there in found.tags:
         missing = [each for each in _tags(spec) if there.get(each["Key"]) != each["Value"]]
@@ -247,18 +247,18 @@ def scaling(spec: Ec2Spec) -> Request:
     }
 
 
-def removal(name: str, found: Found) -> tuple[Step, ...]:
+def removal(name: str, found: FleetInventory) -> tuple[Step, ...]:
     called = resource_name(name)
     made = []
     if found.scaling is not None:
         request: Request = {"AutoScalingGroupName": called, "ForceDelete": True}
-        made.append(_named("remove", "group", called, "autoscaling", "delete_auto_scaling_group", request))
+        made.append(_step_for("remove", "group", called, "autoscaling", "delete_auto_scaling_group", request))
     if found.has_template:
         request = {"LaunchTemplateName": called}
-        made.append(_named("remove", "launch template", called, "ec2", "delete_launch_template", request))
+        made.append(_step_for("remove", "launch template", called, "ec2", "delete_launch_template", request))
     if found.group_id is not None:
         request = {"GroupId": found.group_id}
-        made.append(_named("remove", "security group", called, "ec2", "delete_security_group", request))
+        made.append(_step_for("remove", "security group", called, "ec2", "delete_security_group", request))
     return tuple(made)
 
 
@@ -305,10 +305,10 @@ def _hash(data: Request) -> str:
 def _step(
     action: Any, kind: Kind, spec: Ec2Spec, service: str, operation: str, request: Request, detail: str = ""
 ) -> Step:
-    return _named(action, kind, spec.resource, service, operation, request, detail)
+    return _step_for(action, kind, spec.resource, service, operation, request, detail)
 
 
-def _named(
+def _step_for(
     action: Any, kind: Kind, name: str, service: str, operation: str, request: Request, detail: str = ""
 ) -> Step:
     call = Call(service=service, operation=operation, parameters=request)

@@ -12,12 +12,24 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vsr_hpc.aws.account import Patience
-from vsr_hpc.aws.calls import Call, Clients, Step, check
-from vsr_hpc.aws.ec2.changes import SOURCES, TAG, Found, Request, is_under_way, removal, steps, with_group
+from botocore.exceptions import ClientError
+
+from vsr_hpc.aws.account import WaitLimits
+from vsr_hpc.aws.calls import Clients, check
+from vsr_hpc.aws.ec2.changes import (
+    SOURCES,
+    TAG,
+    FleetInventory,
+    Request,
+    is_under_way,
+    removal,
+    steps,
+    with_group,
+)
 from vsr_hpc.aws.ec2.spec import HOOK, Ec2Spec, port_in, resource_name
-from vsr_hpc.aws.errors import translated
+from vsr_hpc.aws.errors import error_code, explained
 from vsr_hpc.aws.prices import hourly_price, prices
+from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import BackendError, JobError
 
 log = logging.getLogger(__name__)
@@ -28,7 +40,7 @@ _WHOSE_ADDRESS = "https://checkip.amazonaws.com"
 
 
 def hourly(spec: Ec2Spec, region: str) -> str:
-    """What it costs, in words."""
+    """The price of an hour of the whole fleet, in words."""
     table = prices(region)
     known = [hourly_price(each, spec.purchase, region) for each in spec.instance_types]
     per_hour = [each for each in known if each is not None]
@@ -44,25 +56,25 @@ def hourly(spec: Ec2Spec, region: str) -> str:
 # The account ------------------------------------------------------------------------------------------------
 def plan(spec: Ec2Spec) -> tuple[Step, ...]:
     clients = Clients()
-    with translated(spec.name):
+    with explained(spec.name):
         made = steps(spec, _look(clients, spec.name, spec.subnets), _region(clients), _address(spec))
     check(made, spec.name)
     return made
 
 
-def up(spec: Ec2Spec, tell: Tell, *, patience: Patience | None = None) -> tuple[Step, ...]:
+def up(spec: Ec2Spec, tell: Tell, *, patience: WaitLimits | None = None) -> tuple[Step, ...]:
     """Make it so, and wait until every instance answers (a server) or has started its worker."""
-    clients, patience = Clients(), patience or Patience(longest_s=spec.startup_s + 600)
+    clients, patience = Clients(), patience or WaitLimits(longest_s=spec.startup_s + 600)
     made = plan(spec)
     group_id = refresh = None
-    with translated(spec.name):
+    with explained(spec.name):
         for step in made:
             tell(str(step))
             for call in step.calls:
                 if call.operation == "start_instance_refresh":
                     _await_calm(clients, spec, patience, tell)
                 group_id = group_id or _look(clients, spec.name, spec.subnets).group_id
-                answer = _made(clients, with_group(call, group_id))
+                answer = _make_call(clients, with_group(call, group_id))
                 group_id = answer.get("GroupId", group_id)
                 refresh = answer.get("InstanceRefreshId", refresh)
         _await_instances(clients, spec, patience, tell, refresh)
@@ -72,10 +84,10 @@ def up(spec: Ec2Spec, tell: Tell, *, patience: Patience | None = None) -> tuple[
     return made
 
 
-def down(name: str, tell: Tell, *, patience: Patience | None = None) -> tuple[Step, ...]:
+def down(name: str, tell: Tell, *, patience: WaitLimits | None = None) -> tuple[Step, ...]:
     """End the instances and remove all that was made for them; nothing else."""
-    clients, patience = Clients(), patience or Patience(longest_s=900)
-    with translated(name):
+    clients, patience = Clients(), patience or WaitLimits(longest_s=900)
+    with explained(name):
         made = removal(name, _look(clients, name, ()))
         for step in made:
             tell(str(step))
@@ -89,7 +101,7 @@ def down(name: str, tell: Tell, *, patience: Patience | None = None) -> tuple[St
 def status(name: str) -> dict[str, Any]:
     """The instances: which, where, how they were bought, how they are, and how to reach them."""
     clients = Clients()
-    with translated(name):
+    with explained(name):
         found = _look(clients, name, ())
         if found.scaling is None:
             raise JobError(f"there is nothing named {name}; `vsr ec2 up` makes it")
@@ -98,11 +110,13 @@ def status(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "wanted": found.scaling["DesiredCapacity"],
-        "instances": [_shown(each, details.get(each["InstanceId"], {}), found) for each in members],
+        "instances": [
+            _describe_instance(each, details.get(each["InstanceId"], {}), found) for each in members
+        ],
     }
 
 
-def _shown(member: Request, detail: Request, found: Found) -> dict[str, Any]:
+def _describe_instance(member: Request, detail: Request, found: FleetInventory) -> dict[str, Any]:
     address, number, port = detail.get("PublicIpAddress"), member["InstanceId"], found.port
     session = f"aws ssm start-session --target {number}"
     if port:
@@ -120,20 +134,18 @@ def _shown(member: Request, detail: Request, found: Found) -> dict[str, Any]:
     }
 
 
-def _made(clients: Clients, call: Call) -> Request:
+def _make_call(clients: Clients, call: Call) -> Request:
     """AWS's answer. A refresh that was to end and is over by now is as wanted."""
-    from botocore.exceptions import ClientError
-
     try:
         answer: Request = clients.make(call)
     except ClientError as exc:
-        if exc.response["Error"]["Code"] != "ActiveInstanceRefreshNotFound":
+        if error_code(exc) != "ActiveInstanceRefreshNotFound":
             raise
         return {}
     return answer
 
 
-def _await_calm(clients: Clients, spec: Ec2Spec, patience: Patience, tell: Tell) -> None:
+def _await_calm(clients: Clients, spec: Ec2Spec, patience: WaitLimits, tell: Tell) -> None:
     """Until an earlier refresh is over: a group has one at a time."""
     until, last = time.monotonic() + patience.longest_s, ""
     while is_under_way(refresh := _latest_refresh(clients, spec.resource)):
@@ -147,7 +159,7 @@ def _await_calm(clients: Clients, spec: Ec2Spec, patience: Patience, tell: Tell)
 
 
 def _await_instances(
-    clients: Clients, spec: Ec2Spec, patience: Patience, tell: Tell, awaited: str | None
+    clients: Clients, spec: Ec2Spec, patience: WaitLimits, tell: Tell, awaited: str | None
 ) -> None:
     """Until the refresh `awaited`, or any that is under way, has done its work, and all instances answer.
 
@@ -185,7 +197,7 @@ def _await_instances(
         time.sleep(patience.poll_s)
 
 
-def _await_end(clients: Clients, name: str, patience: Patience, tell: Tell) -> None:
+def _await_end(clients: Clients, name: str, patience: WaitLimits, tell: Tell) -> None:
     """A security group can only go when no instance is in it."""
     until, ec2 = time.monotonic() + patience.longest_s, clients.of("ec2")
     states = ["pending", "running", "shutting-down", "stopping"]
@@ -206,7 +218,7 @@ def _await_end(clients: Clients, name: str, patience: Patience, tell: Tell) -> N
         time.sleep(patience.poll_s)
 
 
-def _look(clients: Clients, name: str, subnets: tuple[str, ...]) -> Found:
+def _look(clients: Clients, name: str, subnets: tuple[str, ...]) -> FleetInventory:
     ec2, called = clients.of("ec2"), resource_name(name)
     groups = ec2.describe_security_groups(
         Filters=[{"Name": "group-name", "Values": [called]}, {"Name": f"tag:{TAG}", "Values": [name]}]
@@ -228,7 +240,7 @@ def _look(clients: Clients, name: str, subnets: tuple[str, ...]) -> Found:
         latest = versions["LaunchTemplateVersions"][0]
     startup_s = _startup_s(clients, called) if scaling_group else None
     vpc = ec2.describe_subnets(SubnetIds=list(subnets))["Subnets"][0]["VpcId"] if subnets else None
-    return Found(
+    return FleetInventory(
         vpc=vpc,
         group_id=groups[0]["GroupId"] if groups else None,
         rules=tuple(_open(groups[0])) if groups else (),

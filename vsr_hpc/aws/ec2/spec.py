@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from vsr_hpc.aws.instances import all_instances
 from vsr_hpc.errors import JobError
+from vsr_hpc.system.aws_region import region_environment
 from vsr_hpc.system.yaml_file import read_mapping
 
 # AWS's own images with Docker on them, and the NVIDIA runtime where there is a GPU.
@@ -128,7 +129,7 @@ def _gpus(instance_type: str) -> int:
 def user_data(spec: Ec2Spec, region: str) -> str:
     """The script of the first boot, its values before it. Nothing in it is a secret."""
     command = ["serve"] if spec.role == "server" else ["worker", str(spec.run)]
-    environment = {"AWS_DEFAULT_REGION": region, **spec.environment}
+    environment = {**region_environment(region), **spec.environment}
     values = {
         "region": region,
         "group": spec.resource,
@@ -156,7 +157,7 @@ def port_in(script: str) -> int | None:
     return None
 
 
-def encoded(text: str) -> str:
+def encode_user_data(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 

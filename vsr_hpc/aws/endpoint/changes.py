@@ -1,4 +1,4 @@
-"""What is wanted against what is there: the steps between, in an order that keeps serving. Pure."""
+"""The steps that turn an endpoint into what its file says, in an order that keeps it serving. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vsr_hpc.aws.calls import Call, Kind, Step
 from vsr_hpc.aws.endpoint import autoscaling as autoscale
 from vsr_hpc.aws.endpoint import rollout, transform
 from vsr_hpc.aws.endpoint.requests import (
@@ -20,6 +19,7 @@ from vsr_hpc.aws.endpoint.requests import (
     variants,
 )
 from vsr_hpc.aws.endpoint.spec import EndpointSpec
+from vsr_hpc.aws.steps import Call, Kind, Step
 from vsr_hpc.errors import JobError
 
 
@@ -35,7 +35,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class EndpointInventory:
     """What the account has of one endpoint's name, by its tag and by names that only vsr gives."""
 
     models: frozenset[str] = frozenset()
@@ -52,7 +52,7 @@ class Found:
     """ARNs in the registry, newest first; the group's own last."""
 
 
-def steps(spec: EndpointSpec, found: Found, *, at_once: bool = False) -> tuple[Step, ...]:
+def steps(spec: EndpointSpec, found: EndpointInventory, *, at_once: bool = False) -> tuple[Step, ...]:
     """What applying the file does now, in order; empty where all is as wanted."""
     _check_ours(found, spec.name)
     return (
@@ -68,7 +68,7 @@ def steps(spec: EndpointSpec, found: Found, *, at_once: bool = False) -> tuple[S
     )
 
 
-def removal(name: str, found: Found) -> tuple[Step, ...]:
+def removal(name: str, found: EndpointInventory) -> tuple[Step, ...]:
     """Everything that was made for an endpoint, in an order that AWS takes."""
     _check_ours(found, name)
     made: list[Step] = []
@@ -89,19 +89,19 @@ def not_ours(name: str) -> str:
     return f"endpoint {name} was not made by vsr (it lacks the tag vsr:endpoint); it is left alone"
 
 
-def _check_ours(found: Found, name: str) -> None:
+def _check_ours(found: EndpointInventory, name: str) -> None:
     if found.endpoint is not None and not found.endpoint.is_ours:
         raise JobError(not_ours(name))
 
 
-def _new_models(spec: EndpointSpec, found: Found) -> Iterator[Step]:
+def _new_models(spec: EndpointSpec, found: EndpointInventory) -> Iterator[Step]:
     for each in model_requests(spec):
         if each["ModelName"] not in found.models:
             request = {**each, "Tags": tags(spec)}
             yield _step("create", "model", each["ModelName"], "sagemaker", "create_model", request)
 
 
-def _new_config(spec: EndpointSpec, found: Found) -> Iterator[Step]:
+def _new_config(spec: EndpointSpec, found: EndpointInventory) -> Iterator[Step]:
     wanted = config_request(spec)
     if wanted is not None and wanted["EndpointConfigName"] not in found.configs:
         request = {**wanted, "Tags": tags(spec)}
@@ -109,7 +109,7 @@ def _new_config(spec: EndpointSpec, found: Found) -> Iterator[Step]:
         yield _step("create", "configuration", name, "sagemaker", "create_endpoint_config", request)
 
 
-def _endpoint(spec: EndpointSpec, found: Found, at_once: bool) -> Iterator[Step]:
+def _endpoint(spec: EndpointSpec, found: EndpointInventory, at_once: bool) -> Iterator[Step]:
     wanted, there = endpoint_request(spec), found.endpoint
     if wanted is None:
         if there is not None:
@@ -131,7 +131,7 @@ def _endpoint(spec: EndpointSpec, found: Found, at_once: bool) -> Iterator[Step]
         yield Step(action="update", kind="endpoint", name=spec.name, detail=detail, calls=(call,))
 
 
-def _weights(spec: EndpointSpec, found: Found) -> Iterator[Step]:
+def _weights(spec: EndpointSpec, found: EndpointInventory) -> Iterator[Step]:
     """Weights and counts that somebody changed by hand; an update brings its own."""
     there, wanted = found.endpoint, endpoint_request(spec)
     if there is None or wanted is None or there.config != wanted["EndpointConfigName"]:
@@ -158,7 +158,9 @@ def _weights(spec: EndpointSpec, found: Found) -> Iterator[Step]:
 
 
 # Alarms and scaling -----------------------------------------------------------------------------------------
-def _alarms(wanted: tuple[Request, ...], found: Found, marks: list[dict[str, str]]) -> Iterator[Step]:
+def _alarms(
+    wanted: tuple[Request, ...], found: EndpointInventory, marks: list[dict[str, str]]
+) -> Iterator[Step]:
     for each in wanted:
         there = found.alarms.get(each["AlarmName"])
         if there is not None and _has(there, each):
@@ -169,7 +171,7 @@ def _alarms(wanted: tuple[Request, ...], found: Found, marks: list[dict[str, str
         yield _step(action, "alarm", each["AlarmName"], "cloudwatch", "put_metric_alarm", request)
 
 
-def _old_scaling(spec: EndpointSpec, found: Found) -> Iterator[Step]:
+def _old_scaling(spec: EndpointSpec, found: EndpointInventory) -> Iterator[Step]:
     """Targets and policies that are not wanted go first: an update refuses variants that still have them."""
     targets = {each["ResourceId"] for each in autoscale.target_requests(spec)}
     policies = {(each["ResourceId"], each["PolicyName"]) for each in autoscale.policy_requests(spec)}
@@ -177,7 +179,7 @@ def _old_scaling(spec: EndpointSpec, found: Found) -> Iterator[Step]:
     yield from (_remove_target(each) for each in sorted(set(found.targets) - targets))
 
 
-def _scaling(spec: EndpointSpec, found: Found) -> Iterator[Step]:
+def _scaling(spec: EndpointSpec, found: EndpointInventory) -> Iterator[Step]:
     for each in autoscale.target_requests(spec):
         name, there = each["ResourceId"], found.targets.get(each["ResourceId"])
         if there is None or not _has(there, each):
@@ -198,7 +200,7 @@ def _scaling(spec: EndpointSpec, found: Found) -> Iterator[Step]:
         yield from _alarms((wake,), found, tags(spec))
 
 
-def _schedule(spec: EndpointSpec, found: Found) -> Iterator[Step]:
+def _schedule(spec: EndpointSpec, found: EndpointInventory) -> Iterator[Step]:
     wanted = transform.schedule_request(spec)
     if wanted is None:
         if found.schedule is not None:
@@ -210,7 +212,7 @@ def _schedule(spec: EndpointSpec, found: Found) -> Iterator[Step]:
         yield _step("update", "schedule", wanted["Name"], "scheduler", "update_schedule", wanted, at)
 
 
-def _leftovers(spec: EndpointSpec, found: Found) -> Iterator[Step]:
+def _leftovers(spec: EndpointSpec, found: EndpointInventory) -> Iterator[Step]:
     """What an earlier version of the file needed, last of all."""
     config, wake = config_request(spec), autoscale.wake_alarm(spec)
     alarms = {each["AlarmName"] for each in alarm_requests(spec)} | ({wake["AlarmName"]} if wake else set())

@@ -1,4 +1,4 @@
-"""SageMaker endpoints from an endpoint.yaml: look, decide, do, wait. The deciding is in `diff`."""
+"""SageMaker endpoints from an endpoint.yaml: read the account, plan the steps, carry them out, wait."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vsr_hpc.aws.account import Patience
-from vsr_hpc.aws.calls import Call, Clients, Step, check
+from vsr_hpc.aws.account import WaitLimits
+from vsr_hpc.aws.calls import Clients, check
 from vsr_hpc.aws.endpoint import autoscaling as autoscale
 from vsr_hpc.aws.endpoint import changes as diff
 from vsr_hpc.aws.endpoint import inventory as account
@@ -16,7 +16,8 @@ from vsr_hpc.aws.endpoint import rollout
 from vsr_hpc.aws.endpoint.inventory import describe, look
 from vsr_hpc.aws.endpoint.requests import config_request, rollback_alarms, variants
 from vsr_hpc.aws.endpoint.spec import EndpointSpec
-from vsr_hpc.aws.errors import translated
+from vsr_hpc.aws.errors import explained
+from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import BackendError, JobError
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ def _silent(line: str) -> None:
 def plan(spec: EndpointSpec, *, at_once: bool = False, must_exist: bool = False) -> tuple[Step, ...]:
     """What applying this would do now, in order; empty where all is as wanted. JobError where AWS refuses."""
     clients = Clients()
-    with translated(spec.name):
-        return _planned(clients, spec, at_once=at_once, must_exist=must_exist)
+    with explained(spec.name):
+        return _plan_steps(clients, spec, at_once=at_once, must_exist=must_exist)
 
 
 def apply(
@@ -41,17 +42,17 @@ def apply(
     *,
     at_once: bool = False,
     must_exist: bool = False,
-    patience: Patience | None = None,
+    patience: WaitLimits | None = None,
     tell: Tell = _silent,
 ) -> tuple[Step, ...]:
     """Make it so, and wait until it serves. What is no longer needed goes last.
 
     An update that does not reach the new configuration raises BackendError and leaves the old one serving.
     """
-    clients, patience = Clients(), patience or Patience()
-    with translated(spec.name):
-        rollout.settled(lambda: describe(clients, spec.name), patience, tell)
-        steps = _planned(clients, spec, at_once=at_once, must_exist=must_exist)
+    clients, patience = Clients(), patience or WaitLimits()
+    with explained(spec.name):
+        rollout.wait_until_settled(lambda: describe(clients, spec.name), patience, tell)
+        steps = _plan_steps(clients, spec, at_once=at_once, must_exist=must_exist)
         for step in steps:
             tell(str(step))
             _do(clients, step, spec, patience, tell)
@@ -59,12 +60,12 @@ def apply(
 
 
 def delete(
-    name: str, *, keeps_registry: bool = False, patience: Patience | None = None, tell: Tell = _silent
+    name: str, *, keeps_registry: bool = False, patience: WaitLimits | None = None, tell: Tell = _silent
 ) -> tuple[Step, ...]:
     """Remove the endpoint and all that was made for it, by its tag and our names; nothing else."""
-    clients, patience = Clients(), patience or Patience()
-    with translated(name):
-        rollout.settled(lambda: describe(clients, name), patience, tell)
+    clients, patience = Clients(), patience or WaitLimits()
+    with explained(name):
+        rollout.wait_until_settled(lambda: describe(clients, name), patience, tell)
         steps = diff.removal(name, look(clients, name))
         steps = tuple(each for each in steps if not (keeps_registry and each.kind == "registry"))
         for step in steps:
@@ -72,14 +73,14 @@ def delete(
             for call in step.calls:
                 clients.make(call)
             if step.kind == "endpoint":
-                rollout.settled(lambda: describe(clients, name), patience, tell)
+                rollout.wait_until_settled(lambda: describe(clients, name), patience, tell)
     return steps
 
 
 def status(name: str) -> dict[str, Any]:
     """The endpoint's state, what is on its way, its variants, alarms and scaling."""
     clients = Clients()
-    with translated(name):
+    with explained(name):
         found = describe(clients, name)
         if found is None:
             raise JobError(f"there is no endpoint {name}")
@@ -115,11 +116,13 @@ def status(name: str) -> dict[str, Any]:
 def shift(name: str, weights: Mapping[str, float], *, is_plan: bool = False) -> tuple[Step, ...]:
     """Other weights for an A/B endpoint's variants, at once."""
     clients = Clients()
-    with translated(name):
-        there = _present(clients, name)
+    with explained(name):
+        there = _need_in_service(clients, name)
         unknown = sorted(set(weights) - set(there.weights))
         if unknown:
-            raise JobError(f"endpoint {name} has no variant {', '.join(unknown)}; it has {_listed(there)}")
+            raise JobError(
+                f"endpoint {name} has no variant {', '.join(unknown)}; it has {_variant_names(there)}"
+            )
         after = {key: weights.get(key, value or 0.0) for key, value in there.weights.items()}
         if not sum(after.values()):
             raise JobError(f"endpoint {name}: all weights would be 0, so nobody would be asked")
@@ -128,7 +131,7 @@ def shift(name: str, weights: Mapping[str, float], *, is_plan: bool = False) -> 
         total = sum(after.values())
         said = ", ".join(f"{key} {100 * value / total:.0f} %" for key, value in after.items())
         changed = [{"VariantName": key, "DesiredWeight": value} for key, value in weights.items()]
-        return _done(clients, _capacities(name, changed, said), is_plan)
+        return _carry_out(clients, _capacities(name, changed, said), is_plan)
 
 
 def scale(
@@ -142,11 +145,13 @@ def scale(
 ) -> tuple[Step, ...]:
     """Another number of instances, or other bounds where they scale by themselves."""
     clients = Clients()
-    with translated(name):
-        there = _present(clients, name)
+    with explained(name):
+        there = _need_in_service(clients, name)
         chosen = variant or (next(iter(there.counts)) if len(there.counts) == 1 else None)
         if chosen is None or chosen not in there.counts:
-            raise JobError(f"endpoint {name}: say which of its variants ({_listed(there)}) with --variant")
+            raise JobError(
+                f"endpoint {name}: say which of its variants ({_variant_names(there)}) with --variant"
+            )
         key = autoscale.resource_id(name, chosen)
         target = look(clients, name).targets.get(key)
         if count is not None:
@@ -159,7 +164,7 @@ def scale(
                 return ()
             changed = [{"VariantName": chosen, "DesiredInstanceCount": count}]
             said = f"{chosen} {there.counts[chosen]} to {count} instances"
-            return _done(clients, _capacities(name, changed, said), is_plan)
+            return _carry_out(clients, _capacities(name, changed, said), is_plan)
         if target is None:
             raise JobError(
                 f"{name}/{chosen} does not scale by itself; give --count, or autoscale in its file"
@@ -176,10 +181,10 @@ def scale(
         )
         detail = f"{bounds['MinCapacity']} to {bounds['MaxCapacity']} instances"
         step = Step(action="update", kind="autoscaling", name=key, detail=detail, calls=(call,))
-        return _done(clients, step, is_plan)
+        return _carry_out(clients, step, is_plan)
 
 
-def _done(clients: Clients, step: Step, is_plan: bool) -> tuple[Step, ...]:
+def _carry_out(clients: Clients, step: Step, is_plan: bool) -> tuple[Step, ...]:
     check((step,), step.name)
     if not is_plan:
         for call in step.calls:
@@ -196,7 +201,7 @@ def _capacities(name: str, changed: list[dict[str, Any]], said: str) -> Step:
     return Step(action="update", kind="weights", name=name, detail=said, calls=(call,))
 
 
-def _present(clients: Clients, name: str) -> diff.Endpoint:
+def _need_in_service(clients: Clients, name: str) -> diff.Endpoint:
     there = account.endpoint(clients, name)
     if there is None:
         raise JobError(f"there is no endpoint {name}")
@@ -207,11 +212,11 @@ def _present(clients: Clients, name: str) -> diff.Endpoint:
     return there
 
 
-def _listed(there: diff.Endpoint) -> str:
+def _variant_names(there: diff.Endpoint) -> str:
     return ", ".join(sorted(there.counts))
 
 
-def _planned(clients: Clients, spec: EndpointSpec, *, at_once: bool, must_exist: bool) -> tuple[Step, ...]:
+def _plan_steps(clients: Clients, spec: EndpointSpec, *, at_once: bool, must_exist: bool) -> tuple[Step, ...]:
     _check_region(clients, spec)
     found = look(clients, spec.name)
     if must_exist and found.endpoint is None:
@@ -222,7 +227,7 @@ def _planned(clients: Clients, spec: EndpointSpec, *, at_once: bool, must_exist:
     return steps
 
 
-def _check_variants(spec: EndpointSpec, found: diff.Found) -> None:
+def _check_variants(spec: EndpointSpec, found: diff.EndpointInventory) -> None:
     """Traffic moves by steps between equal variants; with others SageMaker moves it all at once."""
     there = found.endpoint
     if there is None or spec.rollout is None or spec.rollout.traffic == "all-at-once":
@@ -232,8 +237,9 @@ def _check_variants(spec: EndpointSpec, found: diff.Found) -> None:
         return
     if set(there.weights) != {each.name for each in variants(spec)}:
         raise JobError(
-            f"endpoint {spec.name} has the variants {_listed(there)}; traffic moves {spec.rollout.traffic} "
-            "only between the same ones: keep their names, or roll out with traffic: all-at-once"
+            f"endpoint {spec.name} has the variants {_variant_names(there)}; "
+            f"traffic moves {spec.rollout.traffic} only between the same ones: keep their names, or roll out "
+            "with traffic: all-at-once"
         )
 
 
@@ -249,22 +255,22 @@ def _check_region(clients: Clients, spec: EndpointSpec) -> None:
             )
 
 
-def _do(clients: Clients, step: Step, spec: EndpointSpec, patience: Patience, tell: Tell) -> None:
+def _do(clients: Clients, step: Step, spec: EndpointSpec, patience: WaitLimits, tell: Tell) -> None:
     for call in step.calls:
         clients.make(_with_policies(clients, call, spec.name))
     if step.kind != "endpoint":
         return
-    now = rollout.settled(lambda: describe(clients, spec.name), patience, tell)
+    now = rollout.wait_until_settled(lambda: describe(clients, spec.name), patience, tell)
     config = config_request(spec)
     if step.action == "remove" or config is None:
         return
     wanted = config["EndpointConfigName"]
     is_well = now is not None and now["EndpointStatus"] == "InService" and now["EndpointConfigName"] == wanted
-    tripped = () if is_well else _tripped(clients, spec)
+    tripped = () if is_well else _alarms_on(clients, spec)
     rollout.check_went_well(now, spec.name, wanted, tripped)
 
 
-def _tripped(clients: Clients, spec: EndpointSpec) -> tuple[str, ...]:
+def _alarms_on(clients: Clients, spec: EndpointSpec) -> tuple[str, ...]:
     names = rollback_alarms(spec)
     found = look(clients, spec.name).alarms
     return tuple(each for each in names if found.get(each, {}).get("StateValue") == "ALARM")

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from vsr_hpc.aws.calls import Clients
 from vsr_hpc.aws.endpoint import autoscaling as autoscale
 from vsr_hpc.aws.endpoint import transform
-from vsr_hpc.aws.endpoint.changes import Endpoint, Found
+from vsr_hpc.aws.endpoint.changes import Endpoint, EndpointInventory
 from vsr_hpc.aws.endpoint.requests import TAG, Request, alarm_prefix
+from vsr_hpc.aws.errors import error_code
 
 
-def look(clients: Clients, name: str) -> Found:
+def look(clients: Clients, name: str) -> EndpointInventory:
     """Everything that was made for this endpoint, and the endpoint itself whoever made it."""
     sagemaker = clients.of("sagemaker")
     policies = dict(_policies(clients, name))
-    return Found(
-        models=frozenset(_tagged(sagemaker, name, "list_models", "Models", "Model")),
+    return EndpointInventory(
+        models=frozenset(_own_names(sagemaker, name, "list_models", "Models", "Model")),
         configs=frozenset(
-            _tagged(sagemaker, name, "list_endpoint_configs", "EndpointConfigs", "EndpointConfig")
+            _own_names(sagemaker, name, "list_endpoint_configs", "EndpointConfigs", "EndpointConfig")
         ),
         endpoint=endpoint(clients, name),
         alarms=_alarms(clients, name, policies),
@@ -32,12 +35,10 @@ def look(clients: Clients, name: str) -> Found:
 
 def describe(clients: Clients, name: str) -> Any:
     """describe_endpoint's answer; None where there is none of this name."""
-    from botocore.exceptions import ClientError
-
     try:
         return clients.of("sagemaker").describe_endpoint(EndpointName=name)
     except ClientError as exc:
-        if exc.response["Error"]["Code"] == "ValidationException":
+        if error_code(exc) == "ValidationException":
             return None  # SageMaker's way to say that it could not find it
         raise
 
@@ -63,13 +64,11 @@ def group_name(name: str) -> str:
 
 def packages(clients: Clients, name: str, *, approved_only: bool = False) -> Iterator[str]:
     """ARNs of the registered versions, newest first, and of their group."""
-    from botocore.exceptions import ClientError
-
     sagemaker, group = clients.of("sagemaker"), group_name(name)
     try:
         found = sagemaker.describe_model_package_group(ModelPackageGroupName=group)
     except ClientError as exc:
-        if exc.response["Error"]["Code"] == "ValidationException":
+        if error_code(exc) == "ValidationException":
             return
         raise
     wanted = {"ModelApprovalStatus": "Approved"} if approved_only else {}
@@ -80,7 +79,7 @@ def packages(clients: Clients, name: str, *, approved_only: bool = False) -> Ite
     yield found["ModelPackageGroupArn"]
 
 
-def _tagged(sagemaker: Any, name: str, operation: str, members: str, kind: str) -> Iterator[str]:
+def _own_names(sagemaker: Any, name: str, operation: str, members: str, kind: str) -> Iterator[str]:
     """Names that begin with the endpoint's and carry its tag."""
     for page in sagemaker.get_paginator(operation).paginate(NameContains=name):
         for each in page[members]:
@@ -124,19 +123,17 @@ def _alarms(clients: Clients, name: str, policies: dict[tuple[str, str], Request
 
 
 def _schedule(clients: Clients, name: str) -> Request | None:
-    from botocore.exceptions import ClientError
-
     scheduler, called = clients.of("scheduler"), transform.schedule_name(name)
     try:
         scheduler.get_schedule_group(Name=called)
     except ClientError as exc:
-        if exc.response["Error"]["Code"] == "ResourceNotFoundException":
+        if error_code(exc) == "ResourceNotFoundException":
             return None
         raise
     try:
         found: Request = scheduler.get_schedule(Name=called, GroupName=called)
     except ClientError as exc:
-        if exc.response["Error"]["Code"] == "ResourceNotFoundException":
+        if error_code(exc) == "ResourceNotFoundException":
             return {}
         raise
     return found

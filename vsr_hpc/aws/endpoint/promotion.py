@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vsr_hpc.aws.account import Patience
-from vsr_hpc.aws.calls import Call, Clients, Step
+from vsr_hpc.aws.account import WaitLimits
+from vsr_hpc.aws.calls import Clients
 from vsr_hpc.aws.calls import check as check_calls
 from vsr_hpc.aws.endpoint import endpoint as endpoints
 from vsr_hpc.aws.endpoint import inventory as account
 from vsr_hpc.aws.endpoint.requests import Request, model_request, tags
 from vsr_hpc.aws.endpoint.spec import EndpointSpec, Promote
-from vsr_hpc.aws.errors import translated
+from vsr_hpc.aws.errors import explained
+from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import BackendError, JobError, VerifyError
 
 log = logging.getLogger(__name__)
@@ -63,19 +64,19 @@ def check(spec: EndpointSpec, measured: Measured) -> None:
 def plan(spec: EndpointSpec, measured: Measured) -> tuple[Step, ...]:
     """What promoting would change."""
     clients = Clients()
-    with translated(spec.name):
+    with explained(spec.name):
         steps = _registry_steps(clients, spec, measured)
     check_calls(steps, spec.name)
     return (*steps, *endpoints.plan(spec))
 
 
 def promote(
-    spec: EndpointSpec, measured: Measured, tell: Tell, *, patience: Patience | None = None
+    spec: EndpointSpec, measured: Measured, tell: Tell, *, patience: WaitLimits | None = None
 ) -> tuple[Step, ...]:
     """Register the approved version, then roll it out; a version that is rolled back is rejected again."""
     check(spec, measured)
     clients = Clients()
-    with translated(spec.name):
+    with explained(spec.name):
         steps = _registry_steps(clients, spec, measured)
         check_calls((*steps, *endpoints.plan(spec)), spec.name)
         for step in steps:
@@ -86,7 +87,7 @@ def promote(
     try:
         return (*steps, *endpoints.apply(spec, patience=patience, tell=tell))
     except BackendError as exc:
-        with translated(spec.name):
+        with explained(spec.name):
             clients.of("sagemaker").update_model_package(
                 ModelPackageArn=version,
                 ModelApprovalStatus="Rejected",
@@ -108,7 +109,7 @@ def promotion_settings(spec: EndpointSpec) -> Promote:
 def check_candidate(spec: EndpointSpec, gate: Promote) -> None:
     """What is measured must be what is rolled out: the same image, weights and models."""
     clients = Clients()
-    with translated(gate.staging):
+    with explained(gate.staging):
         there = account.describe(clients, gate.staging)
         if there is None:
             raise JobError(f"there is no endpoint {gate.staging}; deploy the candidate there first")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vsr_hpc.aws.account import Patience
+from vsr_hpc.aws.account import WaitLimits
 from vsr_hpc.aws.endpoint.requests import Request, rollback_alarms
 from vsr_hpc.aws.endpoint.spec import EndpointSpec, Rollout
 from vsr_hpc.errors import BackendError
@@ -69,8 +69,8 @@ def in_words(spec: EndpointSpec, *, at_once: bool) -> str:
     return f"all at once, watched for {rollout.bake_s} s{back}" if rollout.bake_s else f"all at once{back}"
 
 
-def settled(
-    describe: Callable[[], Any], patience: Patience, tell: Callable[[str], None] = lambda line: None
+def wait_until_settled(
+    describe: Callable[[], Any], patience: WaitLimits, tell: Callable[[str], None] = lambda line: None
 ) -> Any:
     """The endpoint's description once it moves no more, None where it is gone; `tell` hears each stage."""
     until, last = time.monotonic() + patience.longest_s, ""

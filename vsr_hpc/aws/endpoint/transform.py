@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vsr_hpc.aws.account import Patience, patient_client
-from vsr_hpc.aws.calls import Call, Step, check
+from vsr_hpc.aws.account import WaitLimits, client
+from vsr_hpc.aws.calls import check
 from vsr_hpc.aws.endpoint.requests import Request, model_request, tags
 from vsr_hpc.aws.endpoint.spec import EndpointSpec, can_encrypt_volume
-from vsr_hpc.aws.errors import translated
+from vsr_hpc.aws.errors import explained
+from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import BackendError, JobError
 
 _TARGET = "arn:{partition}:scheduler:::aws-sdk:sagemaker:createTransformJob"
@@ -123,14 +124,14 @@ def start(spec: EndpointSpec, source: str | None = None, target: str | None = No
     call = Call(service="sagemaker", operation="create_transform_job", parameters=request)
     step = Step(action="create", kind="model", name=request["TransformJobName"], calls=(call,))
     check((step,), spec.name)
-    with translated(spec.name):
-        patient_client("sagemaker", 60).create_transform_job(**request)
+    with explained(spec.name):
+        client("sagemaker").create_transform_job(**request)
     return str(request["TransformJobName"])
 
 
 def status(job: str) -> dict[str, Any]:
-    with translated(job):
-        found = patient_client("sagemaker", 60).describe_transform_job(TransformJobName=job)
+    with explained(job):
+        found = client("sagemaker").describe_transform_job(TransformJobName=job)
     return {
         "job": job,
         "status": found["TransformJobStatus"],
@@ -140,7 +141,7 @@ def status(job: str) -> dict[str, Any]:
     }
 
 
-def wait(job: str, patience: Patience, tell: Callable[[str], None]) -> dict[str, Any]:
+def wait(job: str, patience: WaitLimits, tell: Callable[[str], None]) -> dict[str, Any]:
     """The job's state once it is over. BackendError where it failed, was stopped or takes too long."""
     until, last = time.monotonic() + patience.longest_s, ""
     while (found := status(job))["status"] not in _OVER:
@@ -157,5 +158,5 @@ def wait(job: str, patience: Patience, tell: Callable[[str], None]) -> dict[str,
 
 
 def stop(job: str) -> None:
-    with translated(job):
-        patient_client("sagemaker", 60).stop_transform_job(TransformJobName=job)
+    with explained(job):
+        client("sagemaker").stop_transform_job(TransformJobName=job)

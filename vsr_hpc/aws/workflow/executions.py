@@ -8,8 +8,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from vsr_hpc.aws import errors as calls
 from vsr_hpc.aws.account import Account
+from vsr_hpc.aws.errors import explained
 from vsr_hpc.aws.workflow.installation import machine_arn, machine_name, machine_tags
 from vsr_hpc.aws.workflow.state_machine import Kind, run_name
 from vsr_hpc.errors import JobError
@@ -41,7 +41,7 @@ def redrive(name: str, execution: str, account: Account) -> Execution:
     """Go on with an execution that failed: by AWS's own redrive where a step was cut off, and as a new
     execution of the same run where it ended in our failure state, which a redrive would only repeat.
     """
-    with calls.explained(f"redrive {execution}"):
+    with explained(f"redrive {execution}"):
         states = account.client("stepfunctions")
         facts = states.describe_execution(executionArn=_execution_arn(name, execution, account))
         if facts["status"] in ("RUNNING", "SUCCEEDED", "PENDING_REDRIVE"):
@@ -63,7 +63,7 @@ def _as_again(name: str, facts: dict[str, Any], event: dict[str, Any]) -> dict[s
 
 
 def _begin(machine: str, given: dict[str, Any], account: Account) -> Execution:
-    with calls.explained(f"start {machine}"):
+    with explained(f"start {machine}"):
         states = account.client("stepfunctions")
         name, content = f"vsr-{secrets.token_hex(8)}", json.dumps(given)
         begun = states.start_execution(
@@ -75,7 +75,7 @@ def _begin(machine: str, given: dict[str, Any], account: Account) -> Execution:
 
 def executions(name: str, kind: Kind, account: Account, count: int = 20) -> tuple[Execution, ...]:
     """The latest executions, newest first."""
-    with calls.explained(f"list executions of {machine_name(name, kind)}"):
+    with explained(f"list executions of {machine_name(name, kind)}"):
         states = account.client("stepfunctions")
         if machine_tags(states, machine_arn(machine_name(name, kind), account)) is None:
             raise JobError(

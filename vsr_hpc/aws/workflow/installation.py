@@ -14,14 +14,15 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from vsr_hpc.aws import errors
 from vsr_hpc.aws.account import Account, Say
 from vsr_hpc.aws.batch import jobs as calls
 from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG, ensure_definition, gpus_of, wanted_of
 from vsr_hpc.aws.batch.installation import Maker
-from vsr_hpc.aws.batch.inventory import listed, named
+from vsr_hpc.aws.batch.inventory import from_tag_list, holds, to_tag_list
 from vsr_hpc.aws.batch.removal import Remover
-from vsr_hpc.aws.batch.resources import Role, Settings, policy, trust
+from vsr_hpc.aws.batch.resources import BatchSettings, Role, policy, trust
+from vsr_hpc.aws.errors import error_code, explained
+from vsr_hpc.aws.steps import Action, Step
 from vsr_hpc.aws.workflow import state_machine as workflow
 from vsr_hpc.aws.workflow.state_machine import Kind, Places
 from vsr_hpc.errors import BackendError, JobError
@@ -59,12 +60,12 @@ def machine_name(name: str, kind: Kind) -> str:
 def template_content(flow: Workflow) -> bytes:
     """The job without a place of its own."""
     job = flow.job.model_copy(
-        update={"on": "aws-batch", "input": "s3://input", "output": _suffixed(flow.job)}
+        update={"on": "aws-batch", "input": "s3://input", "output": _output_like(flow.job)}
     )
     return job.model_dump_json(by_alias=True).encode()
 
 
-def _suffixed(job: JobSpec) -> str:
+def _output_like(job: JobSpec) -> str:
     suffix = job.output.rpartition("/")[2].rpartition(".")[2]
     return f"s3://output/out.{suffix}" if "." in job.output.rpartition("/")[2] else "s3://output/out.mkv"
 
@@ -96,7 +97,7 @@ def places_of(flow: Workflow, account: Account, *, cpu_definition: str, worker_d
     )
 
 
-def rendered(flow: Workflow, account: Account) -> Places:
+def expected_places(flow: Workflow, account: Account) -> Places:
     """The places as they are or would be: definitions that are not there yet stand by name."""
     base = (
         f"arn:{_settings(flow, account).partition}:batch:{account.region}:{account.number()}:job-definition"
@@ -108,17 +109,17 @@ def rendered(flow: Workflow, account: Account) -> Places:
 def create(flow: Workflow, account: Account, say: Say) -> str:
     """Make the workflow or bring it up to date; the state machine's ARN."""
     _check_model(flow.job.model)
-    with errors.explained(f"create {flow.label}"):
+    with explained(f"create {flow.label}"):
         worker, cpu = _definitions(flow, account)
         places = places_of(flow, account, cpu_definition=cpu, worker_definition=worker)
         maker = Maker(settings=_settings(flow, account), account=account, say=say, is_plan=False)
         for role in _roles(maker.settings):
             maker.role(role)
-        _put_template(flow, account, places, say)
-        _topic(flow, account, places, say)
-        machine = _machine(flow, account, places, say)
-        _tell_events(flow, account, machine, say)
-        _rule(flow, account, places, machine, say)
+        _put_template(flow, places, maker)
+        _ensure_topic(flow, places, maker)
+        machine = _ensure_machine(flow, places, maker)
+        _ensure_events(flow, machine, maker)
+        _ensure_rule(flow, places, machine, maker)
     return machine
 
 
@@ -132,9 +133,9 @@ def _check_model(model: str) -> None:
         )
 
 
-def _settings(flow: Workflow, account: Account) -> Settings:
+def _settings(flow: Workflow, account: Account) -> BatchSettings:
     """Only names are taken from these: subnets and instances are `vsr batch init`'s."""
-    return Settings(
+    return BatchSettings(
         name=flow.name,
         region=account.region,
         account=account.number(),
@@ -145,7 +146,7 @@ def _settings(flow: Workflow, account: Account) -> Settings:
     )
 
 
-def _roles(settings: Settings) -> tuple[Role, ...]:
+def _roles(settings: BatchSettings) -> tuple[Role, ...]:
     return (
         Role(
             name=f"{settings.name}-workflow",
@@ -175,25 +176,31 @@ def _definitions(flow: Workflow, account: Account) -> tuple[str, str]:
     return ensure_definition(batch, worker), ensure_definition(batch, wanted_of(queue, plain, account.region))
 
 
-def _put_template(flow: Workflow, account: Account, places: Places, say: Say) -> None:
-    s3, key = account.client("s3"), places.template.partition(f"{flow.bucket}/")[2]
-    s3.put_object(Bucket=flow.bucket, Key=key, Body=template_content(flow))
-    say(f"kept: {places.template}")
+def _put_template(flow: Workflow, places: Places, maker: Maker) -> None:
+    """Upload the job of every clip. The object's name holds its hash, so nothing is overwritten."""
+    key = places.template.partition(f"{flow.bucket}/")[2]
+    maker.account.client("s3").put_object(Bucket=flow.bucket, Key=key, Body=template_content(flow))
+    maker.say(f"job template: {places.template}")
 
 
-def _topic(flow: Workflow, account: Account, places: Places, say: Say) -> None:
-    account.client("sns").create_topic(Name=f"{flow.name}-workflow", Tags=listed({OWNER_TAG: flow.name}))
-    say(f"kept: topic {places.topic} (subscribe to hear of every clip)")
+def _ensure_topic(flow: Workflow, places: Places, maker: Maker) -> None:
+    sns, name = maker.account.client("sns"), f"{flow.name}-workflow"
+    tags = _topic_tags(sns, places.topic)
+    detail = f"{places.topic}, subscribe to hear of every clip"
+    if maker.is_due("create" if tags is None else "keep", "topic", name, detail):
+        sns.create_topic(Name=name, Tags=to_tag_list({OWNER_TAG: flow.name}))
 
 
-def _machine(flow: Workflow, account: Account, places: Places, say: Say) -> str:
-    states, content = account.client("stepfunctions"), workflow.text(places)
+def _ensure_machine(flow: Workflow, places: Places, maker: Maker) -> str:
+    account, content = maker.account, workflow.text(places)
+    states = account.client("stepfunctions")
     number, partition = account.number(), places.partition
     arn = f"arn:{partition}:states:{account.region}:{number}:stateMachine:{flow.label}"
     role = f"arn:{partition}:iam::{number}:role/{flow.name}-workflow"
     mark = hashlib.sha256((content + role).encode()).hexdigest()[:32]
     tags = machine_tags(states, arn)
     if tags is None:
+        maker.is_due("create", "state machine", flow.label)
         made = _when_role_is_known(
             account,
             lambda: states.create_state_machine(
@@ -201,19 +208,15 @@ def _machine(flow: Workflow, account: Account, places: Places, say: Say) -> str:
                 definition=content,
                 roleArn=role,
                 type="EXPRESS" if flow.kind == "express" else "STANDARD",
-                tags=_lower(listed({OWNER_TAG: flow.name, _FINGERPRINT_TAG: mark})),
+                tags=_lower_case_tags(to_tag_list({OWNER_TAG: flow.name, _FINGERPRINT_TAG: mark})),
             ),
         )
-        say(f"make: state machine {flow.label}")
         return str(made["stateMachineArn"])
     if tags.get(OWNER_TAG) != flow.name:
         raise JobError(f"state machine {flow.label} exists and is not ours; choose another name")
-    if tags.get(_FINGERPRINT_TAG) != mark:
+    if maker.is_due("keep" if tags.get(_FINGERPRINT_TAG) == mark else "update", "state machine", flow.label):
         states.update_state_machine(stateMachineArn=arn, definition=content, roleArn=role)
-        states.tag_resource(resourceArn=arn, tags=_lower(listed({_FINGERPRINT_TAG: mark})))
-        say(f"change: state machine {flow.label}")
-    else:
-        say(f"as it is: state machine {flow.label}")
+        states.tag_resource(resourceArn=arn, tags=_lower_case_tags(to_tag_list({_FINGERPRINT_TAG: mark})))
     return arn
 
 
@@ -223,45 +226,56 @@ def _when_role_is_known(account: Account, call: Callable[[], Any], tries: int = 
         try:
             return call()
         except ClientError as exc:
-            if exc.response["Error"]["Code"] != "AccessDeniedException" or tried == tries - 1:
+            if error_code(exc) != "AccessDeniedException" or tried == tries - 1:
                 raise
             account.pause(5.0)
     raise BackendError("the role is not known after a minute; call again")
 
 
-def _tell_events(flow: Workflow, account: Account, machine: str, say: Say) -> None:
-    """Let the bucket tell EventBridge of new objects; what else it notifies of stays."""
-    s3 = account.client("s3")
+def _ensure_events(flow: Workflow, machine: str, maker: Maker) -> None:
+    """Let the bucket notify EventBridge of new objects; its other notifications stay."""
+    s3 = maker.account.client("s3")
     found = s3.get_bucket_notification_configuration(Bucket=flow.bucket)
     found.pop("ResponseMetadata", None)
-    if "EventBridgeConfiguration" in found:
-        say(f"as it is: {flow.bucket} tells EventBridge of its objects")
+    action: Action = "keep" if "EventBridgeConfiguration" in found else "update"
+    if not maker.is_due(action, "bucket", flow.bucket, "notifies EventBridge of its objects"):
         return
     s3.put_bucket_notification_configuration(
         Bucket=flow.bucket, NotificationConfiguration={**found, "EventBridgeConfiguration": {}}
     )
-    states = account.client("stepfunctions")
-    states.tag_resource(resourceArn=machine, tags=_lower(listed({_OPENED_TAG: flow.bucket})))
-    say(f"change: {flow.bucket} tells EventBridge of its objects")
+    states = maker.account.client("stepfunctions")
+    states.tag_resource(resourceArn=machine, tags=_lower_case_tags(to_tag_list({_OPENED_TAG: flow.bucket})))
 
 
-def _rule(flow: Workflow, account: Account, places: Places, machine: str, say: Say) -> None:
-    events = account.client("events")
-    pattern = json.dumps(workflow.event_pattern(places), sort_keys=True)
-    events.put_rule(
-        Name=flow.label,
-        EventPattern=pattern,
-        State="ENABLED",
-        Description=f"vsr_hpc: what comes below {places.incoming} is upscaled",
-        Tags=listed({OWNER_TAG: flow.name}),
-    )
+def _ensure_rule(flow: Workflow, places: Places, machine: str, maker: Maker) -> None:
+    account, events = maker.account, maker.account.client("events")
+    rule = {
+        "EventPattern": json.dumps(workflow.event_pattern(places), sort_keys=True),
+        "State": "ENABLED",
+        "Description": f"vsr_hpc: what comes below {places.incoming} is upscaled",
+    }
     role = f"arn:{places.partition}:iam::{account.number()}:role/{flow.name}-workflow-events"
-    answer = events.put_targets(
-        Rule=flow.label, Targets=[{"Id": "workflow", "Arn": machine, "RoleArn": role}]
-    )
+    target = {"Id": "workflow", "Arn": machine, "RoleArn": role}
+    found = _find_rule(events, flow.label)
+    is_same = found is not None and holds(found, {**rule, "Targets": [target]})
+    action: Action = "create" if found is None else "keep" if is_same else "update"
+    if not maker.is_due(action, "event rule", flow.label, f"on s3://{flow.bucket}/{places.incoming}"):
+        return
+    events.put_rule(Name=flow.label, Tags=to_tag_list({OWNER_TAG: flow.name}), **rule)
+    answer = events.put_targets(Rule=flow.label, Targets=[target])
     if answer.get("FailedEntryCount"):
         raise BackendError(f"EventBridge refused the rule's target: {answer['FailedEntries']}")
-    say(f"kept: rule {flow.label} on s3://{flow.bucket}/{places.incoming}")
+
+
+def _find_rule(events: Any, name: str) -> dict[str, Any] | None:
+    """A rule with its targets; None where there is none of that name."""
+    try:
+        facts = events.describe_rule(Name=name)
+    except ClientError as exc:
+        if error_code(exc) != "ResourceNotFoundException":
+            raise
+        return None
+    return {**facts, "Targets": events.list_targets_by_rule(Rule=name)["Targets"]}
 
 
 def machine_arn(machine: str, account: Account) -> str:
@@ -272,9 +286,9 @@ def machine_arn(machine: str, account: Account) -> str:
 
 
 # Taking it away
-def delete(name: str, kind: Kind, account: Account, say: Say, *, is_plan: bool = False) -> tuple[str, ...]:
+def delete(name: str, kind: Kind, account: Account, say: Say, *, is_plan: bool = False) -> tuple[Step, ...]:
     """Remove the workflow. Clips, runs and results stay; roles and topic go with its last machine."""
-    with errors.explained(f"delete {machine_name(name, kind)}"):
+    with explained(f"delete {machine_name(name, kind)}"):
         remover = Remover(name=name, account=account, say=say, is_plan=is_plan)
         _delete_rule(remover, machine_name(name, kind))
         _delete_machine(remover, machine_name(name, kind))
@@ -283,20 +297,17 @@ def delete(name: str, kind: Kind, account: Account, say: Say, *, is_plan: bool =
             _delete_topic(remover)
             remover.role(f"{name}-workflow")
             remover.role(f"{name}-workflow-events")
-    return tuple(remover.removed)
+    return tuple(remover.steps)
 
 
 def _delete_rule(remover: Remover, label: str) -> None:
     events = remover.account.client("events")
-    try:
-        facts = events.describe_rule(Name=label)
-        tags = named(events.list_tags_for_resource(ResourceARN=facts["Arn"])["Tags"])
-    except ClientError as exc:
-        if exc.response["Error"]["Code"] != "ResourceNotFoundException":
-            raise
+    found = _find_rule(events, label)
+    if found is None:
         return
-    if remover.is_ours(f"rule {label}", tags):
-        targets = [each["Id"] for each in events.list_targets_by_rule(Rule=label)["Targets"]]
+    tags = from_tag_list(events.list_tags_for_resource(ResourceARN=found["Arn"])["Tags"])
+    if remover.is_due("event rule", label, tags):
+        targets = [each["Id"] for each in found["Targets"]]
         if targets:
             events.remove_targets(Rule=label, Ids=targets)
         events.delete_rule(Name=label)
@@ -305,7 +316,7 @@ def _delete_rule(remover: Remover, label: str) -> None:
 def _delete_machine(remover: Remover, label: str) -> None:
     states, arn = remover.account.client("stepfunctions"), machine_arn(label, remover.account)
     tags = machine_tags(states, arn)
-    if tags is None or not remover.is_ours(f"state machine {label}", tags):
+    if tags is None or not remover.is_due("state machine", label, tags):
         return
     if _OPENED_TAG in tags:
         s3 = remover.account.client("s3")
@@ -319,14 +330,19 @@ def _delete_topic(remover: Remover) -> None:
     sns, account = remover.account.client("sns"), remover.account
     topic = machine_arn("x", account).replace(":states:", ":sns:").partition(":stateMachine")[0]
     arn = f"{topic}:{remover.name}-workflow"
-    try:
-        tags = named(sns.list_tags_for_resource(ResourceArn=arn)["Tags"])
-    except ClientError as exc:
-        if exc.response["Error"]["Code"] not in ("NotFound", "ResourceNotFound", "ResourceNotFoundException"):
-            raise
-        return
-    if remover.is_ours(f"topic {remover.name}-workflow", tags):
+    tags = _topic_tags(sns, arn)
+    if tags is not None and remover.is_due("topic", f"{remover.name}-workflow", tags):
         sns.delete_topic(TopicArn=arn)
+
+
+def _topic_tags(sns: Any, arn: str) -> dict[str, str] | None:
+    """The tags of a topic; None where there is none of that name."""
+    try:
+        return from_tag_list(sns.list_tags_for_resource(ResourceArn=arn)["Tags"])
+    except ClientError as exc:
+        if error_code(exc) not in ("NotFound", "ResourceNotFound", "ResourceNotFoundException"):
+            raise
+        return None
 
 
 def machine_tags(states: Any, arn: str) -> dict[str, str] | None:
@@ -334,13 +350,13 @@ def machine_tags(states: Any, arn: str) -> dict[str, str] | None:
     try:
         states.describe_state_machine(stateMachineArn=arn)
     except ClientError as exc:
-        if exc.response["Error"]["Code"] != "StateMachineDoesNotExist":
+        if error_code(exc) != "StateMachineDoesNotExist":
             raise
         return None
     found = states.list_tags_for_resource(resourceArn=arn)["tags"]
     return {each["key"]: each["value"] for each in found}
 
 
-def _lower(tags: list[dict[str, str]]) -> list[dict[str, str]]:
+def _lower_case_tags(tags: list[dict[str, str]]) -> list[dict[str, str]]:
     """Step Functions spells tags its own way."""
     return [{"key": each["Key"], "value": each["Value"]} for each in tags]
