@@ -41,7 +41,6 @@ FRAME = FrameWork(
     encode_cpu_s=0.05,
     check_cpu_s=0.01,
     bytes_out=1e5,
-    is_codec_measured=True,
 )
 FILM = Work(
     card=CARD,

@@ -205,7 +205,6 @@ def frame_work(plan: Plan, sample: Sample | None) -> FrameWork:
         encode_cpu_s=cpu.get("encode", guess * _GUESSED_CPU_NS[codec]),
         check_cpu_s=cpu.get("check", guess * _GUESSED_CHECK_NS),
         bytes_out=sample.bytes_per_frame if sample is not None else plan.scratch_bytes / 2 / plan.frames,
-        is_codec_measured=sample is not None,
     )
 
 

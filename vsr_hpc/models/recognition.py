@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import hashlib
 import io
 import json
 import pickle
@@ -95,14 +94,6 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     state = pick_state(tree, str(path))
     names = plain_names(state, str(path))
     return {names[key]: value.shape for key, value in state.items() if isinstance(value, _Tensor)}
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # Recognition -----------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from vsr_hpc.bench.imresize import shrink, whole
 from vsr_hpc.bench.originals import through_h264, to_rgb8
 from vsr_hpc.engine.device_facts import cpu_name
 from vsr_hpc.errors import JobError
+from vsr_hpc.system.files import write_atomically
 from vsr_hpc.training.data import ImageFile, Pair, clean_pairs, list_images, read_rgb, sizes_of
 from vsr_hpc.training.degradation import BankSize, video_pairs
 from vsr_hpc.training.export import Exported, export
@@ -157,6 +157,4 @@ def _keep_images(images: Sequence[ImageFile], folder: Path) -> None:
     path = folder / IMAGES
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != listed:
         raise JobError(f"{path}: this training began with other images; give another --out")
-    temporary = folder / f".{IMAGES}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(listed, indent=1) + "\n")
