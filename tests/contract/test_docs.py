@@ -106,7 +106,7 @@ def test_the_cheap_commands_of_a_guide_run(
     for kind in ("CACHE", "DATA", "STATE"):
         monkeypatch.setenv(f"XDG_{kind}_HOME", str(tmp_path / kind))
     numbered_clip(tmp_path / "in.mkv", frames=4, rate=4)
-    numbered_clip(tmp_path / "original.mkv", frames=4, rate=4)
+    numbered_clip(tmp_path / "original.mkv", frames=4, rate=4, size=(128, 96))
     lines = command_lines((ROOT / "docs" / guide).read_text(encoding="utf-8"))
     chosen = [line for line in lines if line.removeprefix("vsr ").startswith(CHEAP[guide])]
     assert len(chosen) >= len(CHEAP[guide])
