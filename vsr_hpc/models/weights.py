@@ -50,7 +50,7 @@ def ensure(card: Card, progress: Progress | None = None) -> Path:
     weights = card.weights
     if weights is None:
         raise ModelError(f"model {card.name} is a filter and has no weights")
-    sha256 = weights.sha256 or _recorded(weights)
+    sha256 = weights.sha256 or _read_recorded_sha256(weights)
     shipped = _SHIPPED / weights.file
     if weights.url is None and shipped.is_file() and sha256_of_file(shipped) == sha256:
         return shipped
@@ -102,9 +102,9 @@ def _foreign_card(path: Path, name: str | None, unknown: UnknownNetworkError) ->
     """A card for a network that spandrel builds; what we said of the file where spandrel is not there."""
     if importlib.util.find_spec("spandrel") is None:
         raise unknown
-    from vsr_hpc.models.spandrel_networks import describe
+    from vsr_hpc.models.spandrel_networks import describe_foreign
 
-    found = describe(_read(path), str(path))
+    found = describe_foreign(_read(path), str(path))
     weights = Weights(
         file=path.name,
         url=path.resolve().as_uri(),
@@ -150,15 +150,15 @@ def ensure_mix(card: Card) -> Path | None:
 
 def load(path: Path, card: Card) -> dict[str, Tensor]:
     """Weights by BasicSR's keys in fp32, exactly those that the card's network has; ModelError otherwise."""
-    own = _load_one(path, card)
+    own = _load_file(path, card)
     other = ensure_mix(card)
     if card.mix is None or other is None:
         return own
-    mixed, share = _load_one(other, card), card.mix.share
+    mixed, share = _load_file(other, card), card.mix.share
     return {key: value * (1 - share) + mixed[key] * share for key, value in own.items()}
 
 
-def _load_one(path: Path, card: Card) -> dict[str, Tensor]:
+def _load_file(path: Path, card: Card) -> dict[str, Tensor]:
     import torch
 
     from vsr_hpc.models.networks import expected_shapes
@@ -236,7 +236,7 @@ def _download(card: Card, weights: Weights, sha256: str | None, progress: Progre
     folder = cache_folder() / "incoming"
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{hashlib.sha256(weights.url.encode()).hexdigest()[:16]}-{weights.file}.part"
-    with _locked(part.with_suffix(".lock")):
+    with _lock_file(part.with_suffix(".lock")):
         if sha256 is not None and (done := cache_folder() / sha256 / weights.file).is_file():
             return check_file(card, done)  # another process fetched it meanwhile
         log.info("download started model=%s url=%s", card.name, weights.url)
@@ -249,7 +249,7 @@ def _download(card: Card, weights: Weights, sha256: str | None, progress: Progre
                 "it was removed. Try again; if it stays so, the file at that address was replaced"
             )
         if sha256 is None:
-            _record(weights, found)
+            _record_sha256(weights, found)
         target = cache_folder() / found / weights.file
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
@@ -344,7 +344,7 @@ def _copy(
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _lock_file(path: Path) -> Iterator[None]:
     """One process at a time; others wait, since both would append to one file."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -355,12 +355,12 @@ def _record_path(weights: Weights) -> Path:
     return cache_folder() / "recorded" / hashlib.sha256(str(weights.url).encode()).hexdigest()
 
 
-def _recorded(weights: Weights) -> str | None:
+def _read_recorded_sha256(weights: Weights) -> str | None:
     path = _record_path(weights)
     return path.read_text().strip() if weights.url is not None and path.is_file() else None
 
 
-def _record(weights: Weights, sha256: str) -> None:
+def _record_sha256(weights: Weights, sha256: str) -> None:
     path = _record_path(weights)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, sha256 + "\n")
