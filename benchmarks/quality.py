@@ -18,18 +18,18 @@ from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 
+import imageio.v3 as imageio
 import numpy as np
 
 from vsr_hpc.bench.imresize import Picture8
-from vsr_hpc.bench.originals import STILLS, Lows, degraded, read_truth, to_rgb8
-from vsr_hpc.bench.quality import ModelRow, measure_quality, upscaled
+from vsr_hpc.bench.originals import STILLS, Lows, degrade_truth, read_truth, to_rgb8
+from vsr_hpc.bench.quality import ModelRow, measure_quality, upscale_lows
 from vsr_hpc.engine.device_facts import device_facts
 from vsr_hpc.engine.geometry import output_geometry
 from vsr_hpc.engine.settings import UpscaleRequest, resolve_settings
 from vsr_hpc.engine.upscaler import Upscaler
 from vsr_hpc.media.picture import Colour, Frame, Picture
 from vsr_hpc.media.pixels import pixel_format
-from vsr_hpc.media.stills.still import write_image
 from vsr_hpc.models import weights
 from vsr_hpc.models.cards import Card, find_card
 from vsr_hpc.models.defaults import shipped_models
@@ -133,14 +133,14 @@ def _draw(images: Path, crop: tuple[str, int, int, int], more: list[str], target
     rows = []
     for crf, ours in ((None, "vsr-clean-x4"), (28, "vsr-video-x4")):
         truth = read_truth(found[0], 4, is_coded=True)
-        lows = degraded(truth, 4, crf)
+        lows = degrade_truth(truth, 4, crf)
         panels = [_crop(_through(model, lows), row, column, side) for model in ("bicubic", ours, *more)]
         rows.append(np.concatenate([*panels, _crop(truth.frames[0], row, column, side)], axis=1))
     _write(target / f"{name.split('-')[1]}-x4.png", np.concatenate(rows, axis=0))
 
 
 def _through(model: str, lows: Lows) -> Picture8:
-    picture, frames = upscaled(find_card(model), lows, 4)
+    picture, frames = upscale_lows(find_card(model), lows, 4)
     return to_rgb8(frames[-1], picture)
 
 
@@ -149,13 +149,7 @@ def _crop(picture: Picture8, row: int, column: int, side: int) -> Picture8:
 
 
 def _write(path: Path, rgb: Picture8) -> None:
-    shape = Picture(
-        width=rgb.shape[1],
-        height=rgb.shape[0],
-        pixel=pixel_format("gbrp"),
-        colour=Colour(matrix=0, is_full_range=True, is_range_tagged=True),
-    )
-    write_image(path, shape, tuple(np.ascontiguousarray(rgb[..., each]) for each in (1, 2, 0)))
+    imageio.imwrite(path, rgb)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tests.require import require
 from vsr_hpc.errors import ModelError
 from vsr_hpc.models.cards import Card, Weights, write_card
 from vsr_hpc.models.networks import build
-from vsr_hpc.models.recognition import file_sha256
+from vsr_hpc.system.files import sha256_of_file
 
 
 def tiny_network(card: Card, seed: int = 3) -> nn.Module:
@@ -36,7 +36,7 @@ def tiny_model(folder: Path, *, context: int = 2, name: str = "tiny-vsr") -> Car
     )  # fmt: skip
     path = folder / f"{name}.pth"
     torch.save({"params": tiny_network(card).state_dict()}, path)
-    weights = Weights(file=path.name, url=path.as_uri(), sha256=file_sha256(path))
+    weights = Weights(file=path.name, url=path.as_uri(), sha256=sha256_of_file(path))
     card = card.model_copy(update={"weights": weights})
     write_card(card)
     return card

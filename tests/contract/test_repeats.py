@@ -19,7 +19,6 @@ from vsr_hpc.launch import submit
 from vsr_hpc.models import cards
 from vsr_hpc.models.cards import Card, Weights, find_card, with_denoise, write_card
 from vsr_hpc.models.networks import Compact
-from vsr_hpc.models.recognition import file_sha256
 from vsr_hpc.models.weights import load
 from vsr_hpc.planning import preparation as prepare
 from vsr_hpc.planning.plan import Plan
@@ -28,6 +27,7 @@ from vsr_hpc.run.documents import Receipt
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
 from vsr_hpc.storage.folder_store import FolderStore
+from vsr_hpc.system.files import sha256_of_file
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def small_card(folder: Path, name: str, seed: int, **changes: Any) -> Card:
     torch.manual_seed(seed)
     path = folder / f"{name}.pth"
     torch.save({"params": Compact(num_feat=4, num_conv=2, scale=2).state_dict()}, path)
-    weights = Weights(file=path.name, url=path.as_uri(), sha256=file_sha256(path))
+    weights = Weights(file=path.name, url=path.as_uri(), sha256=sha256_of_file(path))
     card = find_card(path).model_copy(update={"name": name, "weights": weights, "psnr_floor": 1.0, **changes})
     write_card(card)
     return card

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from vsr_hpc.aws.prices import prices
 from vsr_hpc.forecast.job_ways import (
     WORKER_COUNTS,
+    JobPlace,
     Option,
-    Place,
     Range,
     Work,
     cheapest,
@@ -22,7 +22,7 @@ from vsr_hpc.forecast.job_ways import (
     options,
     places,
     refusal,
-    rounded,
+    round_option,
 )
 from vsr_hpc.forecast.worker_speed import FrameWork, Pace
 from vsr_hpc.models.cards import find_card
@@ -41,7 +41,6 @@ FRAME = FrameWork(
     encode_cpu_s=0.05,
     check_cpu_s=0.01,
     bytes_out=1e5,
-    is_codec_measured=True,
 )
 FILM = Work(
     card=CARD,
@@ -57,7 +56,7 @@ FILM = Work(
 PACE = Pace(seconds_per_frame=2.0, basis="measured", slowest="network", source="", startup_s=5.0)
 
 
-def place_of(where: str, purchase: str) -> Place:
+def place_of(where: str, purchase: str) -> JobPlace:
     return next(each for each in places(False) if (each.where, each.purchase) == (where, purchase))
 
 
@@ -195,7 +194,7 @@ def test_every_figure_is_ordered_and_positive(frames: int, chunk: int, workers: 
         assert found is not None and 1 <= found.workers <= len(borders) - 1
         for values in (found.seconds, found.cost):
             assert 0 < values.low <= values.mid <= values.high
-        assert rounded(found).seconds.mid == pytest.approx(found.seconds.mid, rel=0.01)
+        assert round_option(found).seconds.mid == pytest.approx(found.seconds.mid, rel=0.01)
 
 
 def test_lengths_and_money_for_people() -> None:

@@ -29,7 +29,6 @@ NETWORK = FrameWork(
     encode_cpu_s=0.0005,
     check_cpu_s=0.0001,
     bytes_out=1e5,
-    is_codec_measured=True,
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vsr_hpc.forecast.profiles import Profile, find_profile, load_profiles, profiles_folder, save_profile
+from vsr_hpc.forecast.profiles import Profile, load_profiles, profiles_folder, save_profile
 from vsr_hpc.models.cards import card_hash, find_card
 
 
@@ -67,17 +67,6 @@ def test_no_folder_is_no_profiles(tmp_path: Path) -> None:
 def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert profiles_folder() == tmp_path / "vsr_hpc" / "profiles"
-
-
-def test_the_nearest_size_of_the_same_model_is_found() -> None:
-    small, large = profile(), profile(width=1280, height=720)
-    stranger = profile(card_hash="0" * 16, width=640, height=360)
-    card = find_card("realesr-animevideov3")
-    known = (small, large, stranger)
-    assert find_profile(known, card, width=400, height=240) == small
-    assert find_profile(known, card, width=1920, height=1080) == large
-    assert find_profile(known, card, width=640, height=360, kind="cuda") is None
-    assert find_profile((stranger,), card, width=640, height=360) is None
 
 
 def test_a_cards_words_do_not_change_its_hash() -> None:

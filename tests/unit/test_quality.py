@@ -6,13 +6,15 @@ import math
 from pathlib import Path
 
 import av
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import vsr_hpc
 from tests.commands import vsr
 from vsr_hpc.bench import imresize as matlab
-from vsr_hpc.bench.originals import degraded, read_truth, to_rgb8
+from vsr_hpc.bench.originals import degrade_truth, read_still, read_truth, to_rgb8
 from vsr_hpc.bench.quality import measure_quality, rows_of_text
 from vsr_hpc.errors import JobError, MediaError
 from vsr_hpc.verification.similarity import psnr, ssim
@@ -108,7 +110,7 @@ def test_h264_costs_more_the_higher_the_crf(folder: Path) -> None:
 
 def test_coded_frames_keep_their_colours_and_place(folder: Path) -> None:
     truth = read_truth(folder / "1.png", 2, is_coded=True)
-    lows = degraded(truth, 2, 1)
+    lows = degrade_truth(truth, 2, 1)
     found = to_rgb8(lows.frames[lows.measured[0]], lows.picture)
     wanted = matlab.shrink(truth.frames[0], 2)
     assert psnr(matlab.luma(found), matlab.luma(wanted)) > 38
@@ -126,7 +128,7 @@ def test_a_clip_counts_frame_by_frame(tmp_path: Path) -> None:
         container.mux(stream.encode(None))
     truth = read_truth(tmp_path / "clip.mkv", 2, is_coded=True)
     assert len(truth.frames) == 3 and truth.is_clip
-    assert degraded(truth, 2, 23).measured == (0, 1, 2)
+    assert degrade_truth(truth, 2, 23).measured == (0, 1, 2)
     clean = measure_quality(tmp_path, ["bicubic"], 2).rows[0]
     assert (
         clean.figures.psnr > measure_quality(tmp_path, ["bicubic"], 2, degrade="h264:40").rows[0].figures.psnr
@@ -158,6 +160,40 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, folder: Path) -> Non
     (folder / "0.png").write_bytes(b"no picture")
     with pytest.raises(MediaError, match=r"0\.png: cannot be read"):
         measure_quality(folder, ["nearest"], 2)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff"])
+def test_a_still_of_8_bits_is_read_exactly(tmp_path: Path, suffix: str) -> None:
+    wanted = _picture(3)
+    imageio.imwrite(tmp_path / f"still{suffix}", wanted, plugin="pillow")
+    assert np.array_equal(read_still(tmp_path / f"still{suffix}"), wanted)
+
+
+def test_a_still_of_16_bits_is_rounded_and_never_read_by_imageio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = np.random.default_rng(1).integers(0, 65536, (64, 64, 3), dtype=np.uint16)
+    context = av.CodecContext.create("png", "w")
+    context.width, context.height, context.pix_fmt, context.time_base = 64, 64, "rgb48be", 1
+    frame = av.VideoFrame.from_ndarray(codes, format="rgb48be")
+    path = tmp_path / "deep.png"
+    path.write_bytes(b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)]))
+    exact = codes / 257
+    assert np.abs(imageio.imread(path, plugin="pillow", mode="RGB") - exact).max() > 0.9  # why it stays out
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("imageio reads 16 bits as 8")
+
+    monkeypatch.setattr(imageio, "imread", refuse)
+    assert np.abs(read_still(path) - exact).max() <= 0.51
+
+
+def test_imageio_is_used_for_8_bit_stills_alone() -> None:
+    package = Path(vsr_hpc.__file__).parent
+    users = {
+        path.relative_to(package) for path in package.rglob("*.py") if "import imageio" in path.read_text()
+    }
+    assert users == {Path("bench/originals.py"), Path("bench/served_quality.py")}
 
 
 def test_a_folder_without_originals_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr_hpc.engine.tiles import feather, grid, padded, smallest_tile, spans
+from vsr_hpc.engine.tiles import feather, grid, pad_length, smallest_tile, spans
 
 multiples = st.sampled_from([1, 2, 4])
 
@@ -52,5 +52,5 @@ def test_wide_cores_fade_into_each_other_evenly() -> None:
 
 
 def test_padding_reaches_the_next_multiple() -> None:
-    assert [padded(n, 4) for n in (1, 4, 5)] == [4, 4, 8]
+    assert [pad_length(n, 4) for n in (1, 4, 5)] == [4, 4, 8]
     assert smallest_tile(1) == 16 and smallest_tile(4) == 16

@@ -17,11 +17,11 @@ from vsr_hpc.errors import JobError, MediaError, ModelError
 from vsr_hpc.models.cards import find_card, read_card
 from vsr_hpc.models.networks import build
 from vsr_hpc.models.weights import load
-from vsr_hpc.training.data import Pair, Patches, clean_pairs, list_images
+from vsr_hpc.training.data import Patches, TrainingPair, clean_pairs, list_images
 from vsr_hpc.training.degradation import BankSize, video_pairs
 from vsr_hpc.training.loop import CHECKPOINT, LOG, Recipe, rate_at
 from vsr_hpc.training.network import Prelu, TrainedCompact, plain_state
-from vsr_hpc.training.session import Wish, train_model
+from vsr_hpc.training.session import TrainingRequest, train_model
 
 RECIPE = Recipe(
     recipe="clean", scale=2, steps=8, num_feat=8, num_conv=2, patch=12, batch=2, warm_up=2, clips=4
@@ -50,8 +50,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _wish(images: Path, out: Path, name: str = "mine", **more: object) -> Wish:
-    return Wish(images=images, out=out, name=name, check_every=4, **more)
+def _wish(images: Path, out: Path, name: str = "mine", **more: object) -> TrainingRequest:
+    return TrainingRequest(images=images, out=out, name=name, check_every=4, **more)
 
 
 def test_killed_and_resumed_gives_the_weights_of_one_left_alone(images: Path, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_what_cannot_be_trained_on_is_refused(images: Path, tmp_path: Path) -> N
         list_images(images, ("nobody",))
     with pytest.raises(JobError, match="nothing is left"):
         list_images(images, ("0", "1", "2"))
-    pair = Pair(name="x", low=_picture(0, 8), high=_picture(0, 16))
+    pair = TrainingPair(name="x", low=_picture(0, 8), high=_picture(0, 16))
     with pytest.raises(JobError, match="24 pixels"):
         Patches([pair], scale=2, patch=12, batch=1, seed=1)
     for name in ("a.png", "b.png"):

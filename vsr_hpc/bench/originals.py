@@ -6,6 +6,7 @@ Degradation is done in memory, on one thread, so that equal arguments give equal
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import imageio.v3 as imageio
 import numpy as np
 import torch
 
@@ -22,6 +24,7 @@ from vsr_hpc.engine.colour import Coding
 from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.media.picture import Colour, Frame, Picture
 from vsr_hpc.media.pixels import pixel_format, to_planes
+from vsr_hpc.media.stills.still import read_image
 
 STILLS = (".png", ".webp", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 CLIPS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".y4m")
@@ -52,16 +55,8 @@ def read_truth(path: Path, scale: int, *, is_coded: bool = False) -> Truth:
     """An original as RGB, cut to whole multiples of the scale (twice that where 4:2:0 needs it)."""
     is_clip = path.suffix.lower() in CLIPS
     step = 2 * scale if is_coded else scale
-    frames = []
-    try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                pixels = np.asarray(frame.reformat(format="rgb24").to_ndarray(), dtype=np.uint8)
-                frames.append(np.ascontiguousarray(whole(pixels, step)))
-                if len(frames) == (FRAMES_OF_A_CLIP if is_clip else 1):
-                    break
-    except (av.FFmpegError, ValueError, OSError, IndexError) as exc:
-        raise MediaError(f"{path}: cannot be read ({exc})") from exc
+    pictures = _read_frames(path, FRAMES_OF_A_CLIP) if is_clip else [read_still(path)]
+    frames = [np.ascontiguousarray(whole(pixels, step)) for pixels in pictures]
     if not frames or min(frames[0].shape[:2]) < 16 * scale:
         shown = "x".join(map(str, reversed(frames[0].shape[:2]))) if frames else "no frame"
         raise MediaError(
@@ -70,7 +65,35 @@ def read_truth(path: Path, scale: int, *, is_coded: bool = False) -> Truth:
     return Truth(name=path.name, frames=tuple(frames), is_clip=is_clip)
 
 
-def degraded(truth: Truth, scale: int, crf: int | None = None) -> Lows:
+def read_still(path: Path) -> Picture8:
+    """A still as 8-bit RGB; transparency is dropped.
+
+    imageio reads stills of 8 bits. It would cut deeper ones to 8 bits without rounding, so those are read as
+    a job reads them, and rounded.
+    """
+    try:
+        with av.open(str(path)) as container:
+            bits = max(each.bits for each in container.streams.video[0].format.components)
+        if bits <= 8:
+            pixels = imageio.imread(path, index=0, plugin="pillow", mode="RGB")
+            return np.ascontiguousarray(pixels, dtype=np.uint8)
+        picture, planes, _ = read_image(path)
+        return to_rgb8(Frame(index=0, planes=planes), picture)
+    except (av.FFmpegError, ValueError, OSError, IndexError, AttributeError) as exc:
+        raise MediaError(f"{path}: cannot be read as an image ({exc})") from exc
+
+
+def _read_frames(path: Path, most: int) -> list[Picture8]:
+    """The first frames of a clip as 8-bit RGB."""
+    try:
+        with av.open(str(path)) as container:
+            frames = itertools.islice(container.decode(video=0), most)
+            return [np.asarray(each.reformat(format="rgb24").to_ndarray(), dtype=np.uint8) for each in frames]
+    except (av.FFmpegError, ValueError, OSError, IndexError) as exc:
+        raise MediaError(f"{path}: cannot be read ({exc})") from exc
+
+
+def degrade_truth(truth: Truth, scale: int, crf: int | None = None) -> Lows:
     """What the models are given for an original."""
     lows = [shrink(frame, scale) for frame in truth.frames]
     if crf is None:

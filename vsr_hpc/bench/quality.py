@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from vsr_hpc.bench.imresize import Picture8, luma
-from vsr_hpc.bench.originals import Lows, Truth, crf_of, degraded, list_originals, read_truth, to_rgb8
+from vsr_hpc.bench.originals import Lows, Truth, crf_of, degrade_truth, list_originals, read_truth, to_rgb8
 from vsr_hpc.engine.device_facts import DeviceFacts, device_facts
 from vsr_hpc.engine.geometry import output_geometry
 from vsr_hpc.engine.settings import UpscaleRequest, resolve_settings
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class QualityFigures:
     """One picture's figures, or the means of many."""
 
     psnr: float
@@ -48,7 +48,7 @@ class PictureRow:
     """One picture of the folder through one model."""
 
     name: str
-    figures: Figures
+    figures: QualityFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class ModelRow:
     """One model over the whole folder."""
 
     model: str
-    figures: Figures
+    figures: QualityFigures
     megapixels_per_s: float
     """Of output, on this machine, upscaling alone."""
     pictures: tuple[PictureRow, ...]
@@ -103,15 +103,15 @@ def measure_quality(
     paths = list_originals(folder)
     device = device_facts()
     found: dict[str, list[PictureRow]] = {card.name: [] for card in cards}
-    clocks = {card.name: _Clock() for card in cards}
+    clocks = {card.name: _UpscaleClock() for card in cards}
     perceive = _lpips()
     for path in paths:
         truth = read_truth(path, scale, is_coded=crf is not None)
-        lows = degraded(truth, scale, crf)
+        lows = degrade_truth(truth, scale, crf)
         for card in cards:
             tell(f"{card.name}: {path.name}")
-            made = _upscaled(card, lows, scale, device, precision, threads, clocks[card.name])
-            found[card.name].append(_compared(truth, lows, made, scale, perceive))
+            made = _upscale(card, lows, scale, device, precision, threads, clocks[card.name])
+            found[card.name].append(_compare(truth, lows, made, scale, perceive))
     rows = tuple(
         ModelRow(
             model=card.name,
@@ -134,7 +134,7 @@ def measure_quality(
 
 
 # Upscaling --------------------------------------------------------------------------------------------------
-class _Clock:
+class _UpscaleClock:
     def __init__(self) -> None:
         self.seconds = self.pixels = 0.0
 
@@ -144,26 +144,28 @@ class _Clock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Made:
+class _UpscaledFrames:
     picture: Picture
     frames: tuple[Frame, ...]
 
 
-def upscaled(card: Card, lows: Lows, scale: int, *, threads: int = 1) -> tuple[Picture, tuple[Frame, ...]]:
+def upscale_lows(
+    card: Card, lows: Lows, scale: int, *, threads: int = 1
+) -> tuple[Picture, tuple[Frame, ...]]:
     """The measured frames through a model, by the engine that jobs use."""
-    made = _upscaled(card, lows, scale, device_facts(), None, threads, _Clock())
+    made = _upscale(card, lows, scale, device_facts(), None, threads, _UpscaleClock())
     return made.picture, made.frames
 
 
-def _upscaled(
+def _upscale(
     card: Card,
     lows: Lows,
     scale: int,
     device: DeviceFacts,
     precision: Precision | None,
     threads: int,
-    clock: _Clock,
-) -> _Made:
+    clock: _UpscaleClock,
+) -> _UpscaledFrames:
     picture = lows.picture
     out = output_geometry(picture, picture.pixel, scale=Fraction(scale)).picture
     request = UpscaleRequest(
@@ -181,12 +183,16 @@ def _upscaled(
     frames = tuple(upscaler(chosen))
     clock.seconds += time.perf_counter() - began
     clock.pixels += out.width * out.height * len(frames)
-    return _Made(picture=out, frames=frames)
+    return _UpscaledFrames(picture=out, frames=frames)
 
 
 # Comparing --------------------------------------------------------------------------------------------------
-def _compared(
-    truth: Truth, lows: Lows, made: _Made, scale: int, perceive: Callable[[Picture8, Picture8], float] | None
+def _compare(
+    truth: Truth,
+    lows: Lows,
+    made: _UpscaledFrames,
+    scale: int,
+    perceive: Callable[[Picture8, Picture8], float] | None,
 ) -> PictureRow:
     found = []
     for index, frame in zip(lows.measured, made.frames, strict=True):
@@ -194,7 +200,7 @@ def _compared(
         inner = (slice(scale, -scale), slice(scale, -scale))
         wanted, given = luma(original)[inner], _luma_of(frame, made.picture)[inner]
         distance = None if perceive is None else perceive(original, to_rgb8(frame, made.picture))
-        found.append(Figures(psnr=psnr(wanted, given), ssim=ssim(wanted, given), lpips=distance))
+        found.append(QualityFigures(psnr=psnr(wanted, given), ssim=ssim(wanted, given), lpips=distance))
     return PictureRow(name=truth.name, figures=_mean(found))
 
 
@@ -206,9 +212,9 @@ def _luma_of(frame: Frame, picture: Picture) -> NDArray[np.float64]:
     return luma(np.stack((red, green, blue), axis=-1))
 
 
-def _mean(rows: Sequence[Figures]) -> Figures:
+def _mean(rows: Sequence[QualityFigures]) -> QualityFigures:
     distances = [row.lpips for row in rows if row.lpips is not None]
-    return Figures(
+    return QualityFigures(
         psnr=float(np.mean([row.psnr for row in rows])),
         ssim=float(np.mean([row.ssim for row in rows])),
         lpips=float(np.mean(distances)) if len(distances) == len(rows) else None,

@@ -15,7 +15,7 @@ from vsr_hpc.serving.client import Question, invoke
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class PicturePair:
     """A small picture and what it should become."""
 
     name: str
@@ -37,7 +37,7 @@ def measure(spec: EndpointSpec, folder: Path, tell: Tell) -> Measured:
         _answer(gate, pairs[0], scratch)  # connections, caches and clocks warm up
         for pair in pairs:
             answer, taken = _answer(gate, pair, scratch)
-            found = _compared(pair, answer, gate.scale)
+            found = _compare(pair, answer, gate.scale)
             tell(f"{pair.name}: PSNR {found[0]:.2f} dB, SSIM {found[1]:.4f}, {1000 * taken:.0f} ms")
             figures.append(found)
             seconds.append(taken)
@@ -53,7 +53,7 @@ def measure(spec: EndpointSpec, folder: Path, tell: Tell) -> Measured:
 
 
 # Pictures ---------------------------------------------------------------------------------------------------
-def _pairs(folder: Path, scale: int) -> Iterator[Pair]:
+def _pairs(folder: Path, scale: int) -> Iterator[PicturePair]:
     """Large pictures, made small as published figures are; or low/ and high/ with equal names."""
     from vsr_hpc.bench.imresize import shrink
     from vsr_hpc.bench.originals import STILLS, list_originals, read_truth
@@ -66,15 +66,15 @@ def _pairs(folder: Path, scale: int) -> Iterator[Pair]:
             low = lows.get(high.stem)
             if low is None:
                 raise MediaError(f"{folder}/low: there is no {high.stem}, which {folder}/high has")
-            yield Pair(name=high.name, low=low.read_bytes(), truth=_rgb(high.read_bytes(), str(high)))
+            yield PicturePair(name=high.name, low=low.read_bytes(), truth=_rgb(high.read_bytes(), str(high)))
         return
     for path in list_originals(folder):
         if path.suffix.lower() in STILLS:
             truth = read_truth(path, scale).frames[0]
-            yield Pair(name=path.name, low=_png(shrink(truth, scale)), truth=truth)
+            yield PicturePair(name=path.name, low=_png(shrink(truth, scale)), truth=truth)
 
 
-def _answer(gate: Promote, pair: Pair, scratch: Path) -> tuple[Any, float]:
+def _answer(gate: Promote, pair: PicturePair, scratch: Path) -> tuple[Any, float]:
     source, output = scratch / "in.png", scratch / "out.png"
     source.write_bytes(pair.low)
     asked = Question(source=source, output=output, options=(("scale", str(gate.scale)),), timeout_s=120)
@@ -82,7 +82,7 @@ def _answer(gate: Promote, pair: Pair, scratch: Path) -> tuple[Any, float]:
     return _rgb(output.read_bytes(), pair.name), reply.seconds
 
 
-def _compared(pair: Pair, answer: Any, scale: int) -> tuple[float, float]:
+def _compare(pair: PicturePair, answer: Any, scale: int) -> tuple[float, float]:
     """(PSNR, SSIM) of luma, `scale` pixels of border cut."""
     from vsr_hpc.bench.imresize import luma
     from vsr_hpc.verification.similarity import psnr, ssim
@@ -97,17 +97,9 @@ def _compared(pair: Pair, answer: Any, scale: int) -> tuple[float, float]:
 
 def _png(rgb: Any) -> bytes:
     """8-bit RGB as a PNG."""
-    from vsr_hpc.media.picture import Colour, Picture
-    from vsr_hpc.media.pixels import pixel_format
-    from vsr_hpc.media.stills.still import encode_image, resolve_image_encoding, still_picture
+    import imageio.v3 as imageio
 
-    rows, columns = rgb.shape[:2]
-    colour = Colour(matrix=0, is_full_range=True, is_range_tagged=True)
-    shape = Picture(width=columns, height=rows, pixel=pixel_format("gbrp"), colour=colour)
-    shown = still_picture("x.png", shape)
-    return encode_image(
-        resolve_image_encoding("x.png", shown), shown, [rgb[..., 1], rgb[..., 2], rgb[..., 0]]
-    )
+    return imageio.imwrite("<bytes>", rgb, extension=".png")
 
 
 def _rgb(body: bytes, name: str) -> Any:

@@ -52,7 +52,7 @@ _HELD_FRAMES = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class SpeedMeasurement:
     """A profile, and what it does not keep."""
 
     profile: Profile
@@ -100,7 +100,7 @@ def measure(
     threads: int = 0,
     has_encoder: bool = True,
     say: Callable[[str], None] = lambda text: None,
-) -> Measured:
+) -> SpeedMeasurement:
     """Measure a model on a clip, or on a made-up one of `size`."""
     threads = threads or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="vsr-bench-") as name:
@@ -123,7 +123,7 @@ def _measure(
     has_encoder: bool,
     startup: dict[str, float],
     say: Callable[[str], None],
-) -> Measured:
+) -> SpeedMeasurement:
     prepared = prepare(job)
     if prepared.encoding is None:
         raise JobError("vsr bench: measures clips, not folders of stills; give a clip, or none")
@@ -136,7 +136,7 @@ def _measure(
     if not has_encoder:
         bench = _without_encoder(bench, frames)
     device, card = torch.device(record["device"]), plan.card
-    held = list(itertools.islice(_decoded(bench, frames), _HELD_FRAMES))
+    held = list(itertools.islice(_decode(bench, frames), _HELD_FRAMES))
     say("each stage alone")
     stages = _stages(bench, upscaler, held, frames, rounds)
     network_fps = None
@@ -186,7 +186,7 @@ def _measure(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=_versions(),
     )
-    return Measured(
+    return SpeedMeasurement(
         profile=profile,
         floor=floor,
         startup=startup,
@@ -206,7 +206,7 @@ def _versions() -> dict[str, str]:
 
 
 # Stages ----------------------------------------------------------------------------------------------------
-def _decoded(bench: Workbench, frames: int) -> Iterator[Frame]:
+def _decode(bench: Workbench, frames: int) -> Iterator[Frame]:
     return read_frames(
         bench.plan.clip, bench.timeline, bench.source, 0, frames, threads=bench.decoder_threads
     )
@@ -218,7 +218,7 @@ def _stages(
     """Seconds per frame of each stage with the machine to itself."""
     bigger = _in_lanes(upscaler, held, bench.lanes)
     found = {
-        "decode": _median(lambda: _count(_decoded(bench, frames)), rounds) / frames,
+        "decode": _median(lambda: _count(_decode(bench, frames)), rounds) / frames,
         "device": _median(lambda: _in_lanes(upscaler, held, bench.lanes), rounds) / len(held),
     }
     path = bench.scratch / f"alone{bench.plan.encoding.suffix if bench.plan.encoding else ''}"
@@ -292,7 +292,7 @@ def _merge_rate(plan: Plan, bench: Workbench, path: Path, sha256: str, folder: P
 def _without_encoder(bench: Workbench, frames: int) -> Workbench:
     """The same work with an encoder that forgets; the check then holds the inputs against themselves."""
     picture = bench.plan.clip.picture
-    return replace(bench, new_writer=_NullWriter, read_back=lambda path: (picture, _decoded(bench, frames)))
+    return replace(bench, new_writer=_NullWriter, read_back=lambda path: (picture, _decode(bench, frames)))
 
 
 class _NullWriter:

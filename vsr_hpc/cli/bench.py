@@ -15,7 +15,7 @@ import typer
 from vsr_hpc.errors import JobError
 
 if TYPE_CHECKING:
-    from vsr_hpc.bench.speed import Measured
+    from vsr_hpc.bench.speed import SpeedMeasurement
 
 
 def bench(
@@ -110,7 +110,7 @@ def bench(
         _say(f"profile saved: {path}")
 
 
-def table(found: Measured) -> list[str]:
+def table(found: SpeedMeasurement) -> list[str]:
     """What was measured, for people."""
     profile = found.profile
     lines = [
@@ -144,7 +144,7 @@ def table(found: Measured) -> list[str]:
     return lines
 
 
-def _floor_words(found: Measured) -> str:
+def _floor_words(found: SpeedMeasurement) -> str:
     profile, floor = found.profile, found.floor
     assert floor is not None
     bound = "operations" if floor.operations_s >= floor.memory_s else "memory"
@@ -154,7 +154,7 @@ def _floor_words(found: Measured) -> str:
     )
 
 
-def _as_json(found: Measured) -> str:
+def _as_json(found: SpeedMeasurement) -> str:
     import json
     from dataclasses import asdict
 

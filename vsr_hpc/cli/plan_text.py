@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vsr_hpc.forecast.forecast import Forecast
-from vsr_hpc.forecast.job_ways import Option, Range, Refused, rounded
+from vsr_hpc.forecast.job_ways import Option, Range, RefusedPlace, round_option
 from vsr_hpc.forecast.serving_ways import Offer, Placement, Traffic
 from vsr_hpc.wording import duration, money, plural, size
 
@@ -41,7 +41,7 @@ def table(found: Forecast) -> Iterator[str]:
     rows = [("where", "with", "time", "cost")]
     rows.append(("this machine", plural(found.here.workers, "worker"), _time(found.here), "-"))
     for each in found.elsewhere:
-        if isinstance(each, Refused):
+        if isinstance(each, RefusedPlace):
             rows.append((each.label, f"no: {each.reason}", "", ""))
         else:
             kind = f"ml.{each.instance}" if each.where == "sagemaker-async" else each.instance
@@ -113,10 +113,10 @@ def forecast_document(found: Forecast) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _document(each: Option | Refused) -> dict[str, Any]:
-    if isinstance(each, Refused):
+def _document(each: Option | RefusedPlace) -> dict[str, Any]:
+    if isinstance(each, RefusedPlace):
         return {"where": each.where, "label": each.label, "refused": each.reason}
-    short = rounded(each)
+    short = round_option(each)
     return {
         "where": short.where, "label": short.label, "purchase": short.purchase, "instance": short.instance,
         "workers": short.workers, "shards": short.shards, "seconds": _three(short.seconds),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vsr_hpc.errors import JobError
+from vsr_hpc.system.files import write_atomically
 
 RunUri = Annotated[
     str,
@@ -164,10 +162,4 @@ def _write(path: Path, content: bytes) -> None:
         raise JobError(f"{path}: is a folder; name a file in it")
     if not path.parent.is_dir():
         raise JobError(f"{path.parent}: there is no such folder")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+    write_atomically(path, content)

@@ -71,7 +71,7 @@ def train(
     vsr upscale in.mkv out.mkv --model train/mine/mine.safetensors
     """
     from vsr_hpc.training.loop import Recipe
-    from vsr_hpc.training.session import Wish, train_model
+    from vsr_hpc.training.session import TrainingRequest, train_model
 
     made = train_model(
         Recipe(
@@ -87,7 +87,7 @@ def train(
             clips=clips,
             changes_colours=changes_colours,
         ),
-        Wish(
+        TrainingRequest(
             images=images,
             out=out,
             name=name or out.name,

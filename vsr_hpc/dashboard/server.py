@@ -37,6 +37,7 @@ from vsr_hpc.report.page import SHARED
 from vsr_hpc.report.report import NAME
 from vsr_hpc.run import known_runs
 from vsr_hpc.storage.store import MissingObject
+from vsr_hpc.system.user_folders import user_folder
 
 log = logging.getLogger(__name__)
 
@@ -389,5 +390,4 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 
 
 def _state_folder() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    return Path(state) / "vsr_hpc" / "dashboard"
+    return user_folder("state") / "dashboard"

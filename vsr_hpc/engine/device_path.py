@@ -49,14 +49,14 @@ class DevicePath:
     @torch.inference_mode()
     def __call__(self, frames: Sequence[tuple[Plane, ...]]) -> list[tuple[Plane, ...]]:
         """At most `batch` frames' planes; their results."""
-        host = [self._packed([frame[i] for frame in frames]) for i in range(len(frames[0]))]
+        host = [self._pack([frame[i] for frame in frames]) for i in range(len(frames[0]))]
         with self._lock:
             made, done = self._enqueue(host)
         if done is not None:
             done.synchronize()
         return [tuple(_numpy(plane[i]) for plane in made) for i in range(len(frames))]
 
-    def _packed(self, planes: Sequence[Plane]) -> Tensor:
+    def _pack(self, planes: Sequence[Plane]) -> Tensor:
         """One plane of every frame in memory that the device reads by itself, filled up to the batch."""
         first = planes[0]
         kind = torch.int16 if first.dtype == np.uint16 else torch.from_numpy(first[:0].copy()).dtype

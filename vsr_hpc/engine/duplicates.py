@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sorted:
+class SortedFrames:
     """Some frames of a chunk, and which of them have to be made."""
 
     chunk: int
@@ -33,7 +33,7 @@ class Sorted:
     fresh: tuple[Frame, ...]
 
     @classmethod
-    def all_of(cls, chunk: int, frames: Sequence[Frame]) -> Sorted:
+    def all_of(cls, chunk: int, frames: Sequence[Frame]) -> SortedFrames:
         """Nothing is looked for: every frame is made."""
         return cls(chunk=chunk, frames=tuple(frames), digests=(), fresh=tuple(frames))
 
@@ -50,7 +50,7 @@ class Repeats:
         self._chunks = [-1, -1]
         self.saved = {}
 
-    def sort(self, chunk: int, frames: Sequence[Frame]) -> Sorted:
+    def sort(self, chunk: int, frames: Sequence[Frame]) -> SortedFrames:
         """Which frames are not a repeat of one before in their chunk."""
         if chunk != self._chunks[0]:
             self._chunks[0], self._seen = chunk, _Recent()
@@ -61,9 +61,9 @@ class Repeats:
                 fresh.append(frame)
                 self._seen.add(digest, None)
         self.saved[chunk] = self.saved.get(chunk, 0) + len(frames) - len(fresh)
-        return Sorted(chunk=chunk, frames=tuple(frames), digests=digests, fresh=tuple(fresh))
+        return SortedFrames(chunk=chunk, frames=tuple(frames), digests=digests, fresh=tuple(fresh))
 
-    def complete(self, batch: Sorted, made: Sequence[Frame]) -> list[Frame]:
+    def complete(self, batch: SortedFrames, made: Sequence[Frame]) -> list[Frame]:
         """A result for every frame of a batch, given those of its fresh ones."""
         if batch.chunk != self._chunks[1]:
             self._chunks[1], self._made = batch.chunk, _Recent()

@@ -209,10 +209,10 @@ def _output_aspect(picture: Picture, width: int, height: int, pixel: PixelFormat
     if follows_w or follows_h:
         return picture.sample_aspect  # only rounding: not worth an odd aspect that players would resample for
     exact = picture.sample_aspect * Fraction(picture.width * height, picture.height * width)
-    return _limited(exact)
+    return _limit_aspect(exact)
 
 
-def _limited(aspect: Fraction) -> Fraction:
+def _limit_aspect(aspect: Fraction) -> Fraction:
     if aspect.numerator <= MAX_ASPECT_TERM and aspect.denominator <= MAX_ASPECT_TERM:
         return aspect
     if aspect <= 1:

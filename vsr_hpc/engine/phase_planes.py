@@ -68,15 +68,15 @@ class PhasePlanes:
         step = height if self._device.type == "cuda" else max(1, _STRIP_PIXELS // width)
         for start in range(0, height, step):
             stop = min(height, start + step)
-            x = self._shown(last[start:stop], rgb[start:stop])
+            x = self._add_input(last[start:stop], rgb[start:stop])
             if around is not None:
                 self._carry(x, around[:, start : stop + 2 * _REACH])
             codes = torch.addmm(self._offset, x.flatten(0, 1), self._matrix)
             for plane, part in zip(planes, codes.chunk(3, dim=1), strict=True):
                 self._lay_out(part, plane, start, stop, width)
-        return [self._sampled(plane, i) for i, plane in enumerate(planes)]
+        return [self._place_samples(plane, i) for i, plane in enumerate(planes)]
 
-    def _shown(self, last: Tensor, rgb: Tensor) -> Tensor:
+    def _add_input(self, last: Tensor, rgb: Tensor) -> Tensor:
         """What the network shows: its residual and its input, within its range."""
         x = last.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         x.view(*x.shape[:2], 3, -1).add_(rgb.unsqueeze(-1))
@@ -100,17 +100,17 @@ class PhasePlanes:
     def _lay_out(self, part: Tensor, plane: Tensor, start: int, stop: int, width: int) -> None:
         scale, rows = self._scale, stop - start
         if plane.dtype != torch.float32:
-            part = self._rounded(part)
+            part = self._round(part)
         target = plane[start * scale : stop * scale].view(rows, scale, width, scale)
         target.copy_(part.view(rows, width, scale, scale).permute(0, 2, 1, 3))
 
-    def _sampled(self, plane: Tensor, number: int) -> Tensor:
+    def _place_samples(self, plane: Tensor, number: int) -> Tensor:
         if plane.dtype != torch.float32:
             return plane
         smaller = resample(plane, *plane_axes(self._full, self._picture, number), "lanczos")
-        return self._rounded(smaller).to(self._sample)
+        return self._round(smaller).to(self._sample)
 
-    def _rounded(self, codes: Tensor) -> Tensor:
+    def _round(self, codes: Tensor) -> Tensor:
         """Half to even, as everywhere; 16-bit samples travel in int16 with the same bits."""
         codes = codes.round_().clamp_(0, self._top)
         return codes if self._top < 2**15 else codes.to(torch.int32).to(torch.int16)

@@ -61,13 +61,13 @@ class Propagation:
             made = []
             for number, (rows, columns) in enumerate(crops):
                 x = here[..., rows, columns]
-                state = self._moved(x, before, states[number], (rows, columns))
+                state = self._move(x, before, states[number], (rows, columns))
                 behind = kept[i][number].to(x.device) if i in kept else None
                 key = keys[i][number].to(x.device) if i in keys else None
                 state = self._step(x, state, key, "forward", behind)
                 states[number] = state
                 if i in core:
-                    made.append(self._finished(x, state, behind))
+                    made.append(self._finish(x, state, behind))
             kept.pop(i, None)
             keys.pop(i, None)
             if i in core:
@@ -95,7 +95,7 @@ class Propagation:
                 keys[i] = found
             for number, (rows, columns) in enumerate(crops):
                 x = here[..., rows, columns]
-                state = self._moved(x, after, states[number], (rows, columns))
+                state = self._move(x, after, states[number], (rows, columns))
                 state = self._step(x, state, keys[i][number] if i in keys else None, "backward", None)
                 states[number] = state
                 features.append(state.to(shelf))
@@ -110,7 +110,7 @@ class Propagation:
 
     # One frame of one crop ---------------------------------------------------------------------------------
 
-    def _moved(self, x: Tensor, other: Tensor | None, state: Tensor | None, crop: Crop) -> Tensor:
+    def _move(self, x: Tensor, other: Tensor | None, state: Tensor | None, crop: Crop) -> Tensor:
         """The neighbour's state where this frame's pixels were; zeros where there is no neighbour."""
         if other is None or state is None:
             return x.new_zeros((1, self._features, *x.shape[-2:]), dtype=self._dtype)
@@ -145,7 +145,7 @@ class Propagation:
         out: Tensor = self._module("edvr")(torch.stack(frames, dim=1).to(self._dtype))
         return out
 
-    def _finished(self, x: Tensor, state: Tensor, behind: Tensor | None) -> Tensor:
+    def _finish(self, x: Tensor, state: Tensor, behind: Tensor | None) -> Tensor:
         lrelu, shuffle = self._module("lrelu"), self._module("pixel_shuffle")
         if not self._is_icon:
             assert behind is not None

@@ -60,7 +60,7 @@ def grid(width: int, height: int, tile: int | None, overlap: int, multiple_of: i
     )
 
 
-def padded(length: int, multiple_of: int) -> int:
+def pad_length(length: int, multiple_of: int) -> int:
     """The length that a network with this step can take."""
     return -(-length // multiple_of) * multiple_of
 

@@ -22,7 +22,7 @@ from vsr_hpc.engine.geometry import check_rgb_path, is_planewise
 from vsr_hpc.engine.phase_planes import PhasePlanes, is_fusible
 from vsr_hpc.engine.recurrent import Propagation, set_type
 from vsr_hpc.engine.settings import UpscaleSettings
-from vsr_hpc.engine.tiles import Tile, feather, grid, padded
+from vsr_hpc.engine.tiles import Tile, feather, grid, pad_length
 from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError
 from vsr_hpc.media.picture import Frame, Picture, Plane
 from vsr_hpc.models import weights as weight_files
@@ -169,7 +169,7 @@ class Upscaler:
         """
         assert self._propagation is not None
         core = range(before, len(frames) - after)
-        pictures = _Held(lambda i: self._network_input(frames[i]))
+        pictures = _RecentPictures(lambda i: self._network_input(frames[i]))
         crops = [
             (slice(t.y.crop_start, t.y.crop_stop), slice(t.x.crop_start, t.x.crop_stop))
             for t in self._tiles(*self._padded_size(self._in.height, self._in.width))
@@ -237,28 +237,26 @@ class Upscaler:
         """
         if self._network is None:
             none = torch.zeros(len(planes[0]), dtype=torch.int64, device=self._device)
-            return self._filtered(planes, self._kind), none
+            return self._filter(planes, self._kind), none
         made, outside = self._network_planes(planes, run or self._run)
         share = self._settings.blend
         if not share:
             return made, outside
-        plain = self._filtered(planes, "bicubic")
+        plain = self._filter(planes, "bicubic")
         return [ours.lerp(filtered, share) for ours, filtered in zip(made, plain, strict=True)], outside
 
     @property
     def _kind(self) -> Filter:
         return cast(Filter, self._card.network)
 
-    def _filtered(self, planes: list[Tensor], kind: Filter) -> list[Tensor]:
+    def _filter(self, planes: list[Tensor], kind: Filter) -> list[Tensor]:
         """The filter's picture as code values; through RGB only where the output's kind is another."""
         if is_planewise(self._in, self._out):
-            return [self._filtered_plane(planes, i, kind) for i in range(len(planes))]
+            return [self._filter_plane(planes, i, kind) for i in range(len(planes))]
         rgb = Coding(self._in).to_rgb(planes)
-        return self._coded(self._resized(rgb, kind), planes)
+        return self._encode(self._resize(rgb, kind), planes)
 
-    def _filtered_plane(
-        self, planes: list[Tensor], i: int, kind: Filter, target: int | None = None
-    ) -> Tensor:
+    def _filter_plane(self, planes: list[Tensor], i: int, kind: Filter, target: int | None = None) -> Tensor:
         x, y = plane_axes(self._in, self._out, i)
         gain, offset = code_map(self._in, self._out, i)
         out = resample(planes[i], x, y, kind)
@@ -269,7 +267,7 @@ class Upscaler:
         """One frame as a recurrent network sees it."""
         _check_shapes(frame, self._in)
         rgb = Coding(self._in).to_rgb([self._upload([plane]) for plane in frame.planes])
-        return self._padded(rgb.clamp(0, 1))
+        return self._pad(rgb.clamp(0, 1))
 
     def _network_planes(self, planes: list[Tensor], run: Run) -> tuple[list[Tensor], Tensor]:
         coding = Coding(self._in)
@@ -283,12 +281,12 @@ class Upscaler:
         if self._planes is not None:
             made = self._planes(self._phases(inside), inside, excess if is_carried else None)
             return made, outside
-        out = self._resized(self._forward(inside, run), None).clamp_(0, 1)
+        out = self._resize(self._forward(inside, run), None).clamp_(0, 1)
         if is_carried:
-            out += self._resized(excess, "bicubic")
-        return self._coded(out, planes), outside
+            out += self._resize(excess, "bicubic")
+        return self._encode(out, planes), outside
 
-    def _coded(self, rgb: Tensor, planes: list[Tensor]) -> list[Tensor]:
+    def _encode(self, rgb: Tensor, planes: list[Tensor]) -> list[Tensor]:
         """RGB at the output's size as the output's planes, with alpha beside it."""
         codes = Coding(self._out).from_rgb(rgb)
         if self._in.pixel.has_alpha:
@@ -301,18 +299,18 @@ class Upscaler:
     def _alpha(self, alpha: Tensor) -> Tensor:
         """Alpha is a mask, not a picture: it is scaled by the bicubic filter, whatever the network."""
         top = [1.0 if p.pixel.depth == 32 else 2.0**p.pixel.depth - 1 for p in (self._in, self._out)]
-        return self._resized(alpha, "bicubic").clamp(0, top[0]) * (top[1] / top[0])
+        return self._resize(alpha, "bicubic").clamp(0, top[0]) * (top[1] / top[0])
 
-    def _resized(self, samples: Tensor, kind: Filter | None) -> Tensor:
+    def _resize(self, samples: Tensor, kind: Filter | None) -> Tensor:
         """To the output's size: by `kind`, or where that is None by what suits the direction best."""
         height, width = samples.shape[-2:]
         x, y = scaling_axis(width, self._out.width), scaling_axis(height, self._out.height)
         return resample(samples, x, y, kind or ("lanczos" if self._out.width < width else "bicubic"))
 
     def _padded_size(self, height: int, width: int) -> tuple[int, int]:
-        return padded(height, self._card.multiple_of), padded(width, self._card.multiple_of)
+        return pad_length(height, self._card.multiple_of), pad_length(width, self._card.multiple_of)
 
-    def _padded(self, rgb: Tensor) -> Tensor:
+    def _pad(self, rgb: Tensor) -> Tensor:
         height, width = rgb.shape[-2:]
         full = self._padded_size(height, width)
         if full == (height, width):
@@ -327,7 +325,7 @@ class Upscaler:
         run = run or self._run
         card, scale = self._card, self._card.scale
         height, width = rgb.shape[-2:]
-        rgb = self._padded(rgb)
+        rgb = self._pad(rgb)
         full = (rgb.shape[-2], rgb.shape[-1])
         tiles = self._tiles(*full)
         if len(tiles) == 1:
@@ -343,7 +341,7 @@ class Upscaler:
                     (x.start - x.crop_start) * scale : (x.stop - x.crop_start) * scale,
                 ]
         else:
-            out = _feathered(rgb, full, scale, card.overlap // 2, self._settings.tile, card, run)
+            out = _blend_tiles(rgb, full, scale, card.overlap // 2, self._settings.tile, card, run)
         return out[..., : height * scale, : width * scale]
 
     def _phases(self, rgb: Tensor) -> Tensor:
@@ -435,7 +433,7 @@ class Upscaler:
         log.warning("out of memory, batch halved batch=%d model=%s", self.batch, self._card.name)
 
 
-class _Held:
+class _RecentPictures:
     """Pictures by number, made when first asked for; the last few are held."""
 
     def __init__(self, make: Callable[[int], Tensor], most: int = 8) -> None:
@@ -483,7 +481,7 @@ def _check_shapes(frame: Frame, shown: Picture) -> None:
         )
 
 
-def _feathered(
+def _blend_tiles(
     rgb: Tensor,
     full: tuple[int, int],
     scale: int,

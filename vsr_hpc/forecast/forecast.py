@@ -15,19 +15,19 @@ from vsr_hpc.aws.prices import prices
 from vsr_hpc.forecast.job_ways import (
     WORKER_COUNTS,
     Choice,
+    JobPlace,
     Option,
-    Place,
     Range,
-    Refused,
+    RefusedPlace,
     Work,
     cheapest,
     choose,
+    describe_option,
     local_option,
     options,
     places,
     refusal,
-    rounded,
-    way,
+    round_option,
 )
 from vsr_hpc.forecast.profiles import load_profiles
 from vsr_hpc.forecast.worker_speed import FrameWork, Pace
@@ -74,7 +74,7 @@ class Forecast:
     """What other work keeps busy on this machine now, by the kernel's own count."""
     cores: int
     here: Option
-    elsewhere: tuple[Option | Refused, ...]
+    elsewhere: tuple[Option | RefusedPlace, ...]
     """The best way of each place, or why there is none."""
     choice: Choice | None
     """Where a deadline or a budget was given."""
@@ -103,16 +103,16 @@ def forecast(
 
     tried_cpu: list[float] = []
 
-    def measured(ready: Prepared, timeline: Timeline) -> float:
+    def try_and_measure(ready: Prepared, timeline: Timeline) -> float:
         before = time.process_time()
         found.append(try_frames(ready, timeline, threads=threads, budget_s=LONG_S))
         tried_cpu.append(time.process_time() - before)
         return found[0].seconds_per_frame()
 
     began, began_cpu = time.perf_counter(), time.process_time()
-    plan, timeline = make_plan(prepared, measured)
+    plan, timeline = make_plan(prepared, try_and_measure)
     if not found:  # too short a clip for its plan to need it
-        measured(prepared, Timeline.from_bytes(timeline))
+        try_and_measure(prepared, Timeline.from_bytes(timeline))
     sample = found[0]
     planning_s = time.perf_counter() - began - sample.spent_s
     if busy > _BUSY:  # other work's time is not this job's
@@ -122,12 +122,12 @@ def forecast(
     workers = _workers_here(job, plan)
     here = local_option(work, _pace_here(sample, workers, cores, plan), workers)
     every: list[Option] = [here]
-    elsewhere: list[Option | Refused] = []
+    elsewhere: list[Option | RefusedPlace] = []
     is_free = deadline_s is not None or budget_usd is not None
     for place in places(plan.card.is_filter):
         ways = tuple(options(place, work, table, profiles, WORKER_COUNTS if is_free else (job.run.workers,)))
         best, refused = _best(place, work, ways, deadline_s, budget_usd)
-        elsewhere.append(refused or best or _unpriced(place))
+        elsewhere.append(refused or best or _refuse_unpriced(place))
         every += [] if refused else ways
     choice = choose(every, deadline_s=deadline_s, budget_usd=budget_usd) if is_free else None
     return Forecast(
@@ -137,13 +137,15 @@ def forecast(
     )  # fmt: skip
 
 
-def _unpriced(place: Place) -> Refused:
-    return Refused(where=place.where, label=place.label, reason="no price of its instance types is known")
+def _refuse_unpriced(place: JobPlace) -> RefusedPlace:
+    return RefusedPlace(
+        where=place.where, label=place.label, reason="no price of its instance types is known"
+    )
 
 
 def _best(
-    place: Place, work: Work, ways: tuple[Option, ...], deadline_s: float | None, budget_usd: float | None
-) -> tuple[Option | None, Refused | None]:
+    place: JobPlace, work: Work, ways: tuple[Option, ...], deadline_s: float | None, budget_usd: float | None
+) -> tuple[Option | None, RefusedPlace | None]:
     """What to show of a place: what meets the wishes there, else its cheapest."""
     best = cheapest(ways)
     if deadline_s is not None or budget_usd is not None:
@@ -203,7 +205,6 @@ def frame_work(plan: Plan, sample: Sample | None) -> FrameWork:
         encode_cpu_s=cpu.get("encode", guess * _GUESSED_CPU_NS[codec]),
         check_cpu_s=cpu.get("check", guess * _GUESSED_CHECK_NS),
         bytes_out=sample.bytes_per_frame if sample is not None else plan.scratch_bytes / 2 / plan.frames,
-        is_codec_measured=sample is not None,
     )
 
 
@@ -279,11 +280,11 @@ def memory_bytes(plan: Plan) -> int:
 
 def note_estimate(run: Run, chosen: Option, *, prices: str) -> None:
     """Keep what was expected; an earlier estimate of the run stands."""
-    short = rounded(chosen)
+    short = round_option(chosen)
     hourly = short.usd.mid / short.node_hours if short.usd is not None and short.node_hours else None
     estimate = Estimate(
         where=short.where,
-        way=way(short),
+        way=describe_option(short),
         instance=short.instance,
         purchase=short.purchase,
         workers=short.workers,

@@ -91,7 +91,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class JobPlace:
     """Somewhere a job can run, with what it takes there beside the work. Seconds, except where named."""
 
     where: Where
@@ -115,32 +115,32 @@ _SAGEMAKER_BOOT = _range(240, 420, 720)
 _EC2_BOOT = _range(90, 180, 300)
 
 
-def places(is_filter: bool) -> tuple[Place, ...]:
+def places(is_filter: bool) -> tuple[JobPlace, ...]:
     """Where a job of this kind can go besides this machine."""
     types = CPU_TYPES if is_filter else GPU_TYPES
     bought: tuple[tuple[Purchase, str], ...] = (("spot", "Spot"), ("on-demand", "on demand"))
     made = [
-        Place(
+        JobPlace(
             where="slurm", purchase=purchase, label=f"Slurm cluster, {word}", boot=_CLUSTER_BOOT,
             idle_s=300, types=types, has_head_node=True,
         )
         for purchase, word in bought
     ]  # fmt: skip
     made += [
-        Place(
+        JobPlace(
             where="aws-batch", purchase=purchase, label=f"AWS Batch, {word}", boot=_BATCH_BOOT, idle_s=60,
             types=types,
         )
         for purchase, word in bought
     ]  # fmt: skip
     made.append(
-        Place(
+        JobPlace(
             where="sagemaker-async", purchase="sagemaker", label="SageMaker async", boot=_SAGEMAKER_BOOT,
             idle_s=600, types=types,
         )
     )  # fmt: skip
     made += [
-        Place(
+        JobPlace(
             where="ec2", purchase=purchase, label=f"EC2 with Docker, {word}", boot=_EC2_BOOT, idle_s=30,
             types=types,
         )
@@ -175,7 +175,7 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class RefusedPlace:
     """A place that cannot take this job, and why."""
 
     where: Where
@@ -199,7 +199,12 @@ def local_option(work: Work, pace: Pace, workers: int) -> Option:
 
 
 def option(
-    place: Place, instance: str, workers: int, work: Work, prices: Prices, profiles: tuple[Profile, ...] = ()
+    place: JobPlace,
+    instance: str,
+    workers: int,
+    work: Work,
+    prices: Prices,
+    profiles: tuple[Profile, ...] = (),
 ) -> Option | None:
     """One way in a place of AWS; None where its price or kind is not known."""
     assert place.purchase is not None
@@ -228,7 +233,7 @@ def option(
     )  # fmt: skip
 
 
-def refusal(place: Place, work: Work, found: Option | None, clip_limit_s: float) -> Refused | None:
+def refusal(place: JobPlace, work: Work, found: Option | None, clip_limit_s: float) -> RefusedPlace | None:
     """Why a place cannot take this job; None where it can."""
     reason = None
     if place.where == "sagemaker-async":
@@ -240,11 +245,11 @@ def refusal(place: Place, work: Work, found: Option | None, clip_limit_s: float)
             reason = "a request may take at most an hour"
     if reason is None and found is None:
         reason = "no price of its instance types is known; `vsr prices refresh` asks AWS"
-    return None if reason is None else Refused(where=place.where, label=place.label, reason=reason)
+    return None if reason is None else RefusedPlace(where=place.where, label=place.label, reason=reason)
 
 
 def options(
-    place: Place, work: Work, prices: Prices, profiles: tuple[Profile, ...], counts: Iterable[int]
+    place: JobPlace, work: Work, prices: Prices, profiles: tuple[Profile, ...], counts: Iterable[int]
 ) -> Iterator[Option]:
     """All ways in one place: each instance type with each number of workers."""
     most = 1 if place.where == "sagemaker-async" else len(work.chunks) - 1
@@ -280,7 +285,7 @@ def choose(found: Iterable[Option], *, deadline_s: float | None, budget_usd: flo
         fitting = [each for each in every if _fits(each, deadline_s, budget_usd, is_certain)]
         if fitting:
             best = (cheapest(fitting) if deadline_s is not None else _fastest(fitting)) or fitting[0]
-            return Choice(option=best, text=_met(best, is_certain), is_certain=is_certain)
+            return Choice(option=best, text=_describe_fit(best, is_certain), is_certain=is_certain)
     return Choice(option=None, text=_way_out(every, deadline_s, budget_usd))
 
 
@@ -294,8 +299,10 @@ def _fastest(found: Iterable[Option]) -> Option | None:
     return min(found, key=lambda each: (each.seconds.mid, each.cost.mid), default=None)
 
 
-def _met(best: Option, is_certain: bool) -> str:
-    return f"take {way(best)}" + ("" if is_certain else ", which meets it as expected but may not")
+def _describe_fit(best: Option, is_certain: bool) -> str:
+    return f"take {describe_option(best)}" + (
+        "" if is_certain else ", which meets it as expected but may not"
+    )
 
 
 def _way_out(every: tuple[Option, ...], deadline_s: float | None, budget_usd: float | None) -> str:
@@ -306,21 +313,21 @@ def _way_out(every: tuple[Option, ...], deadline_s: float | None, budget_usd: fl
     if deadline_s is not None and in_time is None:
         fastest = _fastest(every)
         if fastest is not None:
-            parts.append(f"the fastest is {way(fastest)}, {duration(fastest.seconds.mid)}")
+            parts.append(f"the fastest is {describe_option(fastest)}, {duration(fastest.seconds.mid)}")
     elif budget_usd is not None and in_time is not None and deadline_s is not None:
-        parts.append(f"the cheapest in time is {way(in_time)}, {money(in_time.cost.mid)}")
+        parts.append(f"the cheapest in time is {describe_option(in_time)}, {money(in_time.cost.mid)}")
     if budget_usd is not None:
         if affordable is None:
             least = cheapest(every)
             if least is not None:
-                parts.append(f"the cheapest of all is {way(least)}, {money(least.cost.mid)}")
+                parts.append(f"the cheapest of all is {describe_option(least)}, {money(least.cost.mid)}")
         elif deadline_s is not None:
             took = duration(affordable.seconds.mid)
-            parts.append(f"the fastest within the budget is {way(affordable)}, {took}")
+            parts.append(f"the fastest within the budget is {describe_option(affordable)}, {took}")
     return "; ".join(parts)
 
 
-def way(each: Option) -> str:
+def describe_option(each: Option) -> str:
     """An option in a few words."""
     noun = "worker" if each.workers == 1 else "workers"
     on = f" on {each.instance}" if each.instance else ""
@@ -341,7 +348,7 @@ def _work_s(work: Work, shards: int, workers: int, seconds_per_frame: float) -> 
 
 
 def _lost_s(
-    place: Place, busy: Range, work: Work, shards: int, workers: int, pace: Pace
+    place: JobPlace, busy: Range, work: Work, shards: int, workers: int, pace: Pace
 ) -> tuple[Range, float]:
     """Per worker, what Spot interruptions add: another boot, and half a shard that no notice lets finish."""
     if place.purchase != "spot":
@@ -357,7 +364,7 @@ def _disk_hour(prices: Prices) -> float:
     return _DISK_GIB * prices.per_gb_month("ebs_gp3") / prices.month_hours
 
 
-def _extras(place: Place, work: Work, shards: int, seconds: Range, prices: Prices) -> Range:
+def _extras(place: JobPlace, work: Work, shards: int, seconds: Range, prices: Prices) -> Range:
     """The head node while it is needed, requests to S3, data through SageMaker."""
     requests = (shards * _REQUESTS_PER_SHARD + len(work.chunks)) * prices.other["s3_put_per_1000"] / 1000
     fixed = requests
@@ -369,7 +376,7 @@ def _extras(place: Place, work: Work, shards: int, seconds: Range, prices: Price
     return extra
 
 
-def rounded(each: Option) -> Option:
+def round_option(each: Option) -> Option:
     """For files: no more digits than are meant."""
 
     def cut(values: Range | None) -> Range | None:

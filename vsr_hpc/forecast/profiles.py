@@ -6,17 +6,16 @@ One file per model, device, sizes, precision and threads; measuring again replac
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import re
-import secrets
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vsr_hpc.models.cards import Card, Precision, card_hash
+from vsr_hpc.models.cards import Precision
+from vsr_hpc.system.files import write_atomically
+from vsr_hpc.system.user_folders import user_folder
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +68,9 @@ class Profile(BaseModel):
     versions: dict[str, str]
     """vsr, python, torch, av."""
 
-    @property
-    def seconds_per_pixel(self) -> float:
-        """Of the input, for scaling to other sizes."""
-        return 1 / (self.pipeline_fps * self.width * self.height)
-
 
 def profiles_folder() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "vsr_hpc" / "profiles"
+    return user_folder("state") / "profiles"
 
 
 def save_profile(profile: Profile, folder: Path | None = None) -> Path:
@@ -84,14 +78,7 @@ def save_profile(profile: Profile, folder: Path | None = None) -> Path:
     folder = folder or profiles_folder()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _file_name(profile)
-    fresh = folder / f".{path.name}.{secrets.token_hex(4)}"
-    try:
-        fresh.write_text(profile.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        fresh.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            fresh.unlink()
-        raise
+    write_atomically(path, profile.model_dump_json(indent=1) + "\n")
     return path
 
 
@@ -104,32 +91,6 @@ def load_profiles(folder: Path | None = None) -> tuple[Profile, ...]:
         except (ValidationError, OSError) as exc:
             log.warning("profile left out path=%s error=%s", path, str(exc).splitlines()[0])
     return tuple(sorted(found, key=lambda each: each.measured_at, reverse=True))
-
-
-def find_profile(
-    profiles: tuple[Profile, ...],
-    card: Card,
-    *,
-    width: int,
-    height: int,
-    kind: str | None = None,
-    device: str | None = None,
-) -> Profile | None:
-    """The measurement of this very model nearest in input size to a clip; None where there is none."""
-    wanted = card_hash(card)
-    fitting = [
-        each
-        for each in profiles
-        if each.card_hash == wanted
-        and (kind is None or each.kind == kind)
-        and (device is None or each.device == device)
-    ]
-    pixels = width * height
-    return min(fitting, key=lambda each: _apart(each.width * each.height, pixels), default=None)
-
-
-def _apart(one: int, other: int) -> float:
-    return max(one, other) / min(one, other)
 
 
 def _file_name(profile: Profile) -> str:

@@ -71,7 +71,6 @@ def plan_service(
         encode_cpu_s=0.8 * coding_s,
         check_cpu_s=0.0,
         bytes_out=pixels_out * _BYTES_PER_PIXEL,
-        is_codec_measured=False,
     )
     pace = pace_on(facts, work, card, load_profiles() if profiles is None else profiles)
     cpu_s = coding_s + (

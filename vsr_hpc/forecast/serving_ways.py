@@ -159,11 +159,11 @@ def place(traffic: Traffic, rates: Rates) -> Placement:
     fitting = [each for each in ordered if each.fits]
     if not fitting:
         return Placement(offers=ordered, advice=None, reason=_nothing(traffic, offers))
-    best, why = _preferred(fitting, traffic.priority)
+    best, why = _pick_preferred(fitting, traffic.priority)
     return Placement(offers=ordered, advice=best.way, reason=why)
 
 
-def _preferred(fitting: list[Offer], priority: Priority) -> tuple[Offer, str]:
+def _pick_preferred(fitting: list[Offer], priority: Priority) -> tuple[Offer, str]:
     cheapest = fitting[0]
     managed = next((each for each in fitting if each.way in MANAGED), None)
     own = next((each for each in fitting if each.way not in MANAGED), None)
@@ -215,7 +215,7 @@ def _nothing(traffic: Traffic, offers: tuple[Offer, ...]) -> str:
 
 
 # One way after the other: first what rules it out, then its cost -------------------------------------------
-def _refused(way: Way, reason: str) -> Offer:
+def _refuse(way: Way, reason: str) -> Offer:
     return Offer(way=way, fits=False, usd_per_month=None, reason=reason)
 
 
@@ -228,7 +228,7 @@ def _too_big(way: Way, traffic: Traffic, limit: int, *, answer: bool) -> str | N
     return None
 
 
-def _counted(count: float) -> str:
+def _format_count(count: float) -> str:
     return f"{count:g} instance" if count == 1 else f"{count:g} instances"
 
 
@@ -268,7 +268,7 @@ def _real_time(traffic: Traffic, rates: Rates) -> Offer:
     elif traffic.gpu_s > traffic.latency_s:
         reason = f"the work alone takes {traffic.gpu_s:.2g} s"
     if reason:
-        return _refused("real-time", reason)
+        return _refuse("real-time", reason)
     count = _always_on(traffic)
     usd = count * rates.sagemaker_hour * rates.month_hours + _data_usd(traffic, rates)
     idle = (
@@ -278,7 +278,7 @@ def _real_time(traffic: Traffic, rates: Rates) -> Offer:
         way="real-time",
         fits=True,
         usd_per_month=usd,
-        reason=f"answers at once, scales with the load; {_counted(count)}{idle}",
+        reason=f"answers at once, scales with the load; {_format_count(count)}{idle}",
         instances=count,
     )
 
@@ -297,7 +297,7 @@ def _serverless(traffic: Traffic, rates: Rates) -> Offer:
     elif traffic.per_second * _PEAK[traffic.shape] * traffic.cpu_s > SERVERLESS_CONCURRENCY:
         reason = f"more than {SERVERLESS_CONCURRENCY} requests at once"
     if reason:
-        return _refused("serverless", reason)
+        return _refuse("serverless", reason)
     gib = max(1.0, math.ceil(traffic.memory_gib))
     requests = traffic.requests_per_day * rates.month_hours / 24
     usd = requests * traffic.cpu_s * gib * rates.serverless_gb_s + _data_usd(traffic, rates)
@@ -316,7 +316,7 @@ def _asynchronous(traffic: Traffic, rates: Rates) -> Offer:
     elif traffic.gpu_s + QUEUE_S["async"] > traffic.latency_s:
         reason = f"the way through S3 and the work take about {traffic.gpu_s + QUEUE_S['async']:.0f} s"
     if reason:
-        return _refused("async", reason)
+        return _refuse("async", reason)
     sleeps = traffic.gpu_s + COLD_START_S["async"] <= traffic.latency_s
     if sleeps:
         hours = _awake_hours(traffic, rates, COLD_START_S["async"])
@@ -343,7 +343,7 @@ def _batch_transform(traffic: Traffic, rates: Rates) -> Offer:
     elif traffic.shape != "scheduled":
         reason = "for a whole set at set times; requests that come one by one wait for the next job"
     if reason:
-        return _refused("batch-transform", reason)
+        return _refuse("batch-transform", reason)
     hours = _awake_hours(traffic, rates, COLD_START_S["batch-transform"])
     return Offer(
         way="batch-transform",
@@ -356,14 +356,14 @@ def _batch_transform(traffic: Traffic, rates: Rates) -> Offer:
 
 def _ec2(traffic: Traffic, rates: Rates) -> Offer:
     if traffic.gpu_s > traffic.latency_s:
-        return _refused("ec2", f"the work alone takes {traffic.gpu_s:.2g} s")
+        return _refuse("ec2", f"the work alone takes {traffic.gpu_s:.2g} s")
     is_patient = traffic.latency_s >= _TRANSFORM_LEAST_S
     hourly = rates.spot_hour if is_patient else rates.ec2_hour
     if is_patient and traffic.shape == "scheduled":
         hours, text = _awake_hours(traffic, rates, _EC2_BOOT_S), "begun and ended for each set"
     else:
         count = _always_on(traffic)
-        hours, text = count * rates.month_hours, f"{_counted(count)} day and night"
+        hours, text = count * rates.month_hours, f"{_format_count(count)} day and night"
     bought = (
         "Spot, since who waits minutes outlives an interruption"
         if is_patient
@@ -381,9 +381,9 @@ def _ec2(traffic: Traffic, rates: Rates) -> Offer:
 def _slurm(traffic: Traffic, rates: Rates) -> Offer:
     boot_s = COLD_START_S["slurm"]
     if traffic.shape != "scheduled" and traffic.priority not in ("cost", "control"):
-        return _refused("slurm", "runs jobs and answers no requests: for whole sets, or to save at any price")
+        return _refuse("slurm", "runs jobs and answers no requests: for whole sets, or to save at any price")
     if traffic.gpu_s + boot_s > traffic.latency_s:
-        return _refused("slurm", f"a node takes about {boot_s / 60:.0f} min to boot")
+        return _refuse("slurm", f"a node takes about {boot_s / 60:.0f} min to boot")
     hours = _awake_hours(traffic, rates, boot_s)
     return Offer(
         way="slurm",

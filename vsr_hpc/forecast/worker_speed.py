@@ -56,8 +56,6 @@ class FrameWork:
     check_cpu_s: float
     bytes_out: float
     """Of the encoded output."""
-    is_codec_measured: bool
-    """Whether the CPU seconds come from frames of this very job."""
 
     @property
     def codec_cpu_s(self) -> float:

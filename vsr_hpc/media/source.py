@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import av.error
 from av.container import InputContainer
 
 from vsr_hpc.errors import MediaError
+from vsr_hpc.system.files import sha256_of_stream
 
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 28
@@ -24,7 +24,6 @@ MAX_PIXELS = 1 << 28
 _TEXT_OPTIONS: dict[str, Any] = (
     {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 )
-_HASH_BLOCK_BYTES = 8 << 20
 
 # Demuxers that open other files or addresses named inside the file, read devices, or make text into pictures.
 # A hostile playlist renamed to clip.mp4 would be followed otherwise: FFmpeg goes by content, not by name.
@@ -140,12 +139,9 @@ def size_bytes(source: Source) -> int:
 
 def file_hash(source: Source) -> str:
     """sha256 over every byte of the source, in hex."""
-    digest = hashlib.sha256()
     with raw_bytes(source) as file:
         file.seek(0)
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha256_of_stream(file)
 
 
 def check_readable(path: str, shown: str) -> None:

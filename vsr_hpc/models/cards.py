@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
-import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -26,7 +25,9 @@ from pydantic import (
 from vsr_hpc.errors import JobError, ModelError
 from vsr_hpc.models.defaults import AUTO, default_model
 from vsr_hpc.models.network_costs import operations_per_pixel, theoretical_radius
-from vsr_hpc.models.recognition import UnknownNetworkError, file_sha256, read_shapes, recognise
+from vsr_hpc.models.recognition import UnknownNetworkError, read_shapes, recognise
+from vsr_hpc.system.files import sha256_of_file, write_atomically
+from vsr_hpc.system.user_folders import user_folder
 
 Kind = Literal["filter", "image", "recurrent"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -130,7 +131,7 @@ _CARDS = TypeAdapter(tuple[Card, ...])
 
 def user_cards_folder() -> Path:
     """Where `vsr models import` writes cards."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vsr_hpc" / "cards"
+    return user_folder("data") / "cards"
 
 
 def all_cards() -> tuple[Card, ...]:
@@ -194,7 +195,7 @@ def card_of_file(path: Path, name: str | None = None) -> Card:
             file=path.name,
             url=path.resolve().as_uri(),
             size_bytes=path.stat().st_size,
-            sha256=file_sha256(path),
+            sha256=sha256_of_file(path),
         ),
         licence="unknown (the user's own file)",
         overlap=found.overlap,
@@ -225,9 +226,8 @@ def write_card(card: Card, folder: Path | None = None) -> Path:
             f"{path} describes another model of that name; choose another with --name or remove it"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{card.name}.{os.getpid()}.tmp"
-    temporary.write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    temporary.replace(path)
+    text = yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_atomically(path, text)
     return path
 
 

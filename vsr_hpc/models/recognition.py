@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import hashlib
 import io
 import json
 import pickle
@@ -25,7 +24,7 @@ _WRAPPERS = ("params_ema", "params", "state_dict", "model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recognised:
+class RecognisedNetwork:
     """A network that its keys and shapes gave away."""
 
     network: Literal["compact", "rrdb", "swinir", "basicvsr", "iconvsr"]
@@ -42,7 +41,7 @@ class UnknownNetworkError(ModelError):
     """Weights of a network that is none of ours; spandrel may know it."""
 
 
-def recognise(shapes: Shapes, where: str = "the file") -> Recognised:
+def recognise(shapes: Shapes, where: str = "the file") -> RecognisedNetwork:
     """Network, scale and sizes of a state dict (BasicSR's names); ModelError says what was met instead."""
     if "body.0.weight" in shapes and "conv_first.weight" not in shapes:
         return _recognise_compact(shapes, where)
@@ -97,16 +96,8 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {names[key]: value.shape for key, value in state.items() if isinstance(value, _Tensor)}
 
 
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 # Recognition -----------------------------------------------------------------------------------------------
-def _recognise_compact(shapes: Shapes, where: str) -> Recognised:
+def _recognise_compact(shapes: Shapes, where: str) -> RecognisedNetwork:
     numbers = sorted(
         {int(m[1]) for key in shapes if (m := re.fullmatch(r"body\.(\d+)\.(?:weight|bias)", key))}
     )
@@ -125,7 +116,7 @@ def _recognise_compact(shapes: Shapes, where: str) -> Recognised:
             f"{last + 1} layers; wanted 3 and 3*scale*scale"
         )
     num_conv = (last - 2) // 2
-    return Recognised(
+    return RecognisedNetwork(
         network="compact",
         scale=scale,
         parameters=(("act_type", "prelu"), ("num_conv", num_conv), ("num_feat", feat)),
@@ -134,7 +125,7 @@ def _recognise_compact(shapes: Shapes, where: str) -> Recognised:
     )
 
 
-def _recognise_rrdb(shapes: Shapes, where: str) -> Recognised:
+def _recognise_rrdb(shapes: Shapes, where: str) -> RecognisedNetwork:
     feat, inputs = shapes["conv_first.weight"][:2]
     grow = shapes["body.0.rdb1.conv1.weight"][0]
     block = 1 + max(int(m[1]) for key in shapes if (m := re.match(r"body\.(\d+)\.", key)))
@@ -144,7 +135,7 @@ def _recognise_rrdb(shapes: Shapes, where: str) -> Recognised:
             f"{where}: an RRDB network with {inputs} input channels; wanted 3 (x4), 12 (x2) or 48 (x1)"
         )
     step = unshuffle(scale)
-    return Recognised(
+    return RecognisedNetwork(
         network="rrdb",
         scale=scale,
         parameters=(("num_block", block), ("num_feat", feat), ("num_grow_ch", grow)),
@@ -153,7 +144,7 @@ def _recognise_rrdb(shapes: Shapes, where: str) -> Recognised:
     )
 
 
-def _recognise_recurrent(shapes: Shapes, where: str) -> Recognised:
+def _recognise_recurrent(shapes: Shapes, where: str) -> RecognisedNetwork:
     feat = shapes["backward_trunk.main.0.weight"][0]
     block = _count(shapes, r"backward_trunk\.main\.2\.(\d+)\.conv1\.weight")
     if shapes.get("conv_last.weight", (0,))[0] != 3 or block < 1:
@@ -163,7 +154,7 @@ def _recognise_recurrent(shapes: Shapes, where: str) -> Recognised:
     if is_icon:
         frames = shapes["edvr.fusion.feat_fusion.weight"][1] // feat
         parameters += [("keyframe_stride", 5), ("temporal_padding", (frames - 1) // 2)]
-    return Recognised(
+    return RecognisedNetwork(
         network="iconvsr" if is_icon else "basicvsr",
         scale=4,
         parameters=tuple(sorted(parameters)),
@@ -175,7 +166,7 @@ def _recognise_recurrent(shapes: Shapes, where: str) -> Recognised:
     )
 
 
-def _recognise_swinir(shapes: Shapes, where: str) -> Recognised:
+def _recognise_swinir(shapes: Shapes, where: str) -> RecognisedNetwork:
     group = "layers.{}.residual_group.blocks.0.attn.relative_position_bias_table"
     layers = _count(shapes, r"layers\.(\d+)\.residual_group\..*")
     depths = [
@@ -199,7 +190,7 @@ def _recognise_swinir(shapes: Shapes, where: str) -> Recognised:
         "upsampler": upsampler,
         "window_size": window,
     }
-    return Recognised(
+    return RecognisedNetwork(
         network="swinir",
         scale=scale,
         parameters=tuple(sorted(parameters.items())),

@@ -25,7 +25,7 @@ _OVERLAP = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Described:
+class ForeignFacts:
     """What a card needs to know of a network that spandrel built."""
 
     architecture: str
@@ -38,7 +38,7 @@ class Described:
     limits: str
 
 
-class Foreign(nn.Module):
+class ForeignNetwork(nn.Module):
     """A network for inference in its own type; fp32 in and out, one picture after the other."""
 
     def __init__(self, descriptor: Any) -> None:
@@ -52,12 +52,12 @@ class Foreign(nn.Module):
         return torch.cat(made).to(x.dtype)
 
 
-def build_foreign(tree: object, where: str) -> Foreign:
+def build_foreign(tree: object, where: str) -> ForeignNetwork:
     """The network of a state dict, loaded; ModelError where spandrel does not know it or it does not fit."""
-    return Foreign(_descriptor(tree, where)).eval()
+    return ForeignNetwork(_descriptor(tree, where)).eval()
 
 
-def describe(tree: object, where: str) -> Described:
+def describe_foreign(tree: object, where: str) -> ForeignFacts:
     """What spandrel says of a state dict, with the overlap and types that we allow it."""
     found = _descriptor(tree, where)
     if (found.input_channels, found.output_channels) != (3, 3) or found.purpose not in ("SR", "Restoration"):
@@ -73,7 +73,7 @@ def describe(tree: object, where: str) -> Described:
         "DISCOURAGED": " It looks at the whole picture: tiles may show, --tile none avoids them.",
         "INTERNAL": " It cuts tiles of its own: take --tile none.",
     }[found.tiling.name]
-    return Described(
+    return ForeignFacts(
         architecture=found.architecture.name,
         scale=found.scale,
         overlap=-(-max(_OVERLAP, step) // step) * step,

@@ -11,7 +11,6 @@ import importlib.util
 import logging
 import os
 import pickle
-import shutil
 import time
 import urllib.error
 import urllib.request
@@ -22,7 +21,9 @@ from urllib.parse import unquote, urlsplit
 
 from vsr_hpc.errors import BackendError, ModelError, SpaceError
 from vsr_hpc.models.cards import Card, Weights, card_name, card_of_file, write_card
-from vsr_hpc.models.recognition import UnknownNetworkError, file_sha256, pick_state, plain_names
+from vsr_hpc.models.recognition import UnknownNetworkError, pick_state, plain_names
+from vsr_hpc.system.files import sha256_of_file, write_atomically
+from vsr_hpc.system.user_folders import user_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,7 +42,7 @@ _PAUSE_S = 0.5
 
 def cache_folder() -> Path:
     """Where weights lie: <sha256>/<file>."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vsr_hpc" / "weights"
+    return user_folder("cache") / "weights"
 
 
 def ensure(card: Card, progress: Progress | None = None) -> Path:
@@ -49,14 +50,14 @@ def ensure(card: Card, progress: Progress | None = None) -> Path:
     weights = card.weights
     if weights is None:
         raise ModelError(f"model {card.name} is a filter and has no weights")
-    sha256 = weights.sha256 or _recorded(weights)
+    sha256 = weights.sha256 or _read_recorded_sha256(weights)
     shipped = _SHIPPED / weights.file
-    if weights.url is None and shipped.is_file() and file_sha256(shipped) == sha256:
+    if weights.url is None and shipped.is_file() and sha256_of_file(shipped) == sha256:
         return shipped
     if sha256 is not None:
         cached = cache_folder() / sha256 / weights.file
         if cached.is_file():
-            if file_sha256(cached) == sha256:
+            if sha256_of_file(cached) == sha256:
                 return cached
             log.warning("cached weights are damaged, fetching again path=%s", cached)
             cached.unlink()
@@ -72,14 +73,6 @@ def ensure(card: Card, progress: Progress | None = None) -> Path:
     return _download(card, weights, sha256, progress)
 
 
-def pin(card: Card, path: Path) -> Card:
-    """The card with the sha256 and size of the file that `ensure` gave: what a plan's fingerprint needs."""
-    if card.weights is None:
-        return card
-    found = card.weights.model_copy(update={"sha256": file_sha256(path), "size_bytes": path.stat().st_size})
-    return card.model_copy(update={"weights": found})
-
-
 def import_weights(path: str | Path, name: str | None = None) -> Card:
     """Recognise a file of weights, copy it into the cache and write a card for it."""
     source = Path(path)
@@ -93,9 +86,8 @@ def import_weights(path: str | Path, name: str | None = None) -> Card:
     target = cache_folder() / found.weights.sha256 / found.weights.file
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        shutil.copyfile(source, temporary)
-        temporary.replace(target)
+        with source.open("rb") as content:
+            write_atomically(target, iter(lambda: content.read(1 << 20), b""))
     card = found.model_copy(
         update={
             "weights": found.weights.model_copy(update={"url": None}),
@@ -110,14 +102,14 @@ def _foreign_card(path: Path, name: str | None, unknown: UnknownNetworkError) ->
     """A card for a network that spandrel builds; what we said of the file where spandrel is not there."""
     if importlib.util.find_spec("spandrel") is None:
         raise unknown
-    from vsr_hpc.models.spandrel_networks import describe
+    from vsr_hpc.models.spandrel_networks import describe_foreign
 
-    found = describe(_read(path), str(path))
+    found = describe_foreign(_read(path), str(path))
     weights = Weights(
         file=path.name,
         url=path.resolve().as_uri(),
         size_bytes=path.stat().st_size,
-        sha256=file_sha256(path),
+        sha256=sha256_of_file(path),
     )
     return Card(
         name=name or card_name(path.stem),
@@ -158,15 +150,15 @@ def ensure_mix(card: Card) -> Path | None:
 
 def load(path: Path, card: Card) -> dict[str, Tensor]:
     """Weights by BasicSR's keys in fp32, exactly those that the card's network has; ModelError otherwise."""
-    own = _load_one(path, card)
+    own = _load_file(path, card)
     other = ensure_mix(card)
     if card.mix is None or other is None:
         return own
-    mixed, share = _load_one(other, card), card.mix.share
+    mixed, share = _load_file(other, card), card.mix.share
     return {key: value * (1 - share) + mixed[key] * share for key, value in own.items()}
 
 
-def _load_one(path: Path, card: Card) -> dict[str, Tensor]:
+def _load_file(path: Path, card: Card) -> dict[str, Tensor]:
     import torch
 
     from vsr_hpc.models.networks import expected_shapes
@@ -229,7 +221,7 @@ def check_file(card: Card, path: Path, sha256: str | None = None) -> Path:
     sha256 = sha256 or (card.weights.sha256 if card.weights else None)
     if not path.is_file():
         raise ModelError(f"model {card.name}: {path} is gone; put it back or import it again")
-    if sha256 is not None and (found := file_sha256(path)) != sha256:
+    if sha256 is not None and (found := sha256_of_file(path)) != sha256:
         raise ModelError(
             f"model {card.name}: {path} has sha256 {found}, wanted {sha256}; it is not the card's file"
         )
@@ -244,12 +236,12 @@ def _download(card: Card, weights: Weights, sha256: str | None, progress: Progre
     folder = cache_folder() / "incoming"
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{hashlib.sha256(weights.url.encode()).hexdigest()[:16]}-{weights.file}.part"
-    with _locked(part.with_suffix(".lock")):
+    with _lock_file(part.with_suffix(".lock")):
         if sha256 is not None and (done := cache_folder() / sha256 / weights.file).is_file():
             return check_file(card, done)  # another process fetched it meanwhile
         log.info("download started model=%s url=%s", card.name, weights.url)
         _fetch(card, weights, part, progress)
-        found = file_sha256(part)
+        found = sha256_of_file(part)
         if sha256 is not None and found != sha256:
             part.unlink()
             raise ModelError(
@@ -257,7 +249,7 @@ def _download(card: Card, weights: Weights, sha256: str | None, progress: Progre
                 "it was removed. Try again; if it stays so, the file at that address was replaced"
             )
         if sha256 is None:
-            _record(weights, found)
+            _record_sha256(weights, found)
         target = cache_folder() / found / weights.file
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
@@ -352,7 +344,7 @@ def _copy(
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _lock_file(path: Path) -> Iterator[None]:
     """One process at a time; others wait, since both would append to one file."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -363,13 +355,13 @@ def _record_path(weights: Weights) -> Path:
     return cache_folder() / "recorded" / hashlib.sha256(str(weights.url).encode()).hexdigest()
 
 
-def _recorded(weights: Weights) -> str | None:
+def _read_recorded_sha256(weights: Weights) -> str | None:
     path = _record_path(weights)
     return path.read_text().strip() if weights.url is not None and path.is_file() else None
 
 
-def _record(weights: Weights, sha256: str) -> None:
+def _record_sha256(weights: Weights, sha256: str) -> None:
     path = _record_path(weights)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(sha256 + "\n")
+    write_atomically(path, sha256 + "\n")
     log.warning("the card states no sha256; recorded at first download url=%s sha256=%s", weights.url, sha256)

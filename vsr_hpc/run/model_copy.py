@@ -12,8 +12,8 @@ import shutil
 
 from vsr_hpc.models import weights
 from vsr_hpc.models.cards import Card, find_card, packaged_models
-from vsr_hpc.models.recognition import file_sha256
 from vsr_hpc.run.run import Run
+from vsr_hpc.system.files import sha256_of_file
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def stage(run: Run, model: str, denoise: float | None = None) -> None:
     if card.weights is None:
         return
     path = weights.ensure(card)
-    name = f"weights/{file_sha256(path)}/{card.weights.file}"
+    name = f"weights/{sha256_of_file(path)}/{card.weights.file}"
     if run.store.exists(name):
         return
     copy = run.store.scratch / f"{card.weights.file}.{os.getpid()}"

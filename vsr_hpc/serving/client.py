@@ -20,6 +20,7 @@ from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.serving.limits import SAGEMAKER_PAYLOAD_BYTES
 from vsr_hpc.serving.refusals import error_of_answer
 from vsr_hpc.serving.request import MEDIA_TYPES, Content
+from vsr_hpc.system.files import write_atomically
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -241,19 +242,10 @@ def _read(path: Path) -> bytes:
 
 def _write(path: Path, pieces: Iterable[bytes]) -> int:
     """Whole or not at all. Gives the size."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            size = file.tell()
-        temporary.replace(path)
-    except BaseException as exc:
-        temporary.unlink(missing_ok=True)
-        if isinstance(exc, OSError):
-            raise JobError(f"{path}: cannot be written ({exc.strerror})") from exc
-        raise
-    return size
+        return write_atomically(path, pieces)
+    except OSError as exc:
+        raise JobError(f"{path}: cannot be written ({exc.strerror})") from exc
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -1,16 +1,20 @@
-"""Writes files so that a reader sees the old or the new content and never a part."""
+"""Writes files whole or not at all, hashes them, and turns errors of the disk into ours."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from vsr_hpc.errors import JobError, OutageError, SpaceError
 
 TEMPORARY_PREFIX = ".tmp-"
+_BLOCK_BYTES = 1 << 20
 _serial = itertools.count()
 
 
@@ -23,6 +27,50 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise translated(exc, folder) from exc
+
+
+def write_atomically(path: Path, content: str | bytes | Iterable[bytes]) -> int:
+    """Replace `path` in one step by `content`, text as UTF-8. Returns its size in bytes.
+
+    The new file is flushed to the disk first, so a reader sees the old file or the new one and never a part.
+    Where writing fails, `path` is as it was and no temporary file remains; the error, an OSError or one of
+    `content`'s own, reaches the caller unchanged.
+    """
+    pieces = [content.encode()] if isinstance(content, str) else content
+    pieces = [pieces] if isinstance(pieces, bytes) else pieces
+    temporary = path.with_name(temporary_name())
+    try:
+        with temporary.open("xb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+            size_bytes = file.tell()
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return size_bytes
+
+
+def sha256_of_file(path: Path) -> str:
+    """The sha256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return sha256_of_stream(file)
+
+
+def sha256_of_stream(file: BinaryIO) -> str:
+    """The sha256 of what remains of an open file, in hex; it is read block by block."""
+    digest = hashlib.sha256()
+    while block := file.read(_BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def flush_and_hash(path: Path) -> tuple[int, str]:
+    """Flush a finished file to the disk. Returns its size in bytes and its sha256 in hex."""
+    flush_to_disk(path)
+    return path.stat().st_size, sha256_of_file(path)
 
 
 def flush_to_disk(path: Path) -> None:

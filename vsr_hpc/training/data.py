@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
 from vsr_hpc.bench.imresize import Picture8, luma, resize, shrink, whole
-from vsr_hpc.errors import JobError, MediaError
+from vsr_hpc.bench.originals import read_still
+from vsr_hpc.errors import JobError
 
 SUFFIXES = (".png", ".webp", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 LEVELS = (1.0, 0.7, 0.5)
@@ -33,7 +33,7 @@ class ImageFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class TrainingPair:
     """A low picture and its original, exactly `scale` times as large."""
 
     name: str
@@ -60,17 +60,6 @@ def list_images(folder: Path, held_out: Sequence[str] | None = None) -> tuple[Im
     return tuple(ImageFile(path=path, sha256=hashes[path], is_held_out=path in chosen) for path in paths)
 
 
-def read_rgb(path: Path) -> Picture8:
-    """An image's 8-bit RGB; transparency is dropped."""
-    try:
-        with av.open(str(path)) as container:
-            frame = next(container.decode(video=0))
-            pixels = frame.reformat(format="rgb24").to_ndarray()
-    except (av.FFmpegError, StopIteration, ValueError, OSError) as exc:
-        raise MediaError(f"{path}: cannot be read as an image ({exc})") from exc
-    return np.ascontiguousarray(pixels, dtype=np.uint8)
-
-
 def sizes_of(picture: Picture8, least: int, levels: Sequence[float] = LEVELS) -> tuple[Picture8, ...]:
     """The picture at each level that still has `least` pixels in both directions."""
     sizes = ((level, *(round(length * level) for length in picture.shape[:2])) for level in levels)
@@ -81,13 +70,13 @@ def sizes_of(picture: Picture8, least: int, levels: Sequence[float] = LEVELS) ->
     )
 
 
-def clean_pairs(images: Sequence[ImageFile], scale: int, patch: int) -> tuple[Pair, ...]:
+def clean_pairs(images: Sequence[ImageFile], scale: int, patch: int) -> tuple[TrainingPair, ...]:
     """Every image at every level, with its antialiased bicubic reduction."""
     pairs = []
     for image in images:
-        for size in sizes_of(read_rgb(image.path), patch * scale):
+        for size in sizes_of(read_still(image.path), patch * scale):
             high = np.ascontiguousarray(whole(size, scale))
-            pairs.append(Pair(name=image.name, low=shrink(high, scale), high=high))
+            pairs.append(TrainingPair(name=image.name, low=shrink(high, scale), high=high))
     return tuple(pairs)
 
 
@@ -99,7 +88,7 @@ class Patches:
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[TrainingPair],
         *,
         scale: int,
         patch: int,
@@ -123,10 +112,10 @@ class Patches:
         for index in rng.choice(len(self._pairs), size=self._batch, p=self._chances):
             low, high = self._cut(self._pairs[index], self._place(int(index), rng))
             turns, is_mirrored = int(rng.integers(4)), bool(rng.integers(2))
-            low, high = _turned(low, turns, is_mirrored), _turned(high, turns, is_mirrored)
+            low, high = _turn(low, turns, is_mirrored), _turn(high, turns, is_mirrored)
             if self._changes_colours:
                 order, is_negative = rng.permutation(3), bool(rng.integers(2))
-                low, high = _recoloured(low, order, is_negative), _recoloured(high, order, is_negative)
+                low, high = _recolour(low, order, is_negative), _recolour(high, order, is_negative)
             lows.append(low)
             highs.append(high)
         return np.stack(lows), np.stack(highs)
@@ -137,9 +126,9 @@ class Patches:
         places = [
             (int(rng.integers(rows - side + 1)), int(rng.integers(columns - side + 1))) for _ in range(2)
         ]
-        return max(places, key=lambda at: _sum(table, at[0], at[1], side))
+        return max(places, key=lambda at: _sum_square(table, at[0], at[1], side))
 
-    def _cut(self, pair: Pair, place: tuple[int, int]) -> tuple[Picture8, Picture8]:
+    def _cut(self, pair: TrainingPair, place: tuple[int, int]) -> tuple[Picture8, Picture8]:
         (row, column), side, scale = place, self._patch, self._scale
         low = pair.low[row : row + side, column : column + side]
         high = pair.high[
@@ -149,12 +138,12 @@ class Patches:
         return low, high
 
 
-def _turned(picture: Picture8, turns: int, is_mirrored: bool) -> Picture8:
+def _turn(picture: Picture8, turns: int, is_mirrored: bool) -> Picture8:
     turned = np.rot90(picture, turns)
     return turned[:, ::-1] if is_mirrored else turned
 
 
-def _recoloured(picture: Picture8, order: NDArray[np.int64], is_negative: bool) -> Picture8:
+def _recolour(picture: Picture8, order: NDArray[np.int64], is_negative: bool) -> Picture8:
     """Channels in another order, and the negative: exact in 8 bits, so low and high still belong together."""
     other: Picture8 = picture[..., order]
     return 255 - other if is_negative else other
@@ -167,6 +156,6 @@ def _detail_table(low: Picture8) -> NDArray[np.float64]:
     return np.pad(steps.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
 
 
-def _sum(table: NDArray[np.float64], row: int, column: int, side: int) -> float:
+def _sum_square(table: NDArray[np.float64], row: int, column: int, side: int) -> float:
     low, high = row + side, column + side
     return float(table[low, high] - table[row, high] - table[low, column] + table[row, column])

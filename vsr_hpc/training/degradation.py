@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsr_hpc.bench.imresize import Picture8, resize
-from vsr_hpc.bench.originals import through_h264, to_rgb8
-from vsr_hpc.training.data import ImageFile, Pair, read_rgb, sizes_of
+from vsr_hpc.bench.originals import read_still, through_h264, to_rgb8
+from vsr_hpc.training.data import ImageFile, TrainingPair, sizes_of
 
 PRESETS = ("superfast", "veryfast", "fast", "medium")
 
@@ -44,29 +44,29 @@ class BankSize:
 
 def video_pairs(
     images: Sequence[ImageFile], scale: int, seed: int, size: BankSize | None = None
-) -> tuple[Pair, ...]:
+) -> tuple[TrainingPair, ...]:
     """The bank: damaged low frames with their undamaged high originals."""
     size = size or BankSize()
     sources = [
         (image.name, picture)
         for image in images
-        for picture in sizes_of(read_rgb(image.path), size.side * scale)
+        for picture in sizes_of(read_still(image.path), size.side * scale)
     ]
-    pairs: list[Pair] = []
+    pairs: list[TrainingPair] = []
     for number in range(size.clips):
         rng = np.random.default_rng((seed, 77, number))
         name, picture = sources[number % len(sources)]
-        damage = drawn_damage(rng, scale)
-        highs = _panned(picture, size, scale, damage.step, rng)
-        lows = damaged([reduced(high, scale, damage.blur) for high in highs], damage, rng)
+        damage = draw_damage(rng, scale)
+        highs = _pan(picture, size, scale, damage.step, rng)
+        lows = damage_frames([reduce_picture(high, scale, damage.blur) for high in highs], damage, rng)
         pairs += [
-            Pair(name=f"{name}#{number}", low=low, high=high)
+            TrainingPair(name=f"{name}#{number}", low=low, high=high)
             for low, high in list(zip(lows, highs, strict=True))[::2]
         ]
     return tuple(pairs)
 
 
-def drawn_damage(rng: np.random.Generator, scale: int) -> Damage:
+def draw_damage(rng: np.random.Generator, scale: int) -> Damage:
     """CRF 15 to 40; half of the clips neither blurred nor noisy."""
     is_still = rng.random() < 0.15
     step = (0, 0) if is_still else tuple(int(each) for each in rng.integers(-2 * scale, 2 * scale + 1, 2))
@@ -79,13 +79,13 @@ def drawn_damage(rng: np.random.Generator, scale: int) -> Damage:
     )
 
 
-def reduced(high: Picture8, scale: int, blur: float = 0.0) -> Picture8:
+def reduce_picture(high: Picture8, scale: int, blur: float = 0.0) -> Picture8:
     """The picture at 1/scale; `blur` is a Gaussian's sigma in low pixels, applied before."""
-    soft = _blurred(high, blur * scale) if blur else high
+    soft = _blur(high, blur * scale) if blur else high
     return resize(soft, high.shape[0] // scale, high.shape[1] // scale)
 
 
-def damaged(lows: Sequence[Picture8], damage: Damage, rng: np.random.Generator) -> list[Picture8]:
+def damage_frames(lows: Sequence[Picture8], damage: Damage, rng: np.random.Generator) -> list[Picture8]:
     """The frames after noise, H.264 in 4:2:0, and back."""
     noisy = [
         np.clip(low + rng.normal(0, damage.noise, low.shape), 0, 255).round().astype(np.uint8)
@@ -97,7 +97,7 @@ def damaged(lows: Sequence[Picture8], damage: Damage, rng: np.random.Generator) 
     return [to_rgb8(frame, picture) for frame in frames]
 
 
-def _panned(
+def _pan(
     picture: Picture8, size: BankSize, scale: int, step: tuple[int, int], rng: np.random.Generator
 ) -> list[Picture8]:
     """Crops that move over the picture; the motion turns back at its edges."""
@@ -106,19 +106,19 @@ def _panned(
     start = [int(rng.integers(each + 1)) for each in room]
     crops = []
     for index in range(size.frames):
-        row, column = (_reflected(start[axis] + index * step[axis], room[axis]) for axis in range(2))
+        row, column = (_reflect(start[axis] + index * step[axis], room[axis]) for axis in range(2))
         crops.append(np.ascontiguousarray(picture[row : row + side, column : column + side]))
     return crops
 
 
-def _reflected(place: int, room: int) -> int:
+def _reflect(place: int, room: int) -> int:
     if room == 0:
         return 0
     place %= 2 * room
     return min(place, 2 * room - place)
 
 
-def _blurred(picture: Picture8, sigma: float) -> Picture8:
+def _blur(picture: Picture8, sigma: float) -> Picture8:
     radius = max(1, round(3 * sigma))
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     taps = (taps / taps.sum()).astype(np.float32)

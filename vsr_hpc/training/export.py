@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from vsr_hpc.errors import JobError
 from vsr_hpc.models.cards import Card, card_of_file
+from vsr_hpc.system.files import write_atomically
 from vsr_hpc.training.loop import Recipe
 from vsr_hpc.training.network import plain_state
 
@@ -45,14 +45,12 @@ def export(
     if not all(bool(value.isfinite().all()) for value in halves.values()):
         raise JobError(f"{folder}: the trained weights are not finite; train again at a lower rate")
     path = folder / f"{name}.safetensors"
-    temporary = folder / f".{name}.{os.getpid()}.tmp"
     metadata = {"name": name, "training": json.dumps(training, sort_keys=True)}
-    temporary.write_bytes(save(halves, metadata=metadata))  # save_file would keep it from other users
-    temporary.replace(path)
+    write_atomically(path, save(halves, metadata=metadata))  # save_file would keep it from other users
     card = card_for(path, recipe, name=name, licence=licence)
     text = yaml.safe_dump(card.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
     card_path = folder / f"{name}.yaml"
-    card_path.write_text(text, encoding="utf-8")
+    write_atomically(card_path, text)
     return Exported(weights=path, card=card_path)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vsr_hpc.bench.imresize import luma, resize
 from vsr_hpc.errors import JobError, ModelError
-from vsr_hpc.training.data import Pair, Patches
+from vsr_hpc.training.data import Patches, TrainingPair
 from vsr_hpc.training.network import TrainedCompact, body_of
 
 log = logging.getLogger(__name__)
@@ -84,8 +84,8 @@ class _State:
 
 def train(
     recipe: Recipe,
-    pairs: Sequence[Pair],
-    checks: Sequence[Pair],
+    pairs: Sequence[TrainingPair],
+    checks: Sequence[TrainingPair],
     folder: Path,
     *,
     start: dict[str, Tensor] | None = None,
@@ -100,7 +100,7 @@ def train(
     `stop_at` ends this call early at a checkpoint, as a kill would.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _keep_recipe(recipe, folder)
+    _write_recipe(recipe, folder)
     patches = Patches(
         pairs,
         scale=recipe.scale,
@@ -128,7 +128,7 @@ def train(
                 seconds=state.seconds,
             )
             losses = Tensor()
-            _note(folder, progress)
+            _append_to_log(folder, progress)
             tell(progress)
         if time.monotonic() - saved > save_every_s or state.step == end:
             _save(state, folder)
@@ -136,17 +136,19 @@ def train(
     return state.average.state_dict()
 
 
-def psnr_of(network: TrainedCompact | None, pairs: Sequence[Pair], scale: int, device: str = "cpu") -> float:
+def psnr_of(
+    network: TrainedCompact | None, pairs: Sequence[TrainingPair], scale: int, device: str = "cpu"
+) -> float:
     """Mean luma PSNR over pictures, `scale` pixels of border cut; None means bicubic."""
     found = []
     with torch.inference_mode():
         for pair in pairs:
-            made = _through(network, pair, device) if network else resize(pair.low, *pair.high.shape[:2])
+            made = _run_network(network, pair, device) if network else resize(pair.low, *pair.high.shape[:2])
             found.append(_psnr(made, pair.high, scale))
     return float(np.mean(found)) if found else math.nan
 
 
-def _through(network: TrainedCompact, pair: Pair, device: str) -> NDArray[np.float32]:
+def _run_network(network: TrainedCompact, pair: TrainingPair, device: str) -> NDArray[np.float32]:
     with _autocast(device):
         high = network(to_tensor(pair.low[None], device))
     codes: NDArray[np.float32] = high.mul(255).round().clamp(0, 255)[0].permute(1, 2, 0).cpu().numpy()
@@ -252,12 +254,12 @@ def _save(state: _State, folder: Path) -> None:
     temporary.replace(folder / CHECKPOINT)
 
 
-def _note(folder: Path, progress: Progress) -> None:
+def _append_to_log(folder: Path, progress: Progress) -> None:
     with (folder / LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps(dataclasses.asdict(progress)) + "\n")
 
 
-def _keep_recipe(recipe: Recipe, folder: Path) -> None:
+def _write_recipe(recipe: Recipe, folder: Path) -> None:
     path, text = folder / RECIPE, json.dumps(dataclasses.asdict(recipe), indent=1) + "\n"
     if path.exists() and Recipe(**json.loads(path.read_text())) != recipe:
         raise JobError(f"{path}: another training began here; give another --out, or the same settings")

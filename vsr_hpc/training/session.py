@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -16,10 +15,11 @@ import torch
 from torch import Tensor
 
 from vsr_hpc.bench.imresize import shrink, whole
-from vsr_hpc.bench.originals import through_h264, to_rgb8
+from vsr_hpc.bench.originals import read_still, through_h264, to_rgb8
 from vsr_hpc.engine.device_facts import cpu_name
 from vsr_hpc.errors import JobError
-from vsr_hpc.training.data import ImageFile, Pair, clean_pairs, list_images, read_rgb, sizes_of
+from vsr_hpc.system.files import write_atomically
+from vsr_hpc.training.data import ImageFile, TrainingPair, clean_pairs, list_images, sizes_of
 from vsr_hpc.training.degradation import BankSize, video_pairs
 from vsr_hpc.training.export import Exported, export
 from vsr_hpc.training.loop import CHECKPOINT, LOG, Progress, Recipe, read_checkpoint, train
@@ -32,7 +32,7 @@ _CHECKED_CRF = 23
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class TrainingRequest:
     """What a training shall do, beyond its recipe."""
 
     images: Path
@@ -49,7 +49,10 @@ class Wish:
 
 
 def train_model(
-    recipe: Recipe, wish: Wish, tell: Callable[[Progress], None] = lambda _: None, stop_at: int | None = None
+    recipe: Recipe,
+    wish: TrainingRequest,
+    tell: Callable[[Progress], None] = lambda _: None,
+    stop_at: int | None = None,
 ) -> Exported | None:
     """Train to the end, or go on with what lies in the folder; None where `stop_at` ended it early."""
     if not wish.is_resumed and (wish.out / CHECKPOINT).exists():
@@ -64,7 +67,7 @@ def train_model(
     wish.out.mkdir(parents=True, exist_ok=True)
     _keep_images(images, wish.out)
     training = [image for image in images if not image.is_held_out]
-    checks = checked_pairs([image for image in images if image.is_held_out], recipe)
+    checks = validation_pairs([image for image in images if image.is_held_out], recipe)
     if recipe.recipe == "clean":
         pairs = clean_pairs(training, recipe.scale, max(_LEAST_SIDE, recipe.patch))
     else:
@@ -86,7 +89,7 @@ def train_model(
 
 
 def export_model(
-    state: dict[str, Tensor], recipe: Recipe, wish: Wish, images: Sequence[ImageFile]
+    state: dict[str, Tensor], recipe: Recipe, wish: TrainingRequest, images: Sequence[ImageFile]
 ) -> Exported:
     """The files of a training, with the record of how it went."""
     return export(
@@ -99,7 +102,7 @@ def export_model(
     )
 
 
-def record(recipe: Recipe, wish: Wish, images: Sequence[ImageFile]) -> dict[str, object]:
+def record(recipe: Recipe, wish: TrainingRequest, images: Sequence[ImageFile]) -> dict[str, object]:
     """What a card owes its reader: recipe, images, loss, hardware, and the last check."""
     lines = (wish.out / LOG).read_text(encoding="utf-8").splitlines() if (wish.out / LOG).exists() else []
     return {
@@ -119,18 +122,18 @@ def record(recipe: Recipe, wish: Wish, images: Sequence[ImageFile]) -> dict[str,
     }
 
 
-def checked_pairs(images: Sequence[ImageFile], recipe: Recipe) -> tuple[Pair, ...]:
+def validation_pairs(images: Sequence[ImageFile], recipe: Recipe) -> tuple[TrainingPair, ...]:
     """The held-out images at half their size; for video recipes after H.264 at CRF 23."""
     step = recipe.scale if recipe.recipe == "clean" else 2 * recipe.scale
     pairs = []
     for image in images:
-        for size in sizes_of(read_rgb(image.path), 16 * recipe.scale, (_CHECKED_LEVEL,)):
+        for size in sizes_of(read_still(image.path), 16 * recipe.scale, (_CHECKED_LEVEL,)):
             high = whole(size, step).copy()
             low = shrink(high, recipe.scale)
             if recipe.recipe == "video":
                 picture, frames = through_h264([low] * 3, crf=_CHECKED_CRF)
                 low = to_rgb8(frames[2], picture)
-            pairs.append(Pair(name=image.name, low=low, high=high))
+            pairs.append(TrainingPair(name=image.name, low=low, high=high))
     return tuple(pairs)
 
 
@@ -157,6 +160,4 @@ def _keep_images(images: Sequence[ImageFile], folder: Path) -> None:
     path = folder / IMAGES
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != listed:
         raise JobError(f"{path}: this training began with other images; give another --out")
-    temporary = folder / f".{IMAGES}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(listed, indent=1) + "\n")

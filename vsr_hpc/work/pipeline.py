@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, cast
 
-from vsr_hpc.engine.duplicates import Repeats, Sorted
+from vsr_hpc.engine.duplicates import Repeats, SortedFrames
 from vsr_hpc.errors import MediaError
 from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.picture import Frame, Picture
@@ -298,18 +298,18 @@ class _Work:
                 self._on_frames(1)
                 self._upscaled.put((each.chunk, [frame]))
 
-    def _sorted(self) -> Iterator[Sorted]:
+    def _sorted(self) -> Iterator[SortedFrames]:
         """Decoded batches, and which frames of them have to be made."""
         for each in self._wanted():
             if self._bench.plan.job.picture.skip_duplicates:
                 yield self.repeats.sort(each.chunk, each.frames)
             else:
-                yield Sorted.all_of(each.chunk, each.frames)
+                yield SortedFrames.all_of(each.chunk, each.frames)
 
     def _compute_in_lanes(self, lanes: int) -> None:
         """As many batches at once as there are lanes; their results go on in the order they came in."""
         with ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="lane") as pool:
-            begun: deque[tuple[Sorted, Future[list[Frame]]]] = deque()
+            begun: deque[tuple[SortedFrames, Future[list[Frame]]]] = deque()
             try:
                 for batch in self._sorted():
                     begun.append((batch, pool.submit(self._upscale, batch)))
@@ -330,11 +330,11 @@ class _Work:
             left -= each.count
             yield each
 
-    def _upscale(self, batch: Sorted) -> list[Frame]:
+    def _upscale(self, batch: SortedFrames) -> list[Frame]:
         with self.clock.timed("device", self._bench.lanes):
             return self._bench.upscaler(list(batch.fresh)) if batch.fresh else []
 
-    def _hand_on(self, batch: Sorted, made: list[Frame]) -> None:
+    def _hand_on(self, batch: SortedFrames, made: list[Frame]) -> None:
         frames = self.repeats.complete(batch, made) if batch.digests else made
         self._on_frames(len(frames))
         self._upscaled.put((batch.chunk, frames))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import secrets
 import shlex
 import sys
@@ -30,6 +29,7 @@ from vsr_hpc.run.model_copy import stage
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
 from vsr_hpc.system.environment import THREAD_POLICY
+from vsr_hpc.system.user_folders import user_folder
 
 log = logging.getLogger(__name__)
 
@@ -142,8 +142,7 @@ def _wait_for_jobs(run: Run, begun: Round) -> RoundJobs:
 
 def _folder(run: Run, section: SlurmSection, number: int) -> Path:
     """submitit's folder, a fresh one: it trusts files of a job id, and ids begin again on a new cluster."""
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "vsr_hpc" / "slurm"
-    base = Path(section.folder).expanduser() if section.folder else state
+    base = Path(section.folder).expanduser() if section.folder else user_folder("state") / "slurm"
     return base.absolute() / names_of(run).run / f"{number}-{secrets.token_hex(3)}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from vsr_hpc.media.encode.encoding import Encoding
 from vsr_hpc.media.ffmpeg_errors import reason
 from vsr_hpc.media.picture import Colour, Frame, Picture, PixelFormat, Plane
 from vsr_hpc.media.segment import SegmentFacts
+from vsr_hpc.system.files import flush_and_hash
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class SegmentWriter:
         with self._translated():
             self._mux(self._stream.encode(None))
             self._container.close()
-            size, digest = _synced_sha256(self.path)
+            size, digest = flush_and_hash(self.path)
         if self._packets != self._frames:
             packets = self._packets
             self.abort()
@@ -149,15 +149,6 @@ class SegmentWriter:
             if isinstance(exc, av.FFmpegError | OSError | ValueError):
                 raise BackendError(f"{self.path}: {self._encoding.encoder} failed: {reason(exc)}") from exc
             raise
-
-
-def _synced_sha256(path: Path) -> tuple[int, str]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return file.tell(), digest.hexdigest()
 
 
 def _video_frame(planes: tuple[Plane, ...], picture: Picture, layout: str) -> av.VideoFrame:

@@ -29,6 +29,7 @@ from vsr_hpc.media.stills.still import (
     still_meta,
     write_then_rename,
 )
+from vsr_hpc.system.files import sha256_of_file
 
 
 class ArchiveWriter:
@@ -80,7 +81,7 @@ class ArchiveWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-        size, digest = _sha256(self.path)
+        size, digest = self.path.stat().st_size, sha256_of_file(self.path)
         self._facts = SegmentFacts(frames=self._frames, packets=self._frames, size_bytes=size, sha256=digest)
         return self._facts
 
@@ -108,14 +109,6 @@ def _disk(path: Path) -> Iterator[None]:
         raise disk_error(path, exc) from exc
 
 
-def _sha256(path: Path) -> tuple[int, str]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return file.tell(), digest.hexdigest()
-
-
 def read_archive(path: Path | str) -> Iterator[Frame]:
     """Every still of a segment as a frame, in order."""
     for number, (_, data) in enumerate(_members(Path(path))):
@@ -133,7 +126,7 @@ def extract_archives(parts: Sequence[SegmentPart], output: Path) -> MergeReport:
     is_single = output.suffix.lower() in SUFFIXES and not is_pattern(output.name)
     for part in parts:
         path = part.fetch()
-        if part.sha256 is not None and _sha256(path)[1] != part.sha256:
+        if part.sha256 is not None and sha256_of_file(path) != part.sha256:
             raise VerifyError(f"{path}: its sha256 is not the one of its receipt")
         before = count
         for name, data in _members(path):

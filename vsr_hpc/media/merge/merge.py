@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import logging
-import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
@@ -55,6 +53,7 @@ from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.segment import MergeReport, SegmentPart
 from vsr_hpc.media.source import Source, open_input
 from vsr_hpc.media.timeline import Timeline
+from vsr_hpc.system.files import flush_and_hash
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +217,7 @@ class _Merge:
             if track.mended:
                 self.notes.append(f"{track.name}: {track.mended} packets had timestamps out of order, mended")
         copied = time.monotonic()
-        size, digest = _synced_sha256(self.output)
+        size, digest = flush_and_hash(self.output)
         log.info("merge done output=%s frames=%d size=%d", self.output, self.stop - self.start, size)
         return MergeReport(
             frames=self.stop - self.start,
@@ -620,12 +619,3 @@ def _by_time(video: Iterator[tuple[Fraction, Any]], others: Iterator[tuple[Fract
 def _close_quietly(out: Any) -> None:
     with contextlib.suppress(av.FFmpegError, OSError, ValueError):
         out.close()
-
-
-def _synced_sha256(path: Path) -> tuple[int, str]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return file.tell(), digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from vsr_hpc.media.merge.header_edits import with_track_header
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.segment import SegmentPart
 from vsr_hpc.media.timeline import Timeline
+from vsr_hpc.system.files import sha256_of_file
 
 _PREFETCH = 2
 
@@ -124,12 +124,9 @@ def _checked(part: SegmentPart) -> Path:
     path = part.fetch()
     if part.sha256 is None:
         return path
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != part.sha256:
-        raise VerifyError(f"{path}: sha256 is {digest.hexdigest()}, its receipt says {part.sha256}")
+    found = sha256_of_file(path)
+    if found != part.sha256:
+        raise VerifyError(f"{path}: sha256 is {found}, its receipt says {part.sha256}")
     return path
 
 

@@ -24,6 +24,7 @@ from vsr_hpc.media.ffmpeg_errors import reason
 from vsr_hpc.media.picture import Colour, Picture, PixelFormat, Plane
 from vsr_hpc.media.pixels import is_full_range_by_name, pixel_format, to_planes
 from vsr_hpc.media.stills.metadata import StillMeta, read_meta, with_meta, without_packed_chunks
+from vsr_hpc.system.files import write_atomically
 
 StillFormat = Literal["png", "tiff", "exr", "jpeg", "webp"]
 
@@ -218,15 +219,9 @@ def write_image(
 
 
 def write_then_rename(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, data)
     except OSError as exc:
-        temporary.unlink(missing_ok=True)
         raise disk_error(path, exc) from exc
 
 
