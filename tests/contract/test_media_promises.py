@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,17 @@ from tests.clips import frame_number, numbered_clip
 from tests.runs import finished, planned_run
 from tests.unit.test_mux import QUARTER_TURN, rich_source
 from vsr_hpc.errors import JobError
+from vsr_hpc.executors.aws_batch.workflow_steps import verify_run
 from vsr_hpc.job.reading import parse_job
 from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
+from vsr_hpc.media.merge.container_plan import StreamsRequest
 from vsr_hpc.media.merge.header_edits import with_track_header
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.source import local_source
+from vsr_hpc.report.report import verify_whole
 from vsr_hpc.run.run import Run
-from vsr_hpc.verification.verify import Verification, verify
+from vsr_hpc.verification.verify import Promise, Verification, verify
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +105,7 @@ def test_sources_of_other_containers_arrive_whole(
         run = upscaled(source, output, range=range_)
         first, last = run.plan.start, run.plan.stop
         assert [frame_number(frame) for frame in frames_of(output)] == list(range(14))[first:last]
-        result = verify(source, output, start=range_.get("from"), stop=range_.get("to"))
+        result = verify(source, output, Promise(start=range_.get("from"), stop=range_.get("to")))
         assert result.ok, faults(result)
 
 
@@ -139,7 +142,9 @@ def test_a_range_of_everything_into_mp4_drops_the_font_knowingly(tmp_path: Path)
     with pytest.raises(JobError, match="--drop attachment"):
         upscaled(source, output)
     upscaled(source, output, streams={"drop": ["attachment"]}, range={"from": "0.2", "frames": 12})
-    result = verify(source, output, drop=("attachment",), start="0.2", frames=12)
+    result = verify(
+        source, output, Promise(streams=StreamsRequest(drop=("attachment",)), start="0.2", frames=12)
+    )
     assert result.ok, faults(result)
 
 
@@ -160,7 +165,7 @@ def test_sound_that_begins_after_the_range_leaves_no_trace(suffix: str, tmp_path
             packet.stream = (picture, whole)[packet.stream_index]
             out.mux(packet)
     upscaled(source, output, range={"to": "0.4"})
-    result = verify(source, output, stop="0.4")
+    result = verify(source, output, Promise(stop="0.4"))
     assert result.ok, faults(result)
     languages = [each.language for each in probe_clip(local_source(output)).streams if each.kind == "audio"]
     assert languages == ["deu", "nld"][suffix != ".mkv" :]
@@ -201,3 +206,15 @@ def test_odd_sizes_of_subsampled_chroma_become_even_or_are_refused(tmp_path: Pat
     assert result.ok, faults(result)
     with pytest.raises(JobError, match="63x47"):
         upscaled(source, tmp_path / "odd.mp4", picture={"scale": 1})
+
+
+@pytest.mark.parametrize(
+    "prove", [verify_run, lambda uri: verify_whole(Run.open(uri))], ids=["workflow", "report"]
+)
+def test_a_raw_stream_made_at_a_given_rate_is_proved_at_that_rate(
+    prove: Callable[[str], Verification], tmp_path: Path
+) -> None:
+    source = numbered_clip(tmp_path / "in.h264", b_frames=2)
+    run = upscaled(source, tmp_path / "out.mkv", images={"rate": "50"})
+    result = prove(run.uri)
+    assert (faults(result), result.frames) == ([], 24)

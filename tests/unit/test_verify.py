@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from tests import clips
 from vsr_hpc.errors import MediaError
+from vsr_hpc.media.merge.container_plan import StreamsRequest
 from vsr_hpc.media.picture import Colour
 from vsr_hpc.media.stills.still import write_image
 from vsr_hpc.verification.headers import picture_faults
 from vsr_hpc.verification.packets import Track, recoded_faults, skip_faults, text_faults
-from vsr_hpc.verification.verify import Verification, verify
+from vsr_hpc.verification.verify import Promise, Verification, verify
 
 Sheets = list[NDArray[np.uint8]]
 BT709 = Colour(matrix=1, primaries=1, transfer=1, is_range_tagged=True)
@@ -228,7 +229,7 @@ def test_lost_and_changed_packets_are_found(source: Path, tmp_path: Path) -> Non
         "streams",
         "stream 1 (audio aac) is not in the output",
     )
-    assert verify(source, silent, deep=False, audio="none").ok
+    assert verify(source, silent, Promise(streams=StreamsRequest(audio="none")), deep=False).ok
 
     def spoil(number: int, data: bytes) -> bytes:
         return data[:-1] + bytes([data[-1] ^ 1]) if number == 20 else data
@@ -329,9 +330,9 @@ def test_a_range_of_frames_is_compared_with_that_range(source: Path, tmp_path: P
         edit=lambda s: s[6:18],
         retime=lambda pts: [each - pts[6] for each in pts[6:18]],
     )
-    assert verify(inside, output, start="6f", stop="18f").ok
-    assert verify(inside, output, start="0.25", frames=12).ok
-    check, text = only(verify(inside, output, start="7f", stop="19f"))
+    assert verify(inside, output, Promise(start="6f", stop="18f")).ok
+    assert verify(inside, output, Promise(start="0.25", frames=12)).ok
+    check, text = only(verify(inside, output, Promise(start="7f", stop="19f")))
     assert (check, text) == ("picture", "frames 7 to 18 show the input 1 frame earlier")
     assert faults(verify(inside, output, deep=False))[0][0] == "frames"
 
@@ -346,13 +347,13 @@ def test_a_copied_video_of_a_range_begins_at_its_first_key_picture(
     both = joined(tmp_path / "in.mkv", [(large, range(FRAMES)), (small, range(FRAMES))])
     cut = clips.numbered_clip(tmp_path / "cut.mkv", frames=12, size=(96, 64), first_number=6)
     output = joined(tmp_path / "out.mkv", [(cut, range(12)), *[(small, range(8, 18))] * kept], shift=6)
-    result = verify(both, output, start="6f", stop="18f")
+    result = verify(both, output, Promise(start="6f", stop="18f"))
     assert result.ok, faults(result)
     assert any("no key picture" in each for each in result.notes) != bool(kept)
     if kept:
         late = joined(tmp_path / "late.mkv", [(cut, range(12)), (small, range(9, 18))], shift=6)
         assert ("streams", "stream 1 (video h264): 9 packets, the source has 10") in faults(
-            verify(both, late, start="6f", stop="18f")
+            verify(both, late, Promise(start="6f", stop="18f"))
         )
 
 
@@ -484,7 +485,7 @@ def test_a_video_made_into_stills_and_stills_made_into_a_video(tmp_path: Path) -
     result = verify(folder(tmp_path / "in", range(8)), video)
     assert result.ok, faults(result)
     assert any("30 a second" in note for note in result.notes)
-    asked = verify(tmp_path / "in", video, frame_rate=Fraction(24))
+    asked = verify(tmp_path / "in", video, Promise(frame_rate=Fraction(24)))
     assert faults(asked)[0][0] == "time"
 
 
