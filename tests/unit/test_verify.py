@@ -72,7 +72,8 @@ def enlarge(
         writer: Any = out
         video = read.streams.video[0]
         context: Any = video.codec_context
-        stream: Any = writer.add_stream("libx264", rate=24, options={"crf": str(crf), "preset": "veryfast"})
+        options = clips.repeatable_x264({"crf": str(crf), "preset": "veryfast"})
+        stream: Any = writer.add_stream("libx264", rate=24, options=options)
         width, height = size or (2 * context.width, 2 * context.height)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.time_base = stream.codec_context.time_base = video.time_base
