@@ -218,3 +218,59 @@ def test_a_raw_stream_made_at_a_given_rate_is_proved_at_that_rate(
     run = upscaled(source, tmp_path / "out.mkv", images={"rate": "50"})
     result = prove(run.uri)
     assert (faults(result), result.frames) == ([], 24)
+
+
+def packed_clip(path: Path, codec: str, form: str, frames: int = 6) -> Path:
+    """A clip whose coding has no planes: what GIF, raw AVI and QuickTime's animation codec hold."""
+    with av.open(str(path), "w") as out:
+        stream: Any = out.add_stream(codec, rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, form
+        for number in range(frames):
+            flat = np.array([200, 120, 40 + 8 * number], np.uint8)
+            sheet = np.broadcast_to(flat, (48, 64, 3)).copy()
+            sheet[:24, : 8 * number + 8] = 20
+            frame = av.VideoFrame.from_ndarray(sheet, format="rgb24").reformat(format=form)
+            frame.pts, frame.time_base = number, Fraction(1, 24)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "form"),
+    [("in.gif", "gif", "rgb8"), ("in.avi", "rawvideo", "bgr24"), ("in.mov", "qtrle", "rgb24")],
+)
+def test_the_output_of_an_rgb_source_without_tags_is_proved(
+    name: str, codec: str, form: str, tmp_path: Path
+) -> None:
+    """RGB has no matrix: `unspecified` and `gbr` say the same of it."""
+    source = packed_clip(tmp_path / name, codec, form)
+    upscaled(source, tmp_path / "out.mkv")
+    assert probe_clip(local_source(tmp_path / "out.mkv")).picture.colour.matrix == 0
+    result = verify(source, tmp_path / "out.mkv")
+    assert result.ok, faults(result)
+
+
+def test_the_output_of_mpeg2_with_full_vertical_chroma_is_proved(tmp_path: Path) -> None:
+    """Without vertical subsampling, `topleft` (MPEG-2) and `left` (H.264) are one place."""
+    source = numbered_clip(tmp_path / "in.mkv", frames=8, codec="mpeg2video", pix_fmt="yuv422p")
+    assert probe_clip(local_source(source)).picture.colour.siting == "topleft"
+    upscaled(source, tmp_path / "out.mkv")
+    result = verify(source, tmp_path / "out.mkv")
+    assert result.ok, faults(result)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_a_limited_range_is_written_where_nothing_else_is_tagged(
+    codec: str, suffix: str, tmp_path: Path
+) -> None:
+    source = numbered_clip(tmp_path / "in.mp4", frames=6, codec="libsvtav1")
+    before = probe_clip(local_source(source)).picture.colour
+    assert (before.matrix, before.is_range_tagged, before.is_full_range) == (2, True, False)
+    output = tmp_path / f"out{suffix}"
+    upscaled(source, output, video={"codec": codec})
+    after = probe_clip(local_source(output)).picture.colour
+    assert (after.matrix, after.is_range_tagged, after.is_full_range) == (2, True, False)
+    result = verify(source, output)
+    assert (faults(result), result.notes) == ([], ())

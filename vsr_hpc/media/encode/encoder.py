@@ -77,6 +77,11 @@ def _joined(own: dict[str, str], encoding: Encoding) -> str:
 
 def _x264_options(encoding: Encoding, picture: Picture) -> dict[str, str]:
     own = {"stitchable": "1", **repeatable_x264_params()}
+    colour = picture.colour
+    is_bare = (colour.matrix, colour.primaries, colour.transfer) == (2, 2, 2)
+    if is_bare and colour.is_range_tagged and not colour.is_full_range and picture.pixel.kind == "yuv":
+        # x264 writes a limited range only beside another tag; "component" is what YUV planes are anyway
+        own["videoformat"] = "component"
     if picture.mastering is not None:
         own["mastering-display"] = _mastering_text(picture.mastering)
     if picture.light_level is not None:
