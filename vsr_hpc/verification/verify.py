@@ -7,6 +7,7 @@ relative rule. What is wrong becomes a finding; nothing is repaired.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -22,7 +23,7 @@ from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.source import Source, local_source
 from vsr_hpc.media.stills.names import ImageSequence, StillNames
 from vsr_hpc.media.timeline import Timeline, parse_position, select_range
-from vsr_hpc.verification.frame_match import REACH, ChunkFidelity, Matcher, luma_thumbnail, thumbnail_shape
+from vsr_hpc.verification.frame_match import REACH, ChunkFidelity, Matcher, thumbnail_shape
 from vsr_hpc.verification.headers import (
     Check,
     chapter_faults,
@@ -45,6 +46,7 @@ from vsr_hpc.verification.packets import (
     step_faults,
     text_faults,
 )
+from vsr_hpc.verification.picture_damage import DamageFinder, Look, look_at
 from vsr_hpc.verification.timing import common_offset, timing_faults
 
 Progress = Callable[[int, int], None]
@@ -276,6 +278,9 @@ class _Verify:
         outputs = read_frames(made, shown, self.target, 0, len(shown), threads=threads)
         shape = thumbnail_shape(self.clip.picture.width, self.clip.picture.height)
         matcher = Matcher(first_input=first, first_output=self.start, psnr_floor=self.promise.psnr_floor)
+        damage = DamageFinder(self.clip.picture, made.picture, first=self.start)
+        step = max(1, round(made.picture.width / self.clip.picture.width))
+        waiting: deque[Look] = deque()
         fed = first
         for place in range(len(shown)):
             try:
@@ -286,14 +291,23 @@ class _Verify:
             if place >= count:
                 continue
             while fed < min(last, self.start + place + REACH + 1):
-                matcher.add_input(luma_thumbnail(next(inputs), self.clip.picture, shape))
+                ours = look_at(next(inputs), self.clip.picture, shape, 1)
+                matcher.add_input(ours.luma)
+                if fed >= self.start:
+                    waiting.append(ours)
                 fed += 1
-            matcher.add_output(luma_thumbnail(frame, made.picture, shape))
+            theirs = look_at(frame, made.picture, shape, step)
+            matcher.add_output(theirs.luma)
+            damage.add(waiting.popleft(), theirs)
             if progress is not None:
                 progress(place + 1, count)
         self.fidelity = matcher.finish()
         for text in fidelity_faults(self.fidelity):
             self.find("picture", text)
+        if not self.fidelity.wrong:  # wrong frames have another place, colour and sharpness anyway
+            for text in damage.faults():
+                self.find("picture", text)
+            self.notes += damage.notes()
 
     # --- the other streams
 
