@@ -19,6 +19,7 @@ import numpy as np
 from av.filter import Graph
 from numpy.typing import NDArray
 
+from vsr_hpc.media.encode.encoder import repeatable_x264_params
 from vsr_hpc.media.picture import Colour, Frame, Picture, PixelFormat
 
 COLUMNS, ROWS = 8, 2
@@ -180,13 +181,15 @@ def numbered_clip(
     """Write a clip whose frame i carries the number `first_number + i`; the container follows the suffix.
 
     `pts` (in `time_base`, default 1/rate) makes variable frame rate. `b_frames=None` leaves the encoder's own
-    default. `audio` is True (AAC) or an encoder's name; the sine lasts as long as the frames.
+    default. `audio` is True (AAC) or an encoder's name; the sine lasts as long as the frames. The same
+    arguments give the same bytes.
     """
     path, rate = Path(path), Fraction(rate)
     tick = time_base or 1 / rate
     shape = picture(size, pix_fmt, colour)
     stamps = list(pts) if pts is not None else [int(i / rate / tick) for i in range(frames)]
-    with av.open(str(path), "w", format=container, container_options=container_options or {}) as out:
+    muxer_options = {"fflags": "+bitexact", **(container_options or {})}
+    with av.open(str(path), "w", format=container, container_options=muxer_options) as out:
         out.metadata.update(metadata or {})
         encoder_options = _encoder_options(codec, options, gop, b_frames, open_gop, interlaced)
         stream: Any = out.add_stream(codec, rate=rate, options=encoder_options)
@@ -259,7 +262,16 @@ def _encoder_options(
         options |= {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "1M"}
     elif codec in ("mpeg2video", "mpeg4", "mpeg1video"):
         options |= {"qmin": "2", "qmax": "3", "b": "2M"}
-    return options | (given or {})
+    options |= given or {}
+    return repeatable_x264(options) if codec == "libx264" else options
+
+
+def repeatable_x264(options: dict[str, str]) -> dict[str, str]:
+    """Encoder options with which x264 gives the same bytes every time, as the product's own writer does."""
+    params = [f"{key}={value}" for key, value in repeatable_x264_params().items()]
+    given = options.get("x264-params")
+    params += [given] if given else []
+    return {**options, "x264-params": ":".join(params)} if params else options
 
 
 def _set_field(shape: Picture, tick: Fraction, order: str) -> Graph:

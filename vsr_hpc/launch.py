@@ -273,27 +273,14 @@ def verify_here(
     source: str, output: str, *, is_deep: bool, streams: StreamsSection, wanted: RangeSection
 ) -> Verification:
     """Compare an output with its source; a run beside the output tells what was asked for."""
+    from vsr_hpc.verification.of_plan import promise_of_options, verify_output
     from vsr_hpc.verification.verify import verify
 
     plan = _plan_beside(output)
     if plan is not None and Path(plan.clip.uri).resolve() == Path(source).resolve():
-        streams, wanted = plan.job.streams, plan.job.range
-    else:
-        plan = None
-    return verify(
-        open_source(source),
-        open_source(output),
-        deep=is_deep,
-        audio=streams.audio,
-        drop=streams.drop,
-        start=wanted.start,
-        stop=wanted.stop,
-        frames=wanted.frames,
-        frame_rate=plan.job.images.frame_rate if plan else None,
-        deinterlace=plan is not None and plan.job.picture.deinterlace,
-        expected=plan.picture if plan else None,
-        psnr_floor=plan.card.psnr_floor if plan else None,
-    )
+        return verify_output(plan, output, deep=is_deep)
+    promise = promise_of_options(streams, wanted)
+    return verify(open_source(source), open_source(output), promise, deep=is_deep)
 
 
 def _refuse_living(run: Run) -> None:

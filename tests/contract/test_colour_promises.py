@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from tests.clips import _tag, picture
+from tests.clips import _tag, picture, repeatable_x264
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.media.clip.probe import probe_clip
 from vsr_hpc.media.clip.reader import read_segment
@@ -129,7 +129,7 @@ def clip_of(path: Path, sheets: list[Planes], shape: Picture, **more: str) -> Pa
     if shape.colour.siting != "unspecified":
         options["chroma_sample_location"] = shape.colour.siting
     with av.open(str(path), "w") as out:
-        stream: Any = out.add_stream("libx264", rate=24, options=options)
+        stream: Any = out.add_stream("libx264", rate=24, options=repeatable_x264(options))
         stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, shape.pixel.name
         stream.codec_context.thread_count = 1
         _tag(stream.codec_context, shape.colour)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,17 @@ from tests.clips import frame_number, numbered_clip
 from tests.runs import finished, planned_run
 from tests.unit.test_mux import QUARTER_TURN, rich_source
 from vsr_hpc.errors import JobError
+from vsr_hpc.executors.aws_batch.workflow_steps import verify_run
 from vsr_hpc.job.reading import parse_job
 from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
+from vsr_hpc.media.merge.container_plan import StreamsRequest
 from vsr_hpc.media.merge.header_edits import with_track_header
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.source import local_source
+from vsr_hpc.report.report import verify_whole
 from vsr_hpc.run.run import Run
-from vsr_hpc.verification.verify import Verification, verify
+from vsr_hpc.verification.verify import Promise, Verification, verify
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +105,7 @@ def test_sources_of_other_containers_arrive_whole(
         run = upscaled(source, output, range=range_)
         first, last = run.plan.start, run.plan.stop
         assert [frame_number(frame) for frame in frames_of(output)] == list(range(14))[first:last]
-        result = verify(source, output, start=range_.get("from"), stop=range_.get("to"))
+        result = verify(source, output, Promise(start=range_.get("from"), stop=range_.get("to")))
         assert result.ok, faults(result)
 
 
@@ -139,7 +142,9 @@ def test_a_range_of_everything_into_mp4_drops_the_font_knowingly(tmp_path: Path)
     with pytest.raises(JobError, match="--drop attachment"):
         upscaled(source, output)
     upscaled(source, output, streams={"drop": ["attachment"]}, range={"from": "0.2", "frames": 12})
-    result = verify(source, output, drop=("attachment",), start="0.2", frames=12)
+    result = verify(
+        source, output, Promise(streams=StreamsRequest(drop=("attachment",)), start="0.2", frames=12)
+    )
     assert result.ok, faults(result)
 
 
@@ -160,7 +165,7 @@ def test_sound_that_begins_after_the_range_leaves_no_trace(suffix: str, tmp_path
             packet.stream = (picture, whole)[packet.stream_index]
             out.mux(packet)
     upscaled(source, output, range={"to": "0.4"})
-    result = verify(source, output, stop="0.4")
+    result = verify(source, output, Promise(stop="0.4"))
     assert result.ok, faults(result)
     languages = [each.language for each in probe_clip(local_source(output)).streams if each.kind == "audio"]
     assert languages == ["deu", "nld"][suffix != ".mkv" :]
@@ -201,3 +206,71 @@ def test_odd_sizes_of_subsampled_chroma_become_even_or_are_refused(tmp_path: Pat
     assert result.ok, faults(result)
     with pytest.raises(JobError, match="63x47"):
         upscaled(source, tmp_path / "odd.mp4", picture={"scale": 1})
+
+
+@pytest.mark.parametrize(
+    "prove", [verify_run, lambda uri: verify_whole(Run.open(uri))], ids=["workflow", "report"]
+)
+def test_a_raw_stream_made_at_a_given_rate_is_proved_at_that_rate(
+    prove: Callable[[str], Verification], tmp_path: Path
+) -> None:
+    source = numbered_clip(tmp_path / "in.h264", b_frames=2)
+    run = upscaled(source, tmp_path / "out.mkv", images={"rate": "50"})
+    result = prove(run.uri)
+    assert (faults(result), result.frames) == ([], 24)
+
+
+def packed_clip(path: Path, codec: str, form: str, frames: int = 6) -> Path:
+    """A clip whose coding has no planes: what GIF, raw AVI and QuickTime's animation codec hold."""
+    with av.open(str(path), "w") as out:
+        stream: Any = out.add_stream(codec, rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, form
+        for number in range(frames):
+            flat = np.array([200, 120, 40 + 8 * number], np.uint8)
+            sheet = np.broadcast_to(flat, (48, 64, 3)).copy()
+            sheet[:24, : 8 * number + 8] = 20
+            frame = av.VideoFrame.from_ndarray(sheet, format="rgb24").reformat(format=form)
+            frame.pts, frame.time_base = number, Fraction(1, 24)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "form"),
+    [("in.gif", "gif", "rgb8"), ("in.avi", "rawvideo", "bgr24"), ("in.mov", "qtrle", "rgb24")],
+)
+def test_the_output_of_an_rgb_source_without_tags_is_proved(
+    name: str, codec: str, form: str, tmp_path: Path
+) -> None:
+    """RGB has no matrix: `unspecified` and `gbr` say the same of it."""
+    source = packed_clip(tmp_path / name, codec, form)
+    upscaled(source, tmp_path / "out.mkv")
+    assert probe_clip(local_source(tmp_path / "out.mkv")).picture.colour.matrix == 0
+    result = verify(source, tmp_path / "out.mkv")
+    assert result.ok, faults(result)
+
+
+def test_the_output_of_mpeg2_with_full_vertical_chroma_is_proved(tmp_path: Path) -> None:
+    """Without vertical subsampling, `topleft` (MPEG-2) and `left` (H.264) are one place."""
+    source = numbered_clip(tmp_path / "in.mkv", frames=8, codec="mpeg2video", pix_fmt="yuv422p")
+    assert probe_clip(local_source(source)).picture.colour.siting == "topleft"
+    upscaled(source, tmp_path / "out.mkv")
+    result = verify(source, tmp_path / "out.mkv")
+    assert result.ok, faults(result)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_a_limited_range_is_written_where_nothing_else_is_tagged(
+    codec: str, suffix: str, tmp_path: Path
+) -> None:
+    source = numbered_clip(tmp_path / "in.mp4", frames=6, codec="libsvtav1")
+    before = probe_clip(local_source(source)).picture.colour
+    assert (before.matrix, before.is_range_tagged, before.is_full_range) == (2, True, False)
+    output = tmp_path / f"out{suffix}"
+    upscaled(source, output, video={"codec": codec})
+    after = probe_clip(local_source(output)).picture.colour
+    assert (after.matrix, after.is_range_tagged, after.is_full_range) == (2, True, False)
+    result = verify(source, output)
+    assert (faults(result), result.notes) == ([], ())

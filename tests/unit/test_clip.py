@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from tests.clips import Caption, Chapter, numbered_clip, picture, video_frame
+from tests.clips import Caption, Chapter, numbered_clip, picture, repeatable_x264, video_frame
 from vsr_hpc.errors import JobError, MediaError
 from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.clip.container_facts import Edit, Track, _has_crop, matroska_crops
@@ -103,7 +103,7 @@ def test_display_matrix_is_kept_as_numbers(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     shape = picture()
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=24)
+        stream = out.add_stream("libx264", rate=24, options=repeatable_x264({}))
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         if not hasattr(stream, "set_display_rotation"):
             pytest.skip("this PyAV cannot write a display matrix")

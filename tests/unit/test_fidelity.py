@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests import clips
+from tests.clips import repeatable_x264
 from vsr_hpc.media.picture import Colour, Frame
 from vsr_hpc.verification.frame_match import Matcher, compare, luma_thumbnail, thumbnail, thumbnail_shape
 
@@ -44,7 +45,7 @@ def coded(pictures: Pictures, crf: int, scale: int = 2, codec: str = "libx264") 
     height, width = pictures.shape[1] * scale, pictures.shape[2] * scale
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
     encoder.time_base, encoder.framerate, encoder.thread_count = Fraction(1, 25), Fraction(25), 1
-    encoder.options = {"crf": str(crf), "preset": "veryfast"}
+    encoder.options = repeatable_x264({"crf": str(crf), "preset": "veryfast"})
     decoder: Any = av.CodecContext.create("h264", "r")
     decoded = []
     sheet = np.full((height * 3 // 2, width), 128, np.uint8)

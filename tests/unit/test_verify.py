@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from tests import clips
 from vsr_hpc.errors import MediaError
+from vsr_hpc.media.merge.container_plan import StreamsRequest
 from vsr_hpc.media.picture import Colour
 from vsr_hpc.media.stills.still import write_image
-from vsr_hpc.verification.headers import picture_faults
+from vsr_hpc.verification.headers import picture_faults, picture_notes
 from vsr_hpc.verification.packets import Track, recoded_faults, skip_faults, text_faults
-from vsr_hpc.verification.verify import Verification, verify
+from vsr_hpc.verification.verify import Promise, Verification, verify
 
 Sheets = list[NDArray[np.uint8]]
 BT709 = Colour(matrix=1, primaries=1, transfer=1, is_range_tagged=True)
@@ -71,7 +72,8 @@ def enlarge(
         writer: Any = out
         video = read.streams.video[0]
         context: Any = video.codec_context
-        stream: Any = writer.add_stream("libx264", rate=24, options={"crf": str(crf), "preset": "veryfast"})
+        options = clips.repeatable_x264({"crf": str(crf), "preset": "veryfast"})
+        stream: Any = writer.add_stream("libx264", rate=24, options=options)
         width, height = size or (2 * context.width, 2 * context.height)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.time_base = stream.codec_context.time_base = video.time_base
@@ -132,6 +134,88 @@ def black(sheets: Sheets, number: int) -> Sheets:
     dark = sheets[number].copy()
     dark[:48], dark[48:] = 16, 128
     return [dark if i == number else each for i, each in enumerate(sheets)]
+
+
+def _planes(sheet: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The luma of a 4:2:0 sheet, and its two chroma planes; views that can be written to."""
+    luma = sheet.shape[0] * 2 // 3
+    return sheet[:luma], sheet[luma:].reshape(2, luma // 2, -1)
+
+
+def _without_colour(sheet: NDArray[np.uint8]) -> None:
+    _planes(sheet)[1][:] = 128
+
+
+def _with_exchanged_chroma(sheet: NDArray[np.uint8]) -> None:
+    chroma = _planes(sheet)[1]
+    chroma[:] = chroma[::-1].copy()
+
+
+def _with_a_black_block(sheet: NDArray[np.uint8]) -> None:
+    _planes(sheet)[0][30:38, 30:38] = 16
+
+
+def _shifted_by_one(sheet: NDArray[np.uint8]) -> None:
+    luma = _planes(sheet)[0]
+    luma[:, 1:] = luma[:, :-1].copy()
+
+
+def _squeezed(sheet: NDArray[np.uint8]) -> None:
+    luma = _planes(sheet)[0]
+    luma[:] = np.rint(16 + luma * (219 / 255))
+
+
+def _stretched(sheet: NDArray[np.uint8]) -> None:
+    luma = _planes(sheet)[0]
+    luma[:] = np.rint(np.clip((luma - 16.0) * (255 / 219), 0, 255))
+
+
+def _blurred(sheet: NDArray[np.uint8]) -> None:
+    luma = _planes(sheet)[0]
+    soft = luma.astype(np.float32)
+    for axis in (0, 1):
+        soft = (np.roll(soft, 1, axis) + soft + np.roll(soft, -1, axis)) / 3
+    luma[:] = np.rint(soft)
+
+
+def damaged(damage: Callable[[NDArray[np.uint8]], None], frame: int | None) -> Callable[[Sheets], Sheets]:
+    """Damage one frame, or all of them, at the source's size: a pixel there is two of the output."""
+
+    def edit(sheets: Sheets) -> Sheets:
+        made = [each.copy() for each in sheets]
+        for number, sheet in enumerate(made):
+            if frame in (None, number):
+                damage(sheet)
+        return made
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "frame", "words"),
+    [
+        (_without_colour, None, "no colour"),
+        (_without_colour, 7, "frame 7 has no colour"),
+        (_with_exchanged_chroma, None, "U and V"),
+        (_with_exchanged_chroma, 7, "frame 7 has U and V"),
+        (_with_a_black_block, 7, "frame 7 has a spot"),
+        (_shifted_by_one, None, "shifted by about +1.0 px across"),
+        (_squeezed, None, "full-range luma in limited codes"),
+        (_stretched, None, "limited-range luma in full codes"),
+    ],
+)
+def test_damage_that_leaves_each_frame_nearest_its_own_input_is_found(
+    source: Path, tmp_path: Path, damage: Callable[[NDArray[np.uint8]], None], frame: int | None, words: str
+) -> None:
+    output = enlarge(source, tmp_path / "out.mkv", edit=damaged(damage, frame))
+    check, text = only(verify(source, output))
+    assert check == "picture" and words in text
+
+
+def test_a_blurred_frame_is_noted(source: Path, tmp_path: Path) -> None:
+    result = verify(source, enlarge(source, tmp_path / "out.mkv", edit=damaged(_blurred, 7)))
+    assert any("frame 7 is less sharp" in note for note in result.notes)
+    assert not verify(source, enlarge(source, tmp_path / "true.mkv", crf=30)).notes
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "mp4"])
@@ -228,7 +312,7 @@ def test_lost_and_changed_packets_are_found(source: Path, tmp_path: Path) -> Non
         "streams",
         "stream 1 (audio aac) is not in the output",
     )
-    assert verify(source, silent, deep=False, audio="none").ok
+    assert verify(source, silent, Promise(streams=StreamsRequest(audio="none")), deep=False).ok
 
     def spoil(number: int, data: bytes) -> bytes:
         return data[:-1] + bytes([data[-1] ^ 1]) if number == 20 else data
@@ -298,7 +382,23 @@ def test_siting_is_held_to_where_the_formats_speak_of_it() -> None:
     assert faults_of("yuv420p", "left", "unspecified") == ["chroma siting was left, is unspecified"]
     assert faults_of("yuv422p", "left", "unspecified") == []  # co-sited always; H.265 has no word for it
     assert faults_of("yuv422p", "center", "unspecified") == ["chroma siting was center, is left"]
+    assert faults_of("yuv422p", "topleft", "left") == faults_of("yuv422p", "top", "center") == []
+    assert faults_of("yuv422p", "topleft", "center") == ["chroma siting was left, is center"]
     assert faults_of("yuv444p", "left", "unspecified") == faults_of("yuv420p", "unspecified", "left") == []
+
+
+def test_a_lost_range_tag_is_found() -> None:
+    """Where nothing else is tagged, an encoder may be unable to say `limited`: that is noted."""
+
+    def told(before: Colour, after: Colour) -> tuple[list[str], list[str]]:
+        was, now = (clips.picture(colour=each) for each in (before, after))
+        return [text for _, text in picture_faults(was, now, None)], picture_notes(was, now)
+
+    assert told(BT709, replace(BT709, is_range_tagged=False)) == (["range was limited, is unspecified"], [])
+    full = Colour(is_full_range=True, is_range_tagged=True)
+    assert told(full, Colour()) == (["range was full, is unspecified"], [])
+    found, notes = told(Colour(is_range_tagged=True), Colour())
+    assert (found, len(notes)) == ([], 1)
 
 
 def test_lower_depth_and_another_aspect_are_found(tmp_path: Path) -> None:
@@ -329,9 +429,9 @@ def test_a_range_of_frames_is_compared_with_that_range(source: Path, tmp_path: P
         edit=lambda s: s[6:18],
         retime=lambda pts: [each - pts[6] for each in pts[6:18]],
     )
-    assert verify(inside, output, start="6f", stop="18f").ok
-    assert verify(inside, output, start="0.25", frames=12).ok
-    check, text = only(verify(inside, output, start="7f", stop="19f"))
+    assert verify(inside, output, Promise(start="6f", stop="18f")).ok
+    assert verify(inside, output, Promise(start="0.25", frames=12)).ok
+    check, text = only(verify(inside, output, Promise(start="7f", stop="19f")))
     assert (check, text) == ("picture", "frames 7 to 18 show the input 1 frame earlier")
     assert faults(verify(inside, output, deep=False))[0][0] == "frames"
 
@@ -346,13 +446,13 @@ def test_a_copied_video_of_a_range_begins_at_its_first_key_picture(
     both = joined(tmp_path / "in.mkv", [(large, range(FRAMES)), (small, range(FRAMES))])
     cut = clips.numbered_clip(tmp_path / "cut.mkv", frames=12, size=(96, 64), first_number=6)
     output = joined(tmp_path / "out.mkv", [(cut, range(12)), *[(small, range(8, 18))] * kept], shift=6)
-    result = verify(both, output, start="6f", stop="18f")
+    result = verify(both, output, Promise(start="6f", stop="18f"))
     assert result.ok, faults(result)
     assert any("no key picture" in each for each in result.notes) != bool(kept)
     if kept:
         late = joined(tmp_path / "late.mkv", [(cut, range(12)), (small, range(9, 18))], shift=6)
         assert ("streams", "stream 1 (video h264): 9 packets, the source has 10") in faults(
-            verify(both, late, start="6f", stop="18f")
+            verify(both, late, Promise(start="6f", stop="18f"))
         )
 
 
@@ -484,7 +584,7 @@ def test_a_video_made_into_stills_and_stills_made_into_a_video(tmp_path: Path) -
     result = verify(folder(tmp_path / "in", range(8)), video)
     assert result.ok, faults(result)
     assert any("30 a second" in note for note in result.notes)
-    asked = verify(tmp_path / "in", video, frame_rate=Fraction(24))
+    asked = verify(tmp_path / "in", video, Promise(frame_rate=Fraction(24)))
     assert faults(asked)[0][0] == "time"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from tests.clips import numbered_clip, repeatable_x264
 from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError
 from vsr_hpc.media.encode.encoder import encoder_options, nominal_rate
 from vsr_hpc.media.encode.encoding import Encoding, VideoRequest
@@ -86,6 +88,25 @@ def test_ten_encodes_give_one_hash(codec: str, name: str, tmp_path: Path) -> Non
     facts = {write(tmp_path / f"{n}{encoding.suffix}", encoding, of) for n in range(10)}
     assert len(facts) == 1
     assert facts.pop().frames == 12
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4"])
+def test_ten_clips_of_the_tests_themselves_have_one_hash(name: str, tmp_path: Path) -> None:
+    """On a CPU with AVX-512 too: the chaos suite compares runs over clips that it makes anew."""
+    clips = (numbered_clip(tmp_path / f"{i}-{name}", size=(320, 176), audio=True) for i in range(10))
+    assert len({hashlib.sha256(clip.read_bytes()).hexdigest() for clip in clips}) == 1
+
+
+@pytest.mark.parametrize("given", [{}, {"x264-params": "intra-refresh=1"}])
+def test_on_a_cpu_with_avx512_x264_is_kept_from_it(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vsr_hpc.media.encode.encoder._has_avx512", lambda: True)
+    of = picture("yuv420p")
+    params = encoder_options(resolve_encoding(VideoRequest(codec="h264"), of), of)["x264-params"]
+    assert "asm=AVX2" in params.split(":")
+    assert repeatable_x264(given)["x264-params"].split(":")[0] == "asm=AVX2"
+    assert repeatable_x264(given)["x264-params"].endswith(given.get("x264-params", "AVX2"))
 
 
 @pytest.mark.parametrize("codec", ["h264", "h265", "av1"])

@@ -19,8 +19,8 @@ from vsr_hpc.run.documents import Done, Receipt
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.spending import read_estimate, read_spent
 from vsr_hpc.run.status import read_status
-from vsr_hpc.storage.opening import open_source
-from vsr_hpc.verification.verify import Verification, verify
+from vsr_hpc.verification.of_plan import verify_output
+from vsr_hpc.verification.verify import Verification
 
 log = logging.getLogger(__name__)
 
@@ -56,21 +56,7 @@ def measure(run: Run, truth: str) -> Quality:
 
 def verify_whole(run: Run) -> Verification:
     """`vsr verify` of the output against its source; the report shows it from now on."""
-    done, plan = _done(run, "--verify"), run.plan
-    found = verify(
-        open_source(plan.clip.uri, etag=plan.source_etag),
-        done.output,
-        deep=True,
-        audio=plan.job.streams.audio,
-        drop=plan.job.streams.drop,
-        start=plan.job.range.start,
-        stop=plan.job.range.stop,
-        frames=plan.job.range.frames,
-        frame_rate=plan.job.images.frame_rate,
-        deinterlace=plan.job.picture.deinterlace,
-        expected=plan.picture,
-        psnr_floor=plan.card.psnr_floor,
-    )
+    found = verify_output(run.plan, _done(run, "--verify").output, deep=True)
     shown = {
         "findings": [each.text for each in found.findings],
         "lines": [line.strip() for line in found.lines()],

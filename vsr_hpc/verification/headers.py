@@ -8,7 +8,7 @@ from typing import Literal
 
 from vsr_hpc.media.clip.clip import Chapter, Clip, Pairs, Stream
 from vsr_hpc.media.merge.container_plan import format_name
-from vsr_hpc.media.picture import MATRIX_NAMES, Picture
+from vsr_hpc.media.picture import MATRIX_NAMES, Colour, Picture
 
 Check = Literal["frames", "time", "streams", "sound", "tags", "colour", "geometry", "decode", "picture"]
 
@@ -60,15 +60,18 @@ def _turn(matrix: tuple[int, ...] | None) -> tuple[int, ...] | None:
 
 def _colour_faults(was: Picture, now: Picture) -> Iterator[str]:
     one, other = was.colour, now.colour
-    if (was.pixel.kind == "rgb") == (now.pixel.kind == "rgb"):
+    if was.pixel.kind != "rgb" and now.pixel.kind != "rgb":
         allowed = {one.matrix, *([one.decoding_matrix(was.height)] if one.matrix == 2 else [])}
         if other.matrix not in allowed and now.pixel.kind != "grey":
             yield f"matrix was {MATRIX_NAMES.get(one.matrix)}, is {MATRIX_NAMES.get(other.matrix)}"
-        if one.is_full_range != other.is_full_range:
-            yield f"range was {_range(one.is_full_range)}, is {_range(other.is_full_range)}"
-        sited, resited = _siting(was), _siting(now)
+        is_lost = one.is_range_tagged and not other.is_range_tagged and not _is_bare(one)
+        if one.is_full_range != other.is_full_range or is_lost:
+            yield f"range was {_range(one)}, is {_range(other)}"
+        sited, resited = _siting(was, now), _siting(now, was)
         if sited not in ("", "unspecified", resited) and resited:
             yield f"chroma siting was {sited}, is {resited}"
+    if was.pixel.kind == now.pixel.kind == "rgb" and one.is_full_range != other.is_full_range:
+        yield f"range was {_range(one)}, is {_range(other)}"
     for name, before, after in (
         ("primaries", one.primaries, other.primaries),
         ("transfer", one.transfer, other.transfer),
@@ -77,15 +80,33 @@ def _colour_faults(was: Picture, now: Picture) -> Iterator[str]:
             yield f"{name} was {before}, is {after} (H.273)"
 
 
-def _siting(picture: Picture) -> str:
-    """Where chroma lies; nothing where it is not subsampled.
+def _is_bare(colour: Colour) -> bool:
+    """Whether nothing but the range is tagged. NVENC's H.264 cannot say limited range alone."""
+    return (colour.matrix, colour.primaries, colour.transfer) == (2, 2, 2)
 
-    H.264 and H.265 speak of it in 4:2:0 alone (annex E): 4:2:2 is always co-sited.
+
+_COLUMNS = {
+    "unspecified": "left",
+    "topleft": "left",
+    "bottomleft": "left",
+    "top": "center",
+    "bottom": "center",
+}
+
+
+def _siting(picture: Picture, beside: Picture) -> str:
+    """Where a picture's chroma lies, as far as `beside` can say the same; nothing where it is not subsampled.
+
+    Where one of the two has all chroma lines (4:2:2), only the column counts: MPEG-2 calls it `topleft` and
+    H.264 `left`. H.264 and H.265 tag 4:2:0 alone (annex E): untagged 4:2:2 is co-sited.
     """
     if not picture.pixel.log2_chroma_w:
         return ""
     siting = picture.colour.siting
-    return "left" if siting == "unspecified" and not picture.pixel.log2_chroma_h else siting
+    has_all_lines = not picture.pixel.log2_chroma_h
+    if has_all_lines or (not beside.pixel.log2_chroma_h and siting != "unspecified"):
+        return _COLUMNS.get(siting, siting)
+    return siting
 
 
 def picture_notes(was: Picture, now: Picture) -> list[str]:
@@ -97,11 +118,15 @@ def picture_notes(was: Picture, now: Picture) -> list[str]:
         notes.append(f"chroma has fewer samples: was {was.pixel.name}, is {now.pixel.name}")
     if (was.pixel.kind == "rgb") != (now.pixel.kind == "rgb"):
         notes.append(f"{was.pixel.kind} became {now.pixel.kind}; matrix and range cannot be compared")
+        return notes
+    ranges = (_range(was.colour), _range(now.colour))
+    if was.pixel.kind != "rgb" and _is_bare(was.colour) and ranges == ("limited", "unspecified"):
+        notes.append("the tag of the limited range is lost; players assume that range")
     return notes
 
 
-def _range(is_full: bool) -> str:
-    return "full" if is_full else "limited"
+def _range(colour: Colour) -> str:
+    return "full" if colour.is_full_range else "limited" if colour.is_range_tagged else "unspecified"
 
 
 def chapter_faults(

@@ -7,21 +7,23 @@ relative rule. What is wrong becomes a finding; nothing is repaired.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
 from vsr_hpc.errors import MediaError
 from vsr_hpc.media.clip.clip import Clip, Stream
+from vsr_hpc.media.clip.interlace import Interlace
 from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
-from vsr_hpc.media.merge.container_plan import AudioMode, StreamsRequest, format_name
+from vsr_hpc.media.merge.container_plan import StreamsRequest, format_name
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.source import Source, local_source
 from vsr_hpc.media.stills.names import ImageSequence, StillNames
 from vsr_hpc.media.timeline import Timeline, parse_position, select_range
-from vsr_hpc.verification.frame_match import REACH, ChunkFidelity, Matcher, luma_thumbnail, thumbnail_shape
+from vsr_hpc.verification.frame_match import REACH, ChunkFidelity, Matcher, thumbnail_shape
 from vsr_hpc.verification.headers import (
     Check,
     chapter_faults,
@@ -44,6 +46,7 @@ from vsr_hpc.verification.packets import (
     step_faults,
     text_faults,
 )
+from vsr_hpc.verification.picture_damage import DamageFinder, Look, look_at
 from vsr_hpc.verification.timing import common_offset, timing_faults
 
 Progress = Callable[[int, int], None]
@@ -108,42 +111,55 @@ class Verification:
         yield from (f"  note: {each}" for each in self.notes)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What an output must keep of its source, as the request that made it said; by default, all of it."""
+
+    streams: StreamsRequest = field(default_factory=StreamsRequest)
+    start: str | None = None
+    """The first frame that was asked for, as a time or as a frame number (`7f`)."""
+    stop: str | None = None
+    frames: int | None = None
+    video_stream: int | None = None
+    frame_rate: Fraction | None = None
+    """The rate that was given for a source without timestamps: images, raw streams."""
+    deinterlace: bool = False
+    field_order: Interlace | None = None
+    """The field order that was given; None where the source's own flags and frames decide."""
+    picture: Picture | None = None
+    """The planned output picture; without it, tags and depth must be the source's."""
+    psnr_floor: float | None = None
+
+
 def verify(
     source: Source | Path | str,
     output: Source | Path | str,
+    promise: Promise | None = None,
     *,
     deep: bool = True,
-    audio: AudioMode = "copy",
-    drop: tuple[str, ...] = (),
-    start: str | None = None,
-    stop: str | None = None,
-    frames: int | None = None,
-    video_stream: int | None = None,
-    frame_rate: Fraction | None = None,
-    deinterlace: bool = False,
-    expected: Picture | None = None,
-    psnr_floor: float | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Compare an output with its source.
 
-    `audio`, `drop`, `start`, `stop`, `frames` and the like are what was asked for when the output was made.
-    `expected` is the planned output picture; without it, tags and depth must be the source's. `deep` decodes
-    both sides completely. MediaError where the source itself can't be read; whatever is wrong with the
-    output is a finding.
+    `deep` decodes both sides completely. A source that cannot be read raises MediaError; whatever is wrong
+    with the output is a finding.
     """
+    promise = promise or Promise()
     origin = local_source(source) if isinstance(source, str | Path) else source
     target = local_source(output) if isinstance(output, str | Path) else output
-    clip = probe_clip(origin, video_stream=video_stream, frame_rate=frame_rate, allow_gaps=True)
+    clip = probe_clip(
+        origin, video_stream=promise.video_stream, frame_rate=promise.frame_rate, allow_gaps=True
+    )
+    clip = clip if promise.field_order is None else replace(clip, interlace=promise.field_order)
     timeline = index_clip(clip, origin)
-    begin, end = (None if each is None else parse_position(each) for each in (start, stop))
+    begin, end = (None if each is None else parse_position(each) for each in (promise.start, promise.stop))
     first, last = select_range(timeline, begin, end)
-    last = last if frames is None else min(last, first + frames)
-    work = _Verify(origin, target, clip, timeline, (first, last), StreamsRequest(audio=audio, drop=drop))
-    work.look(expected)
+    last = last if promise.frames is None else min(last, first + promise.frames)
+    work = _Verify(origin, target, clip, timeline, (first, last), promise)
+    work.look()
     if deep and work.made is not None:
-        work.compare_pictures(deinterlace, psnr_floor, threads or min(4, os.cpu_count() or 1), progress)
+        work.compare_pictures(threads or min(4, os.cpu_count() or 1), progress)
     fidelity = work.fidelity
     return Verification(
         input=origin.uri,
@@ -170,11 +186,11 @@ class _Verify:
         clip: Clip,
         timeline: Timeline,
         frames: tuple[int, int],
-        request: StreamsRequest,
+        promise: Promise,
     ) -> None:
         self.source, self.target, self.clip, self.timeline = source, target, clip, timeline
         self.start, self.stop = frames
-        self.request = request
+        self.promise, self.request = promise, promise.streams
         self.findings: list[Finding] = []
         self.notes: list[str] = []
         self.counted = 0
@@ -188,7 +204,7 @@ class _Verify:
     def find(self, check: Check, text: str) -> None:
         self.findings.append(Finding(check=check, text=text))
 
-    def look(self, expected: Picture | None) -> None:
+    def look(self) -> None:
         """All that headers and packets tell; `made` and `shown` stay None where the output is no clip."""
         try:
             made = self._probed_output()
@@ -199,7 +215,7 @@ class _Verify:
         self.made, self.shown = made, shown
         self.counted = len(shown)
         if made.images is not None:
-            self._look_at_stills(made.images, made.picture, expected)
+            self._look_at_stills(made.images, made.picture)
             return
         if self.clip.images is not None and not self.clip.is_rate_given and made.frame_rate:
             self.timeline = replace(self.timeline, time_base=1 / made.frame_rate)
@@ -212,14 +228,14 @@ class _Verify:
             else:
                 self.find("time" if check == "last" else check, text)
         self.offset = common_offset(self.timeline, (self.start, self.stop), shown)[0]
-        for check, text in picture_faults(self.clip.picture, made.picture, expected):
+        for check, text in picture_faults(self.clip.picture, made.picture, self.promise.picture):
             self.find(check, text)
         self.notes += picture_notes(self.clip.picture, made.picture)
         self.absent |= self._without_packets(made)
         self._compare_streams(made, shown)
         self._compare_tags(made)
 
-    def _look_at_stills(self, images: ImageSequence, picture: Picture, expected: Picture | None) -> None:
+    def _look_at_stills(self, images: ImageSequence, picture: Picture) -> None:
         """Stills have names and numbers, and what a picture has; no clock, no sound, no tags."""
         wanted = self.stop - self.start
         if len(images) != wanted:
@@ -230,7 +246,7 @@ class _Verify:
                 self.find("frames", f"frame {number} is {name}, {names.name(number)} was due")
                 break
         deepest = _STILL_DEPTHS.get(Path(images.names[0]).suffix.lower(), 16)
-        for check, text in still_faults(self.clip.picture, picture, expected, deepest=deepest):
+        for check, text in still_faults(self.clip.picture, picture, self.promise.picture, deepest=deepest):
             self.find(check, text)
         if any(each.kind != "video" for each in self.clip.streams):
             self.notes.append("images hold no sound, subtitles or tags")
@@ -248,21 +264,23 @@ class _Verify:
 
     # --- pictures
 
-    def compare_pictures(
-        self, deinterlace: bool, floor: float | None, threads: int, progress: Progress | None
-    ) -> None:
+    def compare_pictures(self, threads: int, progress: Progress | None) -> None:
         """Decode both sides in step and judge every frame that both have."""
         made, shown = self.made, self.shown
         if made is None or shown is None:
             return
         count = min(self.stop - self.start, len(shown))
         first, last = max(0, self.start - REACH), min(len(self.timeline), self.start + count + REACH)
+        deinterlace = self.promise.deinterlace
         inputs = read_frames(
             self.clip, self.timeline, self.source, first, last, threads=threads, deinterlace=deinterlace
         )
         outputs = read_frames(made, shown, self.target, 0, len(shown), threads=threads)
         shape = thumbnail_shape(self.clip.picture.width, self.clip.picture.height)
-        matcher = Matcher(first_input=first, first_output=self.start, psnr_floor=floor)
+        matcher = Matcher(first_input=first, first_output=self.start, psnr_floor=self.promise.psnr_floor)
+        damage = DamageFinder(self.clip.picture, made.picture, first=self.start)
+        step = max(1, round(made.picture.width / self.clip.picture.width))
+        waiting: deque[Look] = deque()
         fed = first
         for place in range(len(shown)):
             try:
@@ -273,14 +291,23 @@ class _Verify:
             if place >= count:
                 continue
             while fed < min(last, self.start + place + REACH + 1):
-                matcher.add_input(luma_thumbnail(next(inputs), self.clip.picture, shape))
+                ours = look_at(next(inputs), self.clip.picture, shape, 1)
+                matcher.add_input(ours.luma)
+                if fed >= self.start:
+                    waiting.append(ours)
                 fed += 1
-            matcher.add_output(luma_thumbnail(frame, made.picture, shape))
+            theirs = look_at(frame, made.picture, shape, step)
+            matcher.add_output(theirs.luma)
+            damage.add(waiting.popleft(), theirs)
             if progress is not None:
                 progress(place + 1, count)
         self.fidelity = matcher.finish()
         for text in fidelity_faults(self.fidelity):
             self.find("picture", text)
+        if not self.fidelity.wrong:  # wrong frames have another place, colour and sharpness anyway
+            for text in damage.faults():
+                self.find("picture", text)
+            self.notes += damage.notes()
 
     # --- the other streams
 

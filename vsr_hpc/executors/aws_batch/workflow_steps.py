@@ -13,13 +13,13 @@ from vsr_hpc.job.inputs import CLIP_SUFFIXES
 from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.planning.planner import make_plan
 from vsr_hpc.planning.preparation import Prepared, prepare
-from vsr_hpc.planning.requests import streams_request
 from vsr_hpc.run.documents import Done
 from vsr_hpc.run.model_copy import stage
 from vsr_hpc.run.run import Run
-from vsr_hpc.storage.opening import open_source, open_store
+from vsr_hpc.storage.opening import open_store
 from vsr_hpc.storage.s3_address import S3Address
-from vsr_hpc.verification.verify import Verification, verify
+from vsr_hpc.verification.of_plan import verify_output
+from vsr_hpc.verification.verify import Verification
 from vsr_hpc.work.finish import finish_patiently
 
 log = logging.getLogger(__name__)
@@ -115,20 +115,7 @@ def verify_run(run_uri: str) -> Verification:
     done = run.done()
     if done is None:
         raise VerifyError(f"{run_uri}: is not finished")
-    job, streams = run.plan.job, streams_request(run.plan.job)
-    result = verify(
-        open_source(run.plan.clip.uri, etag=run.plan.source_etag),
-        open_source(done.output),
-        deep=False,
-        audio=streams.audio,
-        drop=streams.drop,
-        start=job.range.start,
-        stop=job.range.stop,
-        frames=job.range.frames,
-        deinterlace=job.picture.deinterlace,
-        expected=run.plan.picture,
-        psnr_floor=run.plan.card.psnr_floor,
-    )
+    result = verify_output(run.plan, done.output, deep=False)
     if not result.ok:
         raise VerifyError("\n".join([f"{done.output}: is not the whole, true output", *result.lines()]))
     return result

@@ -76,17 +76,27 @@ def _joined(own: dict[str, str], encoding: Encoding) -> str:
 
 
 def _x264_options(encoding: Encoding, picture: Picture) -> dict[str, str]:
-    own = {"stitchable": "1"}
-    if _has_avx512():
-        # x264's AVX-512 look-ahead gives other bytes from run to run, on one thread too (tried: 320x176 and
-        # other small sizes; five hashes of fourteen runs). AVX2 costs about 5 % of its speed.
-        own["asm"] = "AVX2"
+    own = {"stitchable": "1", **repeatable_x264_params()}
+    colour = picture.colour
+    is_bare = (colour.matrix, colour.primaries, colour.transfer) == (2, 2, 2)
+    if is_bare and colour.is_range_tagged and not colour.is_full_range and picture.pixel.kind == "yuv":
+        # x264 writes a limited range only beside another tag; "component" is what YUV planes are anyway
+        own["videoformat"] = "component"
     if picture.mastering is not None:
         own["mastering-display"] = _mastering_text(picture.mastering)
     if picture.light_level is not None:
         own["cll"] = f"{picture.light_level[0]},{picture.light_level[1]}"
     rate = {"crf": "crf", "qp": "qp", "lossless": "qp"}[encoding.rate_kind]
     return {"preset": encoding.preset, rate: f"{encoding.rate:g}", "x264-params": _joined(own, encoding)}
+
+
+def repeatable_x264_params() -> dict[str, str]:
+    """The x264 parameters without which the same pictures give other bytes from run to run on this CPU.
+
+    x264's AVX-512 look-ahead does so, on one thread too (tried: 320x176 and other small sizes; five hashes of
+    fourteen runs). AVX2 costs about 5 % of its speed.
+    """
+    return {"asm": "AVX2"} if _has_avx512() else {}
 
 
 @functools.lru_cache(maxsize=1)
