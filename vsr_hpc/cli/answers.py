@@ -29,7 +29,9 @@ def ask(question: str, is_yes: bool) -> None:
         raise JobError("nothing was done")
 
 
-IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
+IsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+IsJsonOfJob = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.", rich_help_panel="Run")]
+"""The same for commands whose options stand in panels."""
 
 
 def fail(text: str, code: int) -> NoReturn:
