@@ -279,7 +279,7 @@ def test_a_second_ctrl_c_aborts_at_once_with_all_workers(here: Path) -> None:
         while caller.poll() is None and not _states("out.mkv.vsr").count("working"):
             time.sleep(0.05)
         caller.send_signal(signal.SIGINT)
-        while "stopping after the frames in hand" not in (line := caller.stderr.readline()):
+        while "stopping after the current frames" not in (line := caller.stderr.readline()):
             assert line, "it ended without a word"
         caller.send_signal(signal.SIGINT)
         said = caller.stderr.read()

@@ -45,7 +45,7 @@ def test_a_plan_tells_time_and_cost_of_every_place_and_writes_nothing(clip: Path
     ):
         assert re.search(rf"^{place}.*\d+ (s|min) \(", said.out, re.M), (place, said.out)
     assert "list prices of" in said.out and "storage  S3" in said.out
-    assert "frames/s here, tried on" in said.out
+    assert "frames/s here, measured on" in said.out
     assert list(here.iterdir()) == []
 
 
