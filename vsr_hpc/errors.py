@@ -20,12 +20,12 @@ class JobError(VsrError):
 
     @classmethod
     def from_findings(cls, where: str, findings: list[str]) -> JobError:
-        """One error that lists every finding, so that a job is mended in one go; `where` may be empty."""
+        """One error that lists every finding, so that all are corrected at once; `where` may be empty."""
         prefix = f"{where}: " if where else ""
         if len(findings) == 1:
             return cls(f"{prefix}{findings[0]}")
         lines = (each.replace("\n", "\n    ") for each in findings)
-        return cls("\n".join([f"{prefix}{len(findings)} things to mend", *(f"  - {each}" for each in lines)]))
+        return cls("\n".join([f"{prefix}{len(findings)} problems", *(f"  - {each}" for each in lines)]))
 
 
 class MediaError(VsrError):

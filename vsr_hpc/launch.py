@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.executors import local
 from vsr_hpc.forecast import forecast
-from vsr_hpc.job.reading import placed
+from vsr_hpc.job.reading import with_absolute_paths
 from vsr_hpc.job.spec import JobSpec, RangeSection, RunSection, StreamsSection, run_folder
 from vsr_hpc.media.clip.probe import content_hash
 from vsr_hpc.media.encode.segment_writer import encoder_build
@@ -67,7 +67,7 @@ def submit(job: JobSpec, *, is_new: bool = False, after: Run | None = None) -> S
     if present is not None:
         _refuse_living(present)
     # Only now: a job that is refused throws nothing away.
-    run = Run.create(folder, placed(job), replaces=present)
+    run = Run.create(folder, with_absolute_paths(job), replaces=present)
     _check_same_job(run, job)  # another call may have been faster
     remember(run)
     return Submitted(run=run, notes=notes, is_continued=False)
@@ -292,7 +292,7 @@ def _refuse_living(run: Run) -> None:
 
 def _check_same_output(run: Run, job: JobSpec) -> None:
     """A run makes one output. Where both were moved together, the one beside the run is still the same."""
-    before, now = run.job(), placed(job)
+    before, now = run.job(), with_absolute_paths(job)
     if before.output == now.output:
         return
     if "://" not in before.output + now.output:
@@ -317,7 +317,7 @@ def _check_continues(run: Run, job: JobSpec) -> tuple[str, ...]:
 
 def _check_same_job(run: Run, job: JobSpec) -> None:
     """Before there is a plan, what a person wrote is all that can be compared."""
-    before, now = run.job().model_dump(), placed(job).model_dump()
+    before, now = run.job().model_dump(), with_absolute_paths(job).model_dump()
     differing = [key for key in now if before[key] != now[key] and key not in _NO_BYTES]
     if differing:
         raise JobError(

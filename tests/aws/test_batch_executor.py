@@ -15,7 +15,7 @@ from tests.commands import vsr
 from vsr_hpc.aws.batch.definition import Wanted, ensure_definition
 from vsr_hpc.executors.aws_batch import submission as aws_batch
 from vsr_hpc.executors.aws_batch.worker_task import Place, exit_code, work_here
-from vsr_hpc.job.reading import load_job, placed
+from vsr_hpc.job.reading import load_job, with_absolute_paths
 from vsr_hpc.job.spec import run_folder
 from vsr_hpc.run.run import Run
 from vsr_hpc.storage.opening import open_store
@@ -80,7 +80,7 @@ def test_worker_near_its_time_limit_asks_to_be_started_again_and_takes_its_place
     cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     film = Film(cloud, tmp_path, "limit", frames=24)
-    run = Run.create(open_store(run_folder(str(film.output))), placed(load_job(film.path)))
+    run = Run.create(open_store(run_folder(str(film.output))), with_absolute_paths(load_job(film.path)))
     run.start_round("aws-batch", 1, 0)
     monkeypatch.setenv("AWS_BATCH_JOB_ID", "0b1e:1")
     monkeypatch.setenv("VSR_BATCH_ATTEMPTS", "3")
@@ -189,7 +189,7 @@ def test_definition_is_registered_once_and_again_only_when_something_changes(clo
 
 def test_job_that_batch_has_forgotten_leaves_the_word_to_the_run(cloud: Cloud, tmp_path: Path) -> None:
     film = Film(cloud, tmp_path, "forgotten", frames=8)
-    run = Run.create(open_store(run_folder(str(film.output))), placed(load_job(film.path)))
+    run = Run.create(open_store(run_folder(str(film.output))), with_absolute_paths(load_job(film.path)))
     run.start_round("aws-batch", 1, 0)
     made = aws_batch.RoundJob(round=1, region=REGION, queue="vsr", job="0b1e", workers=1)
     run.store.create("jobs/1.json", made.model_dump_json().encode())

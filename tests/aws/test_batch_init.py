@@ -231,7 +231,7 @@ def test_settings_that_cannot_be_are_all_told_at_once(elsewhere: BatchSettings) 
             capacity_wait_min=1,
         )
     said = str(refused.value)
-    assert said.startswith("batch init: 5 things to mend")
+    assert said.startswith("batch init: 5 problems")
     assert all(word in said for word in ("Bad Name", "vpc-1", "gpu", "max_vcpus", "10 to 1440"))
 
 

@@ -116,6 +116,31 @@ def test_shells_can_complete_commands(here: Path, shell: str) -> None:
     assert "complet" in said.out
 
 
+# Names that people type
+
+
+def test_options_of_other_upscalers_mean_the_same(clip: Path, here: Path) -> None:
+    for words in (["upscale"], []):
+        said = vsr(*words, "-i", clip, "-o", "out.mkv", "-n", "bicubic", "-s", "2", "--preset", "ultrafast")
+        assert (said.code, said.out) == (0, "out.mkv\n"), said.err
+
+
+def test_a_clip_alone_is_upscaled_beside_itself(clip: Path, here: Path) -> None:
+    shutil.copy(clip, "in.mkv")
+    said = vsr("-v", "in.mkv", *_FAST)
+    assert (said.code, said.out) == (0, "in-upscaled.mkv\n"), said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "suggestion"),
+    [(("upscale", "a.mkv", "--scal", "2"), "did you mean --scale?"), (("statsu",), "Did you mean 'status'?")],
+)
+def test_a_wrong_name_suggests_the_right_one(here: Path, words: tuple[str, ...], suggestion: str) -> None:
+    said = vsr(*words)
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert suggestion in said.err
+
+
 # What goes where
 
 
@@ -187,7 +212,7 @@ def test_a_reader_that_closes_the_pipe_early_is_no_error(made: Path) -> None:
 def test_a_second_call_finds_nothing_to_do(made: Path) -> None:
     before = made.stat()
     said = vsr("upscale", "in.mkv", "out.mkv", *_FAST)
-    assert (said.code, said.out, said.err) == (0, "out.mkv\n", "complete already, nothing to do\n")
+    assert (said.code, said.out, said.err) == (0, "out.mkv\n", "already complete, nothing to do\n")
     assert made.stat() == before
 
 
@@ -213,7 +238,7 @@ def test_the_logs_of_workers_are_shown(made: Path) -> None:
 
 def test_runs_lists_what_was_begun_and_is_still_there(clip: Path, here: Path) -> None:
     said = vsr("runs")
-    assert (said.code, said.out, said.err) == (0, "", "no runs here yet\n")
+    assert (said.code, said.out, said.err) == (0, "", "no runs yet\n")
     for name in ("a.mkv", "b.mkv"):
         assert vsr("upscale", clip, name, *_FAST).code == 0
     shutil.rmtree(".vsr/a.mkv")
@@ -230,7 +255,7 @@ def test_a_cancelled_run_goes_on_with_resume_from_any_folder(
     assert vsr("status", ".vsr/out.mkv", "--json").json["state"] == "cancelled"
     monkeypatch.chdir(tmp_path)
     assert vsr("resume", here / ".vsr/out.mkv", "-q").out == "here/out.mkv\n"
-    assert vsr("cancel", here / "out.mkv").out.startswith("complete already, nothing to cancel")
+    assert vsr("cancel", here / "out.mkv").out.startswith("already complete, nothing to cancel")
 
 
 def _begun(document: dict[str, Any]) -> Run:
@@ -254,13 +279,13 @@ def test_a_second_ctrl_c_aborts_at_once_with_all_workers(here: Path) -> None:
         while caller.poll() is None and not _states(".vsr/out.mkv").count("working"):
             time.sleep(0.05)
         caller.send_signal(signal.SIGINT)
-        while "stopping after the frames in hand" not in (line := caller.stderr.readline()):
+        while "stopping after the current frames" not in (line := caller.stderr.readline()):
             assert line, "it ended without a word"
         caller.send_signal(signal.SIGINT)
         said = caller.stderr.read()
     assert (caller.returncode, said) == (
         130,
-        "vsr: aborted; call again to go on from the last finished shard\n",
+        "vsr: aborted; the same command continues from the last finished shard\n",
     )
     assert all(is_process_gone(beat) for beat in Run.open("out.mkv").heartbeats())
 
@@ -541,6 +566,6 @@ def test_several_inputs_cannot_share_one_file_or_one_runs_place(clip: Path, here
     Path("job.yaml").write_text("input: x.mkv\noutput: y.mkv\nrun: {location: here}\n")
     shutil.copy(clip, "a.mkv")
     said = vsr("submit", "job.yaml", "a.mkv", clip, "big/")
-    assert (said.code, "run.location is one run's place" in said.err) == (2, True), said.err
+    assert (said.code, "run.location can hold one run only" in said.err) == (2, True), said.err
     said = vsr("plan", "a.mkv", clip, "big/")
     assert (said.code, "2 inputs are 2 jobs" in said.err) == (2, True), said.err

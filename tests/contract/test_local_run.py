@@ -327,7 +327,7 @@ def test_ctrl_c_drains_and_says_how_to_go_on(tmp_path: Path) -> None:
     os.kill(caller.pid, signal.SIGINT)
     _, said = caller.communicate(timeout=60)
     assert caller.returncode == 130
-    assert b"call again to go on" in said
+    assert b"the same command continues" in said
     subprocess.run([*command, "--json"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     done = run.done()
     assert done is not None

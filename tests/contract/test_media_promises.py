@@ -44,7 +44,7 @@ def upscaled(source: Path, output: Path, *, chunk_s: float = 4 / 24, **sections:
         "run": {"chunk_s": chunk_s, "threads": 1},
     }
     for key, value in sections.items():
-        document[key] = {**document.get(key, {}), **value}
+        document[key] = {**document.get(key, {}), **value} if isinstance(value, dict) else value
     run = planned_run(parse_job(document, "test"))
     finished(run)
     return run
@@ -184,6 +184,23 @@ def test_transparency_is_upscaled_into_ffv1_and_refused_elsewhere(tmp_path: Path
         upscaled(source, tmp_path / "out.mp4")
     with pytest.raises(JobError, match="alpha"):
         upscaled(source, tmp_path / "other.mkv", video={"pix_fmt": "yuv420p"})
+
+
+@pytest.mark.parametrize("model", ["nearest", "vsr-video-x2"])
+def test_drop_alpha_gives_the_picture_without_its_transparency(model: str, tmp_path: Path) -> None:
+    source = numbered_clip(tmp_path / "in.mkv", frames=6, codec="ffv1", pix_fmt="yuva420p")
+    opaque = numbered_clip(tmp_path / "opaque.mkv", frames=6, codec="ffv1", pix_fmt="yuv420p")
+    lossless: dict[str, Any] = {"model": model, "video": {"codec": "h264", "lossless": True}}
+    upscaled(source, tmp_path / "out.mp4", streams={"drop": ["alpha"]}, **lossless)
+    upscaled(opaque, tmp_path / "wanted.mp4", **lossless)
+    made, wanted = frames_of(tmp_path / "out.mp4"), frames_of(tmp_path / "wanted.mp4")
+    for one, other in zip(made, wanted, strict=True):
+        for plane, same in zip(one.planes, other.planes, strict=True):
+            np.testing.assert_array_equal(plane, same)
+    assert verify(source, tmp_path / "out.mp4", drop=("alpha",)).ok
+    others: dict[str, Any] = {"f_%02d.jpg": {"threads": None}, "444.mkv": {"pix_fmt": "yuv444p"}}
+    for name, video in others.items():
+        upscaled(source, tmp_path / name, model=model, video=video, streams={"drop": ["alpha"]})
 
 
 @pytest.mark.parametrize(("codec", "suffix"), [("ffv1", ".mkv"), ("h264", ".mp4")])

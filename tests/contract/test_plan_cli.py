@@ -45,7 +45,7 @@ def test_a_plan_tells_time_and_cost_of_every_place_and_writes_nothing(clip: Path
     ):
         assert re.search(rf"^{place}.*\d+ (s|min) \(", said.out, re.M), (place, said.out)
     assert "list prices of" in said.out
-    assert "frames/s here, tried on" in said.out
+    assert "frames/s here, measured on" in said.out
     assert list(here.iterdir()) == []
 
 
@@ -92,8 +92,8 @@ def test_a_dry_run_of_submit_shows_the_same(clip: Path, here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--deadline", "soon"), "--deadline 'soon' is no length of time; write 90s, 30m, 2h or 1d"),
-        (("--deadline", "0"), "is no length of time"),
+        (("--deadline", "soon"), "--deadline 'soon' is not a length of time; write 90s, 30m, 2h or 1d"),
+        (("--deadline", "0"), "is not a length of time"),
         (("--budget", "-1"), "--budget"),
     ],
 )
@@ -128,12 +128,12 @@ def test_serving_as_json_names_every_way() -> None:
     ("arguments", "words"),
     [
         (("x.yaml",), "takes no job"),
-        (("--payload", "huge"), "--payload 'huge' is no size; write 500KB"),
+        (("--payload", "huge"), "--payload 'huge' is not a size; write 500KB"),
         (("--requests", "many"), "--requests 'many': write 1000/day"),
         (("--picture", "big"), "--picture 'big' is not a size"),
         (("--instance", "z9.huge"), "'z9.huge' is not an instance type"),
         (("--instance", "c7i.2xlarge", "--model", "RealESRGAN_x4plus"), "has no GPU"),
-        (("--crf", "3"), "--crf: means nothing for a service"),
+        (("--crf", "3"), "--crf: has no meaning for a service"),
         (("--model", "nonsense"), "'nonsense' is not known"),
     ],
 )

@@ -193,7 +193,7 @@ OPTIONS = [
     (["--model", "{bad}/noise.safetensors"], MODEL, "not a safetensors file, or cut off"),
     (["--model", "{bad}/evil.pth"], MODEL, "its pickle asks for posix.system, which could run code"),
     (["--model", "{bad}/evil-zip.pth"], MODEL, "its pickle asks for posix.system, which could run code"),
-    (["--codec", "h266"], JOB, "'h266' is not one of 'h264'"),
+    (["--codec", "h266"], JOB, "--codec: must be 'h264', "),
     (["--encoder", "libnope"], JOB, "known encoders: libx264"),
     (["--encoder-params", "foo=1"], JOB, "Error parsing option 'foo = 1'"),
     (["--encoder-params", "foo"], JOB, "'foo' is not key=value"),
@@ -204,7 +204,7 @@ OPTIONS = [
     (["--crf", "20", "--lossless"], JOB, "exclude each other"),
     (["--from", "5", "--to", "3"], JOB, "no frame lies between 5.000 s and 3.000 s"),
     (["--from", "99"], JOB, "the clip has 12 frames"),
-    (["--from", "yesterday"], JOB, "--from: 'yesterday' is no time; write seconds"),
+    (["--from", "yesterday"], JOB, "--from: 'yesterday' is not a time; write seconds"),
     (["--frames", "0"], JOB, "--frames: must be at least 1, not 0"),
     (["--size", "12"], JOB, "--size: '12' is not a size; write WIDTHxHEIGHT"),
     (["--size", "0x0"], JOB, "has no positive side"),
@@ -298,13 +298,13 @@ def test_a_job_file_that_is_wrong_is_refused(bad: Path, here: Path, name: str, s
 
 def test_all_faults_of_a_job_file_are_told_at_once(bad: Path, here: Path) -> None:
     said = vsr("submit", bad / "all-wrong.yaml")
-    for part in ("4 things to mend", "output: missing", "picture.scale", "video.crf", "mor: unknown key"):
+    for part in ("4 problems", "output: missing", "picture.scale", "video.crf", "mor: unknown key"):
         _is_refused(said, JOB, part)
 
 
 def test_all_that_does_not_fit_the_clip_is_told_at_once(bad: Path, here: Path) -> None:
     said = vsr("submit", bad / "no-fit.yaml")
-    for part in ("things to mend", "did you mean lanczos?", "yuv999"):
+    for part in ("problems", "did you mean lanczos?", "yuv999"):
         _is_refused(said, JOB, part)
 
 

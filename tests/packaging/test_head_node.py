@@ -75,12 +75,12 @@ def head_node(tmp_path: Path) -> HeadNode:
 def test_a_run_is_submitted_to_slurm_watched_and_cancelled(head_node: HeadNode) -> None:
     assert "sbatch" in head_node.refusal("submit job.yaml --on slurm")
     shown = head_node.vsr("status out.mkv")
-    assert shown.returncode == 0 and "out.mkv.vsr" in shown.stdout, shown.stderr
+    assert shown.returncode == 0 and ".vsr/out.mkv" in shown.stdout, shown.stderr
     assert "sbatch" in head_node.refusal("resume out.mkv")
     assert head_node.vsr("cancel out.mkv").returncode == 0
     assert "no logs" in head_node.refusal("logs out.mkv")
     listed = head_node.vsr("runs")
-    assert listed.returncode == 0 and "out.mkv.vsr" in listed.stdout
+    assert listed.returncode == 0 and ".vsr/out.mkv" in listed.stdout
 
 
 def test_a_cluster_is_rendered_and_models_are_listed(head_node: HeadNode) -> None:

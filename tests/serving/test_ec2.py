@@ -418,7 +418,7 @@ def test_the_first_boots_script_is_clean(role: str, tmp_path: Path) -> None:
         ({"environment": {"A": "b\nc"}}, "line break"),
         ({"environment": {"A": "b" * 20_000}}, "16384 bytes of user data"),
         ({"role": "worker", "run": "s3://films/a", "access": "caller"}, "workers listen to nobody"),
-        ({"access": "everybody", "subnets": [], "port": 80, "x": 1}, "4 things to mend"),
+        ({"access": "everybody", "subnets": [], "port": 80, "x": 1}, "4 problems"),
     ],
 )
 def test_a_file_that_cannot_work_is_refused_with_the_reason(changes: Any, sentence: str) -> None:

@@ -47,7 +47,7 @@ def test_a_file_is_refused_with_all_its_findings_of_shape_and_of_sense(tmp_path:
         "async: {output: s3://films/out}\ncapture: {to: 's3://films/seen', percents: 3}\n"
         "autoscale: {least: 5, most: 2}\n"
     )
-    with pytest.raises(JobError, match="things to mend") as caught:
+    with pytest.raises(JobError, match="problems") as caught:
         load_spec(path)
     for text in (
         "name:",

@@ -98,7 +98,7 @@ def test_a_network_is_held_against_its_floor_without_an_encoder(tmp_path: Path) 
     assert (profile.codec, profile.merge_gb_per_s, profile.startup_s) == ("", None, 2.0)
     assert "check" not in profile.stage_seconds
     text = "\n".join(table(found))
-    assert "floor of network" in text
+    assert "limit of device" in text
     assert "no encoder" in text
 
 

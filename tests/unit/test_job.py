@@ -25,7 +25,7 @@ def test_all_faults_of_a_job_are_reported_at_once() -> None:
     with pytest.raises(JobError) as caught:
         parse_job({"input": "a", "picture": {"scale": -1, "tlie": 3, "size": "12"}, "outptu": "b"}, "x.yaml")
     text = str(caught.value)
-    assert text.startswith("x.yaml: 5 things to mend")
+    assert text.startswith("x.yaml: 5 problems")
     for part in (
         "output: missing",
         "picture.scale",
@@ -104,7 +104,7 @@ def test_one_side_of_a_size_may_follow_the_other() -> None:
     ("section", "said"),
     [
         ({"picture": {"tile": "no"}}, "picture.tile: must be a whole number or 'auto' or 'none', not 'no'"),
-        ({"picture": {"tile": 3}}, "picture.tile: 3 is too small to pay; use 32 or more, auto or none"),
+        ({"picture": {"tile": 3}}, "picture.tile: 3 is too small to be efficient; use 32 or more"),
         ({"picture": {"scale": 0}}, "picture.scale: must be more than 0, not 0"),
         ({"video": {"crf": 99}}, "video.crf: must be at most 63, not 99"),
         ({"streams": {"audio": 1}}, "streams.audio: must be 'copy', 'aac', 'opus' or 'none', not 1"),
@@ -115,7 +115,7 @@ def test_one_side_of_a_size_may_follow_the_other() -> None:
             "slurm.container.img: unknown key; did you mean image?",
         ),
         ({"input": "a\udcff"}, "input: 'a\\udcff' is not UTF-8, which a run's files need; rename it"),
-        ({"images": {"rate": "24/0"}}, "images.rate: '24/0' is no frame rate; write 24, 29.97 or "),
+        ({"images": {"rate": "24/0"}}, "images.rate: '24/0' is not a frame rate; write 24, 29.97 or "),
     ],
 )
 def test_a_wrong_value_is_told_in_plain_words(section: dict[str, object], said: str) -> None:
@@ -126,7 +126,7 @@ def test_a_wrong_value_is_told_in_plain_words(section: dict[str, object], said: 
 
 def test_a_key_is_spelled_as_the_person_wrote_it() -> None:
     with pytest.raises(JobError, match=r"^--crf: must be at most 63, not 99$"):
-        parse_job({**LEAST, "video": {"crf": 99}}, "", spelled=lambda key: f"--{key.split('.')[-1]}")
+        parse_job({**LEAST, "video": {"crf": 99}}, "", spell=lambda key: f"--{key.split('.')[-1]}")
 
 
 def test_relative_paths_start_from_the_job_file(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_money_is_node_hours_at_the_estimates_price(tmp_path: Path) -> None:
     took, cost, interrupted = spending_lines(estimate, spent, is_done=True)
     assert took == "took: 60 min, 2.00 node-hours, estimated 10 min (5 min to 20 min)"
     assert cost.startswith("cost: about $1.00 by node-hours, estimated $1.00 ($0.50 to $2.00;")
-    assert interrupted == "interrupted: 1 worker, 1 shard begun again"
+    assert interrupted == "interrupted: 1 worker, 1 shard started again"
 
 
 def test_the_first_estimate_of_a_run_stands(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_all_that_the_engine_refuses_is_told_with_the_rest(tmp_path: Path) -> No
         images={"rate": "50"},
     )
     for part in (
-        "7 things to mend",
+        "7 problems",
         "batch=100 is not between 1 and 64",
         "seed=-1 is negative",
         "tile=101 is not a multiple of",

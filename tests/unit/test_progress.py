@@ -124,7 +124,7 @@ def test_a_stop_is_acknowledged_once(run: Run, clock: _Clock, capsys: pytest.Cap
         for _ in range(3):
             watching.on_beat(heartbeat("w", frames=1))
         raise KeyboardInterrupt
-    assert capsys.readouterr().err == "stopping after the frames in hand; Ctrl-C once more aborts at once\n"
+    assert capsys.readouterr().err == "stopping after the current frames; Ctrl-C again aborts at once\n"
 
 
 def test_a_run_with_nothing_made_says_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +151,7 @@ def test_a_status_tells_how_far_how_fast_and_where_the_time_goes(run: Run) -> No
     assert "running: 6/24 frames (25%)" in said
     assert "shards: 1 done, 1 running, 4 missing of 6" in said
     assert "speed: 2.00 fps now, 2.00 fps overall, 0:09 left" in said
-    assert "time goes to: decode 25%, device 75%, encode 0%" in said
+    assert "time by stage: decode 25%, device 75%, encode 0%" in said
 
 
 def test_a_run_that_nobody_works_on_has_no_speed_now(run: Run) -> None:
@@ -186,7 +186,7 @@ def test_lines_for_a_program_are_whole(run: Run, capsys: pytest.CaptureFixture[s
 
 
 def test_a_status_says_what_to_do_next(run: Run) -> None:
-    assert f"`vsr resume {run.uri}` goes on" in _text(read_status(run))
+    assert f"`vsr resume {run.uri}` continues" in _text(read_status(run))
     run.poison(Poison(shard=3, generation=4, reason="broken", nodes=("a", "b")))
     assert f"`vsr resume {run.uri} --retry-poisoned` tries" in _text(read_status(run))
     for shard in range(6):

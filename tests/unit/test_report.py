@@ -240,8 +240,8 @@ def test_the_command_means_the_same_job(tmp_path: Path) -> None:
     command: Any = typer.main.get_command(app)
     given = command.commands["upscale"].make_context("upscale", words[2:]).params
     assert given["paths"] == [job.input, "a b'c.mkv"]
-    assert (given["crf"], given["scale"], given["workers"], given["gpus"]) == (20, 2, 2, "0")
-    assert given["encoder_params"] == "keyint=48"
+    named = [given[f"{section}__{key}"] for section, key in (("video", "crf"), ("run", "workers"))]
+    assert (named, given["run__gpus"], given["video__params"]) == (["20", "2"], "0", "keyint=48")
 
 
 def test_the_job_file_in_the_report_is_the_job(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from vsr_hpc.errors import JobError
 from vsr_hpc.run.documents import Heartbeat
 from vsr_hpc.system.interrupts import StopFlag
 from vsr_hpc.work.metrics import (
-    CloudWatch,
     EmfLines,
     Figures,
     Telemetry,
@@ -74,20 +73,6 @@ def test_prometheus_text_is_quoted_and_typed() -> None:
     assert "# TYPE vsr_frames_total counter" in text
     assert any(line.startswith("vsr_frames_total{") and line.endswith(" 7.0") for line in text.splitlines())
     assert 'stage="decode"} 1.5' in text
-
-
-def test_the_api_gets_each_figure_by_run_and_over_all_runs() -> None:
-    sent: list[dict[str, Any]] = []
-
-    class Client:
-        def put_metric_data(self, **given: Any) -> None:
-            sent.append(given)
-
-    figures = figures_between("run", None, beat(frames=5), 1.0)
-    CloudWatch(Client()).publish(figures, beat())
-    (call,) = sent
-    assert call["Namespace"] == "vsr_hpc"
-    assert len(call["MetricData"]) == 2 * len(figures.values)
 
 
 def test_a_real_worker_publishes_what_it_did_and_takes_its_file_away(

@@ -50,7 +50,9 @@ def answer_with_steps(
         typer.echo(nothing)
 
 
-IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
+IsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+IsJsonOfJob = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.", rich_help_panel="Run")]
+"""The same for commands whose options stand in panels."""
 
 
 def fail(text: str, code: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""`vsr bench`: arguments in, one library call, a table or JSON out."""
+"""`vsr bench`: measure the speed or the quality of models."""
 
 from __future__ import annotations
 
@@ -23,47 +23,63 @@ def bench(
         str, typer.Option("--model", "-m", help="A model's name (`vsr models list`) or a weights file.")
     ] = "lanczos",
     clip: Annotated[
-        Path | None, typer.Option("--input", help="A clip to measure with; made up if left out.")
+        Path | None, typer.Option("--input", help="A clip to measure with. A synthetic clip if left out.")
     ] = None,
-    size: Annotated[str, typer.Option("--size", help="Of the made-up clip: WIDTHxHEIGHT.")] = "320x180",
+    size: Annotated[
+        str, typer.Option("--size", help="Size of the synthetic clip: WIDTHxHEIGHT.")
+    ] = "320x180",
     scale: Annotated[
-        float | None, typer.Option("--scale", "-s", help="Factor; the model's own where left out.")
+        float | None, typer.Option("--scale", "-s", help="Enlargement factor. The model's own if left out.")
     ] = None,
-    precision: Annotated[str, typer.Option("--precision", help="fp32, bf16, fp16 or auto.")] = "auto",
-    tile: Annotated[str, typer.Option("--tile", help="Tile side in input pixels, auto or none.")] = "auto",
-    batch: Annotated[str, typer.Option("--batch", help="Frames per forward pass, or auto.")] = "auto",
-    codec: Annotated[str | None, typer.Option("--codec", help="h264, h265, av1, ffv1 or prores.")] = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="Number format of the network: fp32, bf16, fp16 or auto.")
+    ] = "auto",
+    tile: Annotated[
+        str, typer.Option("--tile", help="Side of a tile in input pixels, auto or none.")
+    ] = "auto",
+    batch: Annotated[
+        str, typer.Option("--batch", help="Frames in one pass through the network, or auto.")
+    ] = "auto",
+    codec: Annotated[
+        str | None, typer.Option("--codec", help="Codec of the output: h264, h265, av1, ffv1 or prores.")
+    ] = None,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", help="An FFmpeg encoder; `none` leaves encoding out.")
+        str | None, typer.Option("--encoder", help="An FFmpeg encoder, or none to measure without encoding.")
     ] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="The encoder's preset.")] = None,
     crf: Annotated[int | None, typer.Option("--crf", help="Constant quality; lower is better.")] = None,
-    encoder_threads: Annotated[int | None, typer.Option("--encoder-threads", help="4 by default.")] = None,
+    encoder_threads: Annotated[
+        int | None, typer.Option("--encoder-threads", help="Threads of the encoder, 4 by default.")
+    ] = None,
     frames: Annotated[
-        int, typer.Option("--frames", min=2, help="Frames in a round; more tell steadier figures.")
+        int, typer.Option("--frames", min=2, help="Frames in one round. More frames give steadier figures.")
     ] = 48,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each figure is the median of these.")] = 3,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds. Each figure is their median.")] = 3,
     threads: Annotated[
-        int, typer.Option("--threads", min=0, help="CPU threads; all that this process may use by default.")
+        int, typer.Option("--threads", min=0, help="CPU threads. 0: all that this process may use.")
     ] = 0,
     is_saved: Annotated[
-        bool, typer.Option("--save/--no-save", help="Keep the profile for `vsr plan` and estimates.")
+        bool, typer.Option("--save/--no-save", help="Save the profile, which `vsr plan` estimates from.")
     ] = True,
     quality: Annotated[
-        Path | None, typer.Option("--quality", help="Instead: PSNR and SSIM against these originals.")
+        Path | None,
+        typer.Option("--quality", help="Measure PSNR and SSIM against the originals in this folder instead."),
     ] = None,
     models: Annotated[
-        str | None, typer.Option("--models", help="With --quality: a,b,c; the package's own by default.")
+        str | None, typer.Option("--models", help="With --quality: models, a,b,c. Our own by default.")
     ] = None,
     degrade: Annotated[
-        str, typer.Option("--degrade", help="With --quality: clean, or h264:CRF before upscaling.")
+        str,
+        typer.Option(
+            "--degrade", help="With --quality: clean, or h264:CRF to code the reduced pictures first."
+        ),
     ] = "clean",
-    is_json: Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")] = False,
+    is_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
-    """Measure how fast a model runs on this machine, stage by stage, and what bounds it.
+    """Measure how fast a model runs on this machine, stage by stage, and what limits it.
 
-    Figures are the network alone, every stage alone and the whole pipeline, beside the floor that the
-    device's measured matrix rate and memory set. The profile is saved for estimates.
+    It measures the network alone, every stage alone and the whole pipeline, and compares them with the limit
+    that the device's measured matrix rate and memory set. `vsr plan` estimates from the saved profile.
 
     \b
     vsr bench --model realesr-animevideov3 --size 640x360
@@ -98,7 +114,7 @@ def bench(
         rounds=rounds,
         threads=threads,
         has_encoder=encoder != "none",
-        say=_say,
+        say=_print_note,
     )
     path = save_profile(found.profile) if is_saved else None
     if is_json:
@@ -107,11 +123,11 @@ def bench(
         for line in table(found):
             typer.echo(line)
     if path is not None:
-        _say(f"profile saved: {path}")
+        _print_note(f"profile saved: {path}")
 
 
 def table(found: SpeedMeasurement) -> list[str]:
-    """What was measured, for people."""
+    """The measurements as lines of a table."""
     profile = found.profile
     lines = [
         f"{profile.model} {profile.width}x{profile.height} -> {profile.out_width}x{profile.out_height}, "
@@ -121,14 +137,14 @@ def table(found: SpeedMeasurement) -> list[str]:
     ]
     rows: list[tuple[str, float | None, str]] = []
     if found.floor is not None:
-        rows.append(("floor of network", profile.floor_fps, _floor_words(found)))
+        rows.append(("limit of device", profile.floor_fps, _floor_words(found)))
     if profile.network_fps is not None:
-        share = f"{profile.network_fps / profile.floor_fps:.0%} of the floor" if profile.floor_fps else ""
+        share = f"{profile.network_fps / profile.floor_fps:.0%} of the limit" if profile.floor_fps else ""
         rows.append(("network alone", profile.network_fps, share))
     rows += [(f"{stage} alone", 1 / spent, "") for stage, spent in profile.stage_seconds.items()]
     slowest = f"{profile.pipeline_fps / found.slowest_fps:.0%} of its slowest stage alone"
     if profile.floor_fps:
-        slowest += f", {profile.pipeline_fps / profile.floor_fps:.0%} of the network's floor"
+        slowest += f", {profile.pipeline_fps / profile.floor_fps:.0%} of the device's limit"
     rows.append(("whole pipeline", profile.pipeline_fps, slowest))
     lines += [
         f"{name:<18}{fps:>10.2f}{1e3 / fps:>10.2f}   {words}".rstrip() for name, fps, words in rows if fps
@@ -149,7 +165,7 @@ def _floor_words(found: SpeedMeasurement) -> str:
     assert floor is not None
     bound = "operations" if floor.operations_s >= floor.memory_s else "memory"
     return (
-        f"{floor.operations / 1e9:.1f} GFLOP at {profile.matrix_gflops:.0f} GFLOP/s; bound by {bound} "
+        f"{floor.operations / 1e9:.1f} GFLOP at {profile.matrix_gflops:.0f} GFLOP/s; limited by {bound} "
         f"({floor.bytes_moved / 1e6:.0f} MB layer by layer at {profile.memory_gb_per_s:.1f} GB/s)"
     )
 
@@ -186,7 +202,7 @@ def _number_or_word(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def _say(text: str) -> None:
+def _print_note(text: str) -> None:
     print(f"vsr: {text}", file=sys.stderr)  # noqa: T201
 
 
@@ -199,7 +215,7 @@ def _measure_quality(
 
     factor = 4.0 if scale is None else scale
     if factor != int(factor):
-        raise JobError(f"--quality measures whole factors; --scale {factor} is none")
+        raise JobError(f"--quality measures whole factors only; --scale {factor} is not one")
     names = models.split(",") if models else ["bicubic", "lanczos", *shipped_models(int(factor))]
     table = measure_quality(
         folder,
@@ -224,12 +240,12 @@ def _measure_quality(
 
 
 def _replace_line(text: str) -> None:
-    """Replace the line that was printed last."""
+    """Print a line over the last one."""
     typer.echo(f"\r\033[K{text}", nl=False, err=True)
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no infinity, which is the PSNR of equal pictures."""
+    """The value with None for infinity, which JSON lacks and which is the PSNR of equal pictures."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

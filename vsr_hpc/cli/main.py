@@ -1,4 +1,4 @@
-"""The command line: arguments in, one library call, text and exit code out. It decides nothing.
+"""The command line: arguments become one call of the library, its result text and an exit code.
 
 Nothing heavy is imported before a command runs, so that `vsr --help` answers at once on a head node.
 """
@@ -12,78 +12,109 @@ import sys
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from vsr_hpc.cli import batch as cli_batch
-from vsr_hpc.cli import bench as cli_bench
-from vsr_hpc.cli import cluster as cli_cluster
-from vsr_hpc.cli import ec2 as cli_ec2
-from vsr_hpc.cli import endpoint as cli_endpoint
-from vsr_hpc.cli import image as cli_image
-from vsr_hpc.cli import models, runs
-from vsr_hpc.cli import plan as cli_plan
-from vsr_hpc.cli import report as cli_report
-from vsr_hpc.cli import serve as cli_serve
-from vsr_hpc.cli import workflow as cli_workflow
+from vsr_hpc.cli import (
+    batch,
+    bench,
+    cluster,
+    ec2,
+    endpoint,
+    image,
+    models,
+    plan,
+    report,
+    runs,
+    serve,
+    workflow,
+)
 from vsr_hpc.cli.answers import fail
+from vsr_hpc.cli.job_options import JobCommand, VerifyCommand
 from vsr_hpc.errors import BackendError, JobError, SpaceError, VsrError
+from vsr_hpc.job.inputs import looks_like_input
 from vsr_hpc.system.environment import set_identity, set_thread_policy
 from vsr_hpc.version import VERSION
 
 log = logging.getLogger(__name__)
 
+_FLAGS = ("-v", "-vv", "--verbose")
+
+
+class _VsrGroup(TyperGroup):
+    """`vsr in.mkv` and `vsr -i in.mkv` mean `vsr upscale …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        place = next((place for place, word in enumerate(args) if word not in _FLAGS), None)
+        if place is not None and args[place] not in self.commands:
+            word = args[place]
+            if word in ("-i", "--input") or looks_like_input(word):
+                args = [*args[:place], "upscale", *args[place:]]
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="vsr",
-    help="Video super-resolution: one machine, Slurm, AWS Batch; every finished shard is a checkpoint.",
+    cls=_VsrGroup,
+    help="Upscale video and images on this machine, on a Slurm cluster or on AWS Batch. Every finished shard "
+    "is a checkpoint: the same command continues an interrupted run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(models.app, name="models")
-app.add_typer(cli_cluster.app, name="cluster")
-app.add_typer(cli_cluster.storage_app, name="storage")
-app.command("report", no_args_is_help=True)(cli_report.report)
-app.command("preview", no_args_is_help=True)(cli_report.preview)
-app.command("dashboard")(cli_report.dashboard)
-app.command("bench")(cli_bench.bench)
-app.command("serve")(cli_serve.serve)
-app.add_typer(cli_endpoint.app, name="endpoint")
-app.add_typer(cli_ec2.app, name="ec2")
-app.add_typer(cli_batch.app, name="batch")
-app.add_typer(cli_workflow.app, name="workflow")
-app.add_typer(cli_image.app, name="image")
 
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Say the version and leave.")] = False,
-    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; twice for all.")] = 0,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Log more; twice for everything.")
+    ] = 0,
 ) -> None:
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(level)  # the run's own log takes more than what is said here
+    handler.setLevel(level)  # the run's own log holds more than is printed here
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", handlers=[handler])
     if version:
         typer.echo(f"vsr {VERSION}")
         raise typer.Exit
 
 
-app.command(no_args_is_help=True)(runs.upscale)
-app.command(no_args_is_help=True)(runs.submit)
-app.command(no_args_is_help=True)(runs.resume)
-app.command(no_args_is_help=True)(runs.status)
-app.command(no_args_is_help=True)(runs.cancel)
-app.command()(runs.runs)
-app.command(no_args_is_help=True)(runs.logs)
-app.command("worker", no_args_is_help=True)(runs.worker_command)
-app.command(no_args_is_help=True)(runs.finish)
-app.command(no_args_is_help=True)(runs.verify)
-app.command("plan", no_args_is_help=True)(cli_plan.plan)
-app.add_typer(cli_plan.prices_app, name="prices")
+_UPSCALE, _RUNS, _MODELS, _LOOK = "Upscale", "Runs", "Models", "Look"
+_ELSEWHERE = "Clusters and clouds"
+
+app.command(cls=JobCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(runs.upscale)
+app.command(cls=JobCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(runs.submit)
+app.command(cls=JobCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(plan.plan)
+app.command(cls=VerifyCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(runs.verify)
+
+app.command(rich_help_panel=_RUNS)(runs.runs)
+app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.status)
+app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.resume)
+app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.cancel)
+app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.logs)
+app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.finish)
+app.command("worker", no_args_is_help=True, rich_help_panel=_RUNS)(runs.work)
+
+app.add_typer(models.app, name="models", rich_help_panel=_MODELS)
+app.command(rich_help_panel=_MODELS)(bench.bench)
+
+app.command(no_args_is_help=True, rich_help_panel=_LOOK)(report.preview)
+app.command(no_args_is_help=True, rich_help_panel=_LOOK)(report.report)
+app.command(rich_help_panel=_LOOK)(report.dashboard)
+
+app.add_typer(cluster.app, name="cluster", rich_help_panel=_ELSEWHERE)
+app.add_typer(cluster.storage_app, name="storage", rich_help_panel=_ELSEWHERE)
+app.add_typer(batch.app, name="batch", rich_help_panel=_ELSEWHERE)
+app.add_typer(workflow.app, name="workflow", rich_help_panel=_ELSEWHERE)
+app.command("serve", rich_help_panel=_ELSEWHERE)(serve.serve)
+app.add_typer(endpoint.app, name="endpoint", rich_help_panel=_ELSEWHERE)
+app.add_typer(ec2.app, name="ec2", rich_help_panel=_ELSEWHERE)
+app.add_typer(image.app, name="image", rich_help_panel=_ELSEWHERE)
+app.add_typer(plan.prices_app, name="prices", rich_help_panel=_ELSEWHERE)
 
 
 def main() -> None:
-    """The entry point: errors become one line on stderr and the exit code that schedulers know."""
+    """The entry point. Errors become one line on stderr and the exit code that schedulers know."""
     set_identity()
     set_thread_policy()
     if hasattr(sys.stdout, "reconfigure"):
@@ -122,17 +153,21 @@ _FOR_PEOPLE = {
 
 
 def _exit_code(error: OSError) -> int:
-    """For what no edge has translated: a full disk, something that a person must mend, or another try."""
+    """The exit code for an error of the system: a full disk, a person's turn, or try again."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SpaceError.exit_code
     return JobError.exit_code if error.errno in _FOR_PEOPLE else BackendError.exit_code
 
 
 def _fail_usage(error: Any) -> NoReturn:
-    """A wrong command line in one sentence; where nothing was said at all, the help."""
+    """Report a wrong command line in one sentence. Without any arguments, print the help."""
     context = getattr(error, "ctx", None)
     text = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
     if not text or type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         sys.exit(2)
-    fail(f"{text}; `{context.command_path if context else 'vsr'} --help` tells more", 2)
+    close = getattr(error, "possibilities", None)
+    if close:
+        text = f"{text.split(' (')[0]}; did you mean {' or '.join(close)}?"
+    joint = "" if text.endswith("?") else ";"
+    fail(f"{text}{joint} see `{context.command_path if context else 'vsr'} --help`", 2)

@@ -1,4 +1,4 @@
-"""`vsr models`: lists, shows, fetches and imports networks."""
+"""`vsr models`: list, show, download, import and train networks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import typer
 from vsr_hpc.cli.answers import IsJson, answer
 from vsr_hpc.cli.train import train
 
-app = typer.Typer(help="The models that are known, and their weights.", no_args_is_help=True)
+app = typer.Typer(help="List, show, download, import and train models.", no_args_is_help=True)
 app.command("train", no_args_is_help=True)(train)
 
 
 @app.command("list")
 def models_list(is_json: IsJson = False) -> None:
-    """The models that `--model` takes by name.
+    """List the models that `--model` takes by name.
 
     \b
     vsr models list
@@ -35,7 +35,7 @@ def models_list(is_json: IsJson = False) -> None:
 
 @app.command("show", no_args_is_help=True)
 def models_show(name: Annotated[str, typer.Argument(help="A model's name or a weights file.")]) -> None:
-    """One model's card: its network, licence, weights and limits.
+    """Show a model's card: its network, licence, weights and limits.
 
     \b
     vsr models show realesr-animevideov3
@@ -47,7 +47,7 @@ def models_show(name: Annotated[str, typer.Argument(help="A model's name or a we
 
 @app.command("pull", no_args_is_help=True)
 def models_pull(name: Annotated[str, typer.Argument(help="A model's name.")]) -> None:
-    """Fetch a model's weights into the cache, check them, and print where they are.
+    """Download a model's weights into the cache, check them, and print where they are.
 
     \b
     vsr models pull realesr-animevideov3
@@ -63,9 +63,11 @@ def models_pull(name: Annotated[str, typer.Argument(help="A model's name.")]) ->
 @app.command("import", no_args_is_help=True)
 def models_import(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A .pth or .safetensors file.")],
-    name: Annotated[str | None, typer.Option("--name", help="The model's name from now on.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The name that the model gets. The file's by default.")
+    ] = None,
 ) -> None:
-    """Recognise the network in a file of weights and keep it as a model of your own.
+    """Recognise the network in a file of weights and add it to your models.
 
     \b
     vsr models import 4x-film.pth --name film

@@ -1,4 +1,4 @@
-"""`vsr plan` and `vsr prices`: what a job or a service would take and cost, before anything is started."""
+"""`vsr plan` and `vsr prices`: time and cost of a job or a service, before anything is started."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsr_hpc.cli.job_options import asked_job, takes_job_options
+from vsr_hpc.cli.answers import IsJson, IsJsonOfJob
+from vsr_hpc.cli.job_options import given_options, read_job
 from vsr_hpc.errors import JobError
 
 if TYPE_CHECKING:
     from vsr_hpc.job.spec import JobSpec
 
 
+_CHOICE, _SERVE = "Time and cost", "With --serve"
+
 prices_app = typer.Typer(
-    help="What machines cost: the table in use, and AWS's own answer.", no_args_is_help=True
+    help="Prices of AWS machines: show the table in use, or ask AWS.", no_args_is_help=True
 )
 
 
@@ -35,7 +38,6 @@ class Priority(StrEnum):
     control = "control"
 
 
-IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
 Region = Annotated[
     str,
     typer.Option(
@@ -43,67 +45,97 @@ Region = Annotated[
         envvar=["AWS_REGION", "AWS_DEFAULT_REGION"],
         help="AWS region of the prices.",
         show_envvar=False,
+        rich_help_panel=_CHOICE,
     ),
 ]
 
 
-@takes_job_options
 def plan(
+    context: typer.Context,
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="JOB.yaml | IN OUT", help="A job file, or two places; none with --serve."),
+        typer.Argument(
+            metavar="JOB.yaml | IN OUT", help="A job file, or an input and an output. Neither with --serve."
+        ),
     ] = None,
     deadline: Annotated[
         str | None,
-        typer.Option("--deadline", help="Done within: 90s, 30m, 2h, 1d. Chooses where and with what."),
+        typer.Option(
+            "--deadline",
+            help="Recommend a place that finishes within this time: 90s, 30m, 2h, 1d.",
+            rich_help_panel=_CHOICE,
+        ),
     ] = None,
     budget: Annotated[
-        float | None, typer.Option("--budget", min=0, help="At most so many dollars (with --serve: a month).")
+        float | None,
+        typer.Option(
+            "--budget",
+            min=0,
+            help="Recommend a place that costs at most this many dollars; a month with --serve.",
+            rich_help_panel=_CHOICE,
+        ),
     ] = None,
     region: Region = "us-east-1",
     serve: Annotated[
-        bool, typer.Option("--serve", help="Which way of serving fits requests, instead of a job.")
+        bool,
+        typer.Option(
+            "--serve", help="Compare ways of serving requests, instead of a job.", rich_help_panel=_SERVE
+        ),
     ] = False,
-    latency: Annotated[str, typer.Option("--latency", help="--serve: how long a caller can wait.")] = "1s",
+    latency: Annotated[
+        str, typer.Option("--latency", help="How long a caller can wait.", rich_help_panel=_SERVE)
+    ] = "1s",
     payload: Annotated[
-        str, typer.Option("--payload", help="--serve: bytes of a request: 500KB, 2MB.")
+        str, typer.Option("--payload", help="Size of a request: 500KB, 2MB.", rich_help_panel=_SERVE)
     ] = "1MB",
     answer: Annotated[
         str | None,
-        typer.Option("--answer", help="--serve: bytes of an answer; by size and scale if left out."),
+        typer.Option(
+            "--answer", help="Size of an answer. From picture and scale if left out.", rich_help_panel=_SERVE
+        ),
     ] = None,
     requests: Annotated[
-        str, typer.Option("--requests", help="--serve: how many: 1000/day, 5/s, 200000/month.")
+        str,
+        typer.Option(
+            "--requests", help="How many requests: 1000/day, 5/s, 200000/month.", rich_help_panel=_SERVE
+        ),
     ] = "1000/day",
     traffic: Annotated[
         Shape,
-        typer.Option("--traffic", help="--serve: how requests come; scheduled: whole sets at set times."),
+        typer.Option(
+            "--traffic",
+            help="How requests arrive. scheduled: whole sets at set times.",
+            rich_help_panel=_SERVE,
+        ),
     ] = Shape.steady,
     priority: Annotated[
-        Priority, typer.Option("--priority", help="--serve: what counts most.")
+        Priority, typer.Option("--priority", help="What matters most.", rich_help_panel=_SERVE)
     ] = Priority.balanced,
     picture: Annotated[
-        str, typer.Option("--picture", help="--serve: size of a frame in a request.")
+        str, typer.Option("--picture", help="Size of a frame in a request.", rich_help_panel=_SERVE)
     ] = "640x360",
-    pictures: Annotated[int, typer.Option("--pictures", min=1, help="--serve: frames in a request.")] = 1,
-    instance: Annotated[str, typer.Option("--instance", help="--serve: what would serve.")] = "g5.xlarge",
-    is_json: IsJson = False,
-    *,
-    given: dict[str, Any],
+    pictures: Annotated[
+        int, typer.Option("--pictures", min=1, help="Frames in a request.", rich_help_panel=_SERVE)
+    ] = 1,
+    instance: Annotated[
+        str, typer.Option("--instance", help="The instance type that serves.", rich_help_panel=_SERVE)
+    ] = "g5.xlarge",
+    is_json: IsJsonOfJob = False,
 ) -> None:
-    """What a job takes: checked against clip, model and disk; time and cost here and on AWS. Starts nothing.
+    """Check a job against its clip, model and disk; estimate time and cost here and on AWS. Starts nothing.
 
-    With --deadline or --budget: where to run it, with how many workers. With --serve: how to serve requests.
+    --deadline and --budget recommend a place and a number of workers. --serve compares ways of serving.
 
     \b
     vsr plan jobs/film.yaml
     vsr plan in.mkv out.mkv --model realesr-animevideov3 --deadline 2h --budget 5
     vsr plan --serve --model realesr-animevideov3 --latency 1s --payload 500KB --requests 10000/day
     """
+    given = given_options(context)
     if serve:
         if paths:
-            raise JobError("--serve plans a service for a model and takes no job; leave the places out")
-        asked = _asked(
+            raise JobError("--serve plans a service for a model and takes no job; leave JOB, IN and OUT out")
+        wanted = _service_wish(
             given,
             latency,
             payload,
@@ -115,12 +147,12 @@ def plan(
             pictures,
             budget,
         )
-        _show_placement(asked, instance, region, is_json=is_json)
+        _show_placement(wanted, instance, region, is_json=is_json)
         return
     if not paths:
         raise JobError("name a job file, or an input and an output; --serve plans a service instead")
     show_plan(
-        asked_job(paths, given),
+        read_job(paths, given),
         deadline_s=None if deadline is None else seconds(deadline, "--deadline"),
         budget_usd=budget,
         region=region,
@@ -149,25 +181,25 @@ def show_plan(
 
 
 def seconds(text: str, option: str) -> float:
-    """90s, 30m, 2h, 1.5d; a bare number is seconds."""
+    """The seconds in 90s, 30m, 2h or 1.5d; a number alone is seconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)?", text.strip())
     if not match or float(match[1]) <= 0:
-        raise JobError(f"{option} {text!r} is no length of time; write 90s, 30m, 2h or 1d")
+        raise JobError(f"{option} {text!r} is not a length of time; write 90s, 30m, 2h or 1d")
     units = {"ms": 1e-3, "s": 1, None: 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
     return float(match[1]) * units[match[2]]
 
 
 def size_bytes(text: str, option: str) -> int:
-    """500KB, 2MB, 1.5GB, 4MiB; a bare number is bytes."""
+    """The bytes in 500KB, 2MB, 1.5GB or 4MiB; a number alone is bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgKMG]?)(i?)[bB]?", text.strip())
     if not match:
-        raise JobError(f"{option} {text!r} is no size; write 500KB, 2MB or 1GB")
+        raise JobError(f"{option} {text!r} is not a size; write 500KB, 2MB or 1GB")
     power = {"": 0, "k": 1, "m": 2, "g": 3}[match[2].lower()]
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def per_day(text: str) -> float:
-    """1000/day, 5/s, 60/min, 200000/month."""
+    """The requests a day in 1000/day, 5/s, 60/min or 200000/month."""
     match = re.fullmatch(
         r"(\d+(?:\.\d+)?)\s*(?:/|per )\s*(s|second|min|minute|h|hour|day|d|month)", text.strip()
     )
@@ -178,7 +210,7 @@ def per_day(text: str) -> float:
     return float(match[1]) * factor
 
 
-def _asked(
+def _service_wish(
     given: dict[str, Any],
     latency: str,
     payload: str,
@@ -190,14 +222,18 @@ def _asked(
     pictures: int,
     budget: float | None,
 ) -> dict[str, Any]:
-    """The command line as plain values, all findings at their place."""
+    """What a service must do, as plain values. Raises JobError for a value that has no meaning."""
+    from vsr_hpc.job.options import spell_option
+
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", picture)
     if not match:
         raise JobError(f"--picture {picture!r} is not a size; write 640x360")
     others = sorted(set(given) - {"model"})
     if others:
-        named = ", ".join(f"--{name.replace('_', '-')}" for name in others)
-        raise JobError(f"{named}: means nothing for a service; --serve takes --model beside its own options")
+        named = ", ".join(map(spell_option, others))
+        raise JobError(
+            f"{named}: has no meaning for a service; --serve takes --model and its own options only"
+        )
     return {
         "model": given.get("model"),
         "latency_s": seconds(latency, "--latency"),
@@ -213,11 +249,11 @@ def _asked(
     }
 
 
-def _show_placement(asked: dict[str, Any], instance: str, region: str, *, is_json: bool) -> None:
+def _show_placement(wanted: dict[str, Any], instance: str, region: str, *, is_json: bool) -> None:
     from vsr_hpc.cli.plan_text import placement_document, placement_lines
     from vsr_hpc.forecast.serving_forecast import plan_service
 
-    found = plan_service(**asked, instance=instance, region=region)
+    found = plan_service(**wanted, instance=instance, region=region)
     if is_json:
         typer.echo(json.dumps(placement_document(found.placement, found.traffic, found.instance), indent=1))
         return
@@ -230,12 +266,12 @@ def _show_placement(asked: dict[str, Any], instance: str, region: str, *, is_jso
 def prices_show(
     types: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TYPE]...", help="Instance types; the usual ones if left out."),
+        typer.Argument(metavar="[TYPE]...", help="Instance types. The usual ones if left out."),
     ] = None,
     region: Region = "us-east-1",
     is_json: IsJson = False,
 ) -> None:
-    """What an hour costs as Spot, on demand and from SageMaker, by the prices in use.
+    """Show the price of an hour as Spot, on demand and from SageMaker, from the prices in use.
 
     \b
     vsr prices show g5.xlarge g6.xlarge --region eu-west-1
@@ -262,7 +298,7 @@ def prices_show(
 
 @prices_app.command("refresh")
 def prices_refresh(region: Region = "", is_json: IsJson = False) -> None:
-    """Ask AWS's price list and the Spot price history, and keep the answer. Needs credentials; buys nothing.
+    """Read AWS's price list and Spot price history, and keep the prices. Needs credentials; buys nothing.
 
     \b
     vsr prices refresh --region eu-west-1

@@ -1,4 +1,4 @@
-"""A forecast and a placement as a person reads them: plain lines that align, in a file as well."""
+"""A forecast and a comparison of services as aligned lines of text, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vsr_hpc.wording import duration, money, plural, size
 
 
 def forecast_lines(found: Forecast) -> Iterator[str]:
-    """What would be done, how long it takes and what it costs in each place, and where to keep it."""
+    """The work, its time and cost in each place, and where to keep the run."""
     plan = found.plan
     clip, out = plan.clip.picture, plan.picture
     length = f", {plan.frames / float(plan.clip.frame_rate):.1f} s" if plan.clip.frame_rate else ""
@@ -26,8 +26,8 @@ def forecast_lines(found: Forecast) -> Iterator[str]:
     yield f"work     {plural(plan.shard_count, 'shard')} with {plural(plan.chunk_count, 'chunk')} in all"
     yield f"pace     {_pace(found)}"
     scratch, made = size(plan.scratch_bytes), size(found.bytes_out)
-    yield f"disk     {scratch} free for segments and output; the output about {made}"
-    yield f"memory   about {size(found.memory_bytes)} for each worker here"
+    yield f"disk     needs {scratch} for segments and output; the output is about {made}"
+    yield f"memory   needs about {size(found.memory_bytes)} for each worker here"
     for note in found.notes:
         yield f"note     {note}"
     yield ""
@@ -37,7 +37,7 @@ def forecast_lines(found: Forecast) -> Iterator[str]:
 
 
 def table(found: Forecast) -> Iterator[str]:
-    """One line for each place."""
+    """A table with one row for each place."""
     rows = [("where", "with", "time", "cost")]
     rows.append(("this machine", plural(found.here.workers, "worker"), _time(found.here), "-"))
     for each in found.elsewhere:
@@ -59,10 +59,14 @@ def _pace(found: Forecast) -> str:
     slowest = {"device": "the model", "encode": "encoding", "decode": "decoding", "check": "checking"}
     share = sample.wall_s[sample.slowest] / sum(sample.wall_s.values())
     how = "a part of a frame" if sample.is_cropped else plural(sample.frames, "frame")
-    text = f"{whole:.2f} frames/s here, tried on {how}; {share:.0%} of that is {slowest[sample.slowest]}"
+    text = (
+        f"{whole:.2f} frames/s here, measured on {how}; {share:.0%} of the time is {slowest[sample.slowest]}"
+    )
     if found.busy_cores > 0.5:
         busy = max(1, round(min(found.busy_cores, found.cores)))
-        text += f"\n         other work has {busy} of {found.cores} cores now; times are for an idle machine"
+        text += (
+            f"\n         other processes use {busy} of {found.cores} cores now; times are for an idle machine"
+        )
     return text
 
 
@@ -85,14 +89,14 @@ def _small_print(found: Forecast) -> Iterator[str]:
     some = next((each for each in found.elsewhere if isinstance(each, Option)), None)
     if some is not None:
         parts = [f"~ {some.source}"] if some.basis == "scaled" else [some.source]
-        yield f"basis    {'; '.join(parts)}; starting nodes, idle tails and Spot losses are counted"
+        yield f"basis    {'; '.join(parts)}; including the start of nodes, idle ends and Spot losses"
         if some.slowest == "codecs":
-            yield "         codecs are slower than the model there: more cores would help, a faster GPU not"
+            yield "         codecs are slower than the model there: more cores help, a faster GPU does not"
     yield f"prices   {found.prices}"
 
 
 def forecast_document(found: Forecast) -> dict[str, Any]:
-    """The same for programs."""
+    """The forecast as plain values for JSON."""
     return {
         "here": _document(found.here),
         "elsewhere": [_document(each) for each in found.elsewhere],
@@ -134,7 +138,7 @@ def _three(values: Range) -> dict[str, float]:
 def placement_lines(
     found: Placement, traffic: Traffic, instance: str, source: str, prices: str
 ) -> Iterator[str]:
-    """The advice, then every way with its monthly cost and its reason."""
+    """The recommendation, then every way with its monthly cost and reason."""
     yield (
         f"asked    {traffic.payload_bytes / 1e6:.1f} MB in, {traffic.answer_bytes / 1e6:.1f} MB out, within "
         f"{_short(traffic.latency_s)}, "

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar where stderr is a terminal, plain lines elsewhere."""
+"""Shows a run's progress: a live bar where stderr is a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Speed(ProgressColumn):
 
 
 class Watching:
-    """Shows a run's progress until the block ends. Counts only frames made now in its speed and time left."""
+    """Shows a run's progress until the block ends. Speed and time left count only its own frames."""
 
     def __init__(self, run: Run, stop: StopFlag | None = None, *, is_quiet: bool = False) -> None:
         self._run, self._stop, self._is_quiet = run, stop, is_quiet
@@ -80,19 +80,19 @@ class Watching:
 
     def _say_end(self) -> None:
         finished = sum(self._run.plan.shard(shard).frames for shard in self._run.finished())
-        made = finished - self._frames_before  # frames of a shard that was dropped do not count
+        made = finished - self._frames_before  # frames of a shard that was lost do not count
         if made > 0:
             spent = time.monotonic() - self._began
             noun = "frame" if made == 1 else "frames"
             self._say(f"{made} {noun} in {clock(spent)}, {made / max(spent, 1e-3):.2f} fps")
 
     def on_beat(self, heartbeat: Heartbeat) -> None:
-        """A worker inside this process moved."""
+        """A worker inside this process made progress."""
         self._say_stopping()
         self._advance(self._frames_before + heartbeat.frames)
 
     def on_tick(self) -> None:
-        """Some time passed; workers are other processes, so their heartbeats are read."""
+        """Some time passed. Workers in other processes are seen by their heartbeats."""
         self._say_stopping()
         now = time.monotonic()
         if now - self._read_at < _READ_EVERY_S:
@@ -123,7 +123,7 @@ class Watching:
         if self._stop is None or not self._stop.is_set() or self._is_quiet:
             return
         self._stop = None
-        self._say("stopping after the frames in hand; Ctrl-C once more aborts at once")
+        self._say("stopping after the current frames; Ctrl-C again aborts at once")
 
     def _say(self, text: str) -> None:
         if self._live is not None and self._live.is_started:
@@ -134,7 +134,7 @@ class Watching:
 
 @contextlib.contextmanager
 def downloading(name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar for a download, where stderr is a terminal; the value takes bytes so far and bytes in all."""
+    """A bar for a download, where stderr is a terminal. The value takes the bytes so far and in all."""
     with Progress(
         TextColumn(name), BarColumn(), DownloadColumn(), console=Console(stderr=True), transient=True
     ) as bar:
@@ -143,7 +143,7 @@ def downloading(name: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 def workers_table(status: RunStatus, *, is_all: bool = False) -> Table:
-    """Who works on what; the dead and gone only where asked for."""
+    """What each worker does. Workers that are dead or gone are shown only with `is_all`."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("worker", "node", "state", "shard", "frames", "fps", "age", "restarts"):
         table.add_column(column, justify="left" if column in ("worker", "node", "state") else "right")
@@ -166,7 +166,7 @@ def workers_table(status: RunStatus, *, is_all: bool = False) -> Table:
 
 
 def status_lines(status: RunStatus) -> list[RenderableType]:
-    """A run's state as a person reads it."""
+    """A run's status as lines for a person."""
     bar = f"{status.frames_shown}/{status.frames} frames" if status.frames else "no plan yet"
     share = f" ({status.frames_shown / status.frames:.0%})" if status.frames else ""
     lines: list[RenderableType] = [
@@ -185,9 +185,9 @@ def status_lines(status: RunStatus) -> list[RenderableType]:
     spent = {stage: status.seconds.get(stage, 0.0) for stage in STAGES}
     if sum(spent.values()) > 0:
         shares = ", ".join(f"{stage} {seconds / sum(spent.values()):.0%}" for stage, seconds in spent.items())
-        lines.append(Text(f"time goes to: {shares}"))
+        lines.append(Text(f"time by stage: {shares}"))
     if status.repeated:
-        lines.append(Text(f"repeats: {status.repeated} frames got an equal one's result"))
+        lines.append(Text(f"repeated frames: {status.repeated} reused an equal frame's result"))
     is_done = status.done is not None
     lines += [Text(each) for each in spending_lines(status.estimate, status.spent, is_done=is_done)]
     if status.workers:
@@ -209,7 +209,7 @@ def status_lines(status: RunStatus) -> list[RenderableType]:
 
 
 def say_status(status: RunStatus) -> None:
-    """On stdout; lines are never broken where a program or a file takes them."""
+    """Print the status on stdout. Lines are not wrapped where a program or a file reads them."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_UNBROKEN)
@@ -220,21 +220,21 @@ def say_status(status: RunStatus) -> None:
 _UNBROKEN = 1000
 
 _NEXT = {
-    "incomplete": "nobody works on it: `vsr resume {uri}` goes on",
-    "cancelled": "`vsr resume {uri}` goes on",
-    "poisoned": "`vsr resume {uri} --retry-poisoned` tries what was set aside again",
-    "merging": "all shards are done: `vsr finish {uri}` merges them, unless somebody is at it",
+    "incomplete": "no worker is running: `vsr resume {uri}` continues",
+    "cancelled": "`vsr resume {uri}` continues",
+    "poisoned": "`vsr resume {uri} --retry-poisoned` tries again what was set aside",
+    "merging": "all shards are done: `vsr finish {uri}` merges them, unless another process does already",
 }
 
 
 def watch(read: Callable[[], RunStatus], *, every_s: float = 1.0) -> RunStatus:
-    """Show a run's status in place until it is complete or nothing works on it any more."""
+    """Show a run's status in place until it is complete or no worker is left."""
     status = read()
     merging_since: float | None = None
     with Live(Group(*status_lines(status)), console=Console(), refresh_per_second=4) as live:
         while status.state in ("running", "planning", "finishing", "merging", "waiting"):
-            is_left_alone = status.state == "merging"  # by a command elsewhere, or by nobody
-            merging_since = (merging_since or time.monotonic()) if is_left_alone else None
+            is_unwatched = status.state == "merging"  # another command merges, or none
+            merging_since = (merging_since or time.monotonic()) if is_unwatched else None
             if merging_since is not None and time.monotonic() - merging_since > _MERGE_PATIENCE_S:
                 break
             time.sleep(every_s)
@@ -244,7 +244,7 @@ def watch(read: Callable[[], RunStatus], *, every_s: float = 1.0) -> RunStatus:
 
 
 def spending_lines(estimate: Estimate | None, spent: Spent | None, *, is_done: bool) -> tuple[str, ...]:
-    """The two side by side, in words; nothing where neither is known."""
+    """Time and cost so far beside the estimate. Nothing where neither is known."""
     if spent is None or not spent.seconds:
         return () if estimate is None else (f"estimated: {_expected(estimate)}",)
     hours = f"{spent.node_hours:.2f}" if spent.node_hours >= 0.1 else f"{spent.node_hours:.4f}"
@@ -258,7 +258,7 @@ def spending_lines(estimate: Estimate | None, spent: Spent | None, *, is_done: b
     if spent.interruptions or spent.shards_lost:
         made.append(
             f"interrupted: {plural(spent.interruptions, 'worker')}, "
-            f"{plural(spent.shards_lost, 'shard')} begun again"
+            f"{plural(spent.shards_lost, 'shard')} started again"
         )
     return tuple(made)
 

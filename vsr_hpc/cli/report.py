@@ -1,4 +1,4 @@
-"""`vsr report`, `vsr preview`, `vsr dashboard`: arguments in, one library call, text and exit code out."""
+"""`vsr report`, `vsr preview` and `vsr dashboard`."""
 
 from __future__ import annotations
 
@@ -13,37 +13,38 @@ from vsr_hpc.system.files import write_atomically
 
 RunUri = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="The run: its folder (OUT.vsr), s3://bucket/prefix, or the output."),
+    typer.Argument(metavar="RUN", help="The run: its folder (.vsr/OUT), s3://bucket/prefix, or the output."),
 ]
 
 
 def report(
     run_uri: RunUri,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write it here too; the run keeps it in any case.")
+        Path | None,
+        typer.Option("-o", "--output", help="Also write the report here. The run keeps one in any case."),
     ] = None,
     truth: Annotated[
         str | None,
-        typer.Option(
-            "--truth", help="The original at the output's size: its quality is measured against it."
-        ),
+        typer.Option("--truth", help="The original at the output's size, to measure the quality against."),
     ] = None,
     does_verify: Annotated[
-        bool, typer.Option("--verify", help="Run `vsr verify` over the whole output and show what it says.")
+        bool, typer.Option("--verify", help="Run `vsr verify` on the whole output and include its findings.")
     ] = False,
 ) -> None:
-    """One HTML file about a run: before and after, who did what when, where the time went, what was proved.
+    """Write one HTML file about a run: before and after, workers over time, time of stages, checks.
 
     \b
-    vsr report out.mkv.vsr -o report.html
-    vsr report out.mkv.vsr --truth original.mkv
+    vsr report out.mkv -o report.html
+    vsr report out.mkv --truth original.mkv
     """
     from vsr_hpc.report import report as make
     from vsr_hpc.run.run import Run
 
     run = Run.open(run_uri)
     if not run.has_plan():
-        raise JobError(f"{run.uri}: has no plan yet, so there is nothing to report; `vsr status` shows it")
+        raise JobError(
+            f"{run.uri}: has no plan yet, so there is nothing to report; `vsr status` shows its state"
+        )
     if truth is not None:
         make.measure(run, truth)
     if does_verify:
@@ -51,7 +52,7 @@ def report(
     content = make.write_report(run)
     if output is not None:
         _write(output, content)
-    typer.echo(str(output) if output is not None else f"{run.uri.rstrip('/')}/{make.NAME}")
+    typer.echo(str(output) if output is not None else f"{run.place_uri.rstrip('/')}/{make.NAME}")
 
 
 def preview(
@@ -59,32 +60,39 @@ def preview(
         str, typer.Argument(metavar="IN", help="A clip, a still, a folder or pattern of images.")
     ],
     models: Annotated[
-        str, typer.Option("--models", "-m", help="Names with commas; `vsr models list` has them.")
+        str, typer.Option("--models", "-m", help="Models with commas: a,b. `vsr models list` has the names.")
     ] = "bicubic,lanczos",
     at: Annotated[
-        str | None, typer.Option("--at", help="Seconds, HH:MM:SS or a frame (250f); a third into the clip.")
+        str | None,
+        typer.Option("--at", help="Seconds, HH:MM:SS or a frame (250f). By default a third into the clip."),
     ] = None,
     scale: Annotated[
         float | None,
-        typer.Option("--scale", "-s", min=1, max=16, help="The largest of the models' by default."),
+        typer.Option(
+            "--scale", "-s", min=1, max=16, help="Enlargement factor. The models' largest by default."
+        ),
     ] = None,
     crop: Annotated[
         str | None,
-        typer.Option("--crop", help="WxH+X+Y, WxH or full, in input pixels; the busiest 320x180 by default."),
+        typer.Option(
+            "--crop", help="WxH+X+Y, WxH or full, in input pixels. By default the 320x180 with most detail."
+        ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0, max=2, help="Also show so much of it moving (.html, --json).")
+        float,
+        typer.Option("--seconds", min=0, max=2, help="Also show this many seconds moving (.html, --json)."),
     ] = 0.0,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="A .png, .webp or .jpg; .html has a slider.")
+        Path | None,
+        typer.Option("-o", "--output", help="A .png, .webp or .jpg file, or .html with a slider."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 for all.")] = 0,
-    is_quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the answer and errors.")] = False,
-    is_json: Annotated[
-        bool, typer.Option("--json", help="Answer with pictures and times as JSON on stdout.")
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads. 0: all.")] = 0,
+    is_quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only the answer and errors.")
     ] = False,
+    is_json: Annotated[bool, typer.Option("--json", help="Print pictures and times as JSON.")] = False,
 ) -> None:
-    """Several models on the same frame and crop, side by side: choose before you spend.
+    """Show several models side by side on the same frame and crop, to choose one.
 
     \b
     vsr preview in.mkv --at 12.5 --models bicubic,realesr-animevideov3 -o choice.png
@@ -120,24 +128,29 @@ def preview(
 
 def dashboard(
     runs: Annotated[
-        list[str], typer.Option("--run", help="Show this run; may be repeated. All of yours by default.")
+        list[str], typer.Option("--run", help="Show this run. May be repeated. All your runs by default.")
     ] = [],  # noqa: B006 - typer copies it
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8765,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on. 0: a free one.")
+    ] = 8765,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; others than loopback let the network in.")
+        str,
+        typer.Option("--host", help="Address to listen on. Any but a loopback address admits the network."),
     ] = "127.0.0.1",
     uploads: Annotated[
-        str, typer.Option("--uploads", help="Where dropped clips go: a folder, or s3://bucket/prefix.")
+        str,
+        typer.Option("--uploads", help="Where uploaded clips are stored: a folder, or s3://bucket/prefix."),
     ] = "vsr-uploads",
     names: Annotated[
-        list[str], typer.Option("--name", help="Another name under which the page is opened, behind a proxy.")
+        list[str],
+        typer.Option("--name", help="Another host name of the page, behind a proxy. May be repeated."),
     ] = [],  # noqa: B006 - typer copies it
 ) -> None:
-    """A live page: your runs as they go, a form for new ones. Open the address that it prints.
+    """Serve a live page with your runs and a form for new ones. Open the address that it prints.
 
     \b
     vsr dashboard
-    vsr dashboard --run out.mkv.vsr --port 0
+    vsr dashboard --run out.mkv --port 0
     """
     try:
         from vsr_hpc.dashboard.server import Settings, serve
@@ -147,7 +160,7 @@ def dashboard(
 
     named = tuple(Run.open(each).uri for each in runs)
     typer.echo(
-        "Whoever has this address may start and cancel runs as you; Ctrl-C ends the page, not the runs.",
+        "Anyone who has this address can start and cancel runs as you. Ctrl-C ends the page, not the runs.",
         err=True,
     )
     serve(
@@ -157,9 +170,9 @@ def dashboard(
 
 
 def _write(path: Path, content: bytes) -> None:
-    """The whole file or none."""
+    """Write the whole file, or leave what was there."""
     if path.is_dir():
-        raise JobError(f"{path}: is a folder; name a file in it")
+        raise JobError(f"{path} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise JobError(f"{path.parent}: there is no such folder")
     write_atomically(path, content)

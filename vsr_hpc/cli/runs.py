@@ -1,4 +1,4 @@
-"""The commands that start, watch and end runs: upscale, submit, resume, status, cancel and others."""
+"""The commands that start, watch and end runs: upscale, submit, resume, status, cancel, verify and others."""
 
 from __future__ import annotations
 
@@ -6,25 +6,14 @@ import logging
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from vsr_hpc.cli import plan as cli_plan
-from vsr_hpc.cli.answers import IsJson, answer, fail, say
-from vsr_hpc.cli.job_options import (
-    Audio,
-    AudioOption,
-    Drop,
-    Frames,
-    Start,
-    Stop,
-    asked_jobs,
-    document,
-    takes_job_options,
-)
+from vsr_hpc.cli.answers import IsJson, IsJsonOfJob, answer, fail, say
+from vsr_hpc.cli.job_options import build_document, given_options, read_jobs
+from vsr_hpc.cli.plan import show_plan
 from vsr_hpc.errors import JobError, MediaError, VerifyError, VsrError
-from vsr_hpc.job.option_names import as_option
 from vsr_hpc.wording import plural
 
 if TYPE_CHECKING:
@@ -34,10 +23,12 @@ if TYPE_CHECKING:
     from vsr_hpc.system.interrupts import StopFlag
 
 
+_RUN, _MACHINE = "Run", "Machine"
+
+
 class Metrics(StrEnum):
     none = "none"
     emf = "emf"
-    cloudwatch = "cloudwatch"
 
 
 class Where(StrEnum):
@@ -46,7 +37,7 @@ class Where(StrEnum):
     aws_batch = "aws-batch"
 
 
-def _hush(is_quiet: bool) -> bool:
+def _silence(is_quiet: bool) -> bool:
     if is_quiet:
         for handler in logging.getLogger().handlers:
             handler.setLevel(max(handler.level, logging.ERROR))
@@ -54,28 +45,46 @@ def _hush(is_quiet: bool) -> bool:
 
 
 IsQuiet = Annotated[
-    bool, typer.Option("--quiet", "-q", callback=_hush, help="Only the answer and errors, no progress.")
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        callback=_silence,
+        help="Print only the answer and errors, no progress.",
+        rich_help_panel=_RUN,
+    ),
 ]
 IsNew = Annotated[
-    bool, typer.Option("--new", help="Throw an earlier run of this output away and start over.")
+    bool,
+    typer.Option("--new", help="Delete an earlier run of this output and start again.", rich_help_panel=_RUN),
 ]
+Inputs = Annotated[
+    list[str],
+    typer.Option("-i", "--input", hidden=True, help="An input, as IN; may be repeated."),
+]
+Output = Annotated[str | None, typer.Option("-o", "--output", hidden=True, help="The output, as OUT.")]
 RunUri = Annotated[
-    str, typer.Argument(help="The run: its folder (OUT.vsr), s3://bucket/prefix, or the output.")
+    str, typer.Argument(help="The run: its folder (.vsr/OUT), s3://bucket/prefix, or the output.")
 ]
 
 
-@takes_job_options
 def upscale(
+    context: typer.Context,
     paths: Annotated[
-        list[str], typer.Argument(metavar="IN... OUT", help="Clip, still, folder or pattern; then output.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="IN... OUT", help="Clips, images, folders or patterns, and the output (or -i IN -o OUT)."
+        ),
+    ] = None,
+    inputs: Inputs = [],  # noqa: B006 - typer copies it
+    output: Output = None,
     new: IsNew = False,
     is_quiet: IsQuiet = False,
-    is_json: IsJson = False,
-    *,
-    given: dict[str, Any],
+    is_json: IsJsonOfJob = False,
 ) -> None:
-    """Make a clip bigger on this machine. Called again after any interruption, it goes on where it was.
+    """Upscale clips and images on this machine. The same command continues an interrupted run.
+
+    Without OUT, in.mkv becomes in-upscaled.mkv beside it.
 
     \b
     vsr upscale in.mkv out.mkv --model realesr-animevideov3
@@ -84,47 +93,58 @@ def upscale(
     vsr upscale frames/ bigger/ --rate 24      a folder of images
     """
     from vsr_hpc.job.inputs import expand
+    from vsr_hpc.job.options import spell_option
     from vsr_hpc.job.reading import parse_job
 
-    jobs = [
-        parse_job(document(given, source, place), "", spelled=as_option) for source, place in expand(paths)
-    ]
+    given = given_options(context)
+    places = [*inputs, *(paths or []), *([output] if output else [])]
+    jobs = [parse_job(build_document(given, *pair), "", spell=spell_option) for pair in expand(places)]
     if len(jobs) == 1:
         _launch(jobs[0], is_new=new, is_quiet=is_quiet, is_json=is_json)
     else:
         _launch_each(jobs, is_new=new, is_quiet=is_quiet, is_json=is_json)
 
 
-@takes_job_options
 def submit(
+    context: typer.Context,
     paths: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="[JOB.yaml] [IN... OUT]", help="A job file (jobs/ has some), places, or both."
+            metavar="[JOB.yaml] [IN... OUT]",
+            help="A job file (jobs/ has examples), inputs and an output, or both.",
         ),
-    ],
+    ] = None,
+    inputs: Inputs = [],  # noqa: B006 - typer copies it
+    output: Output = None,
     on: Annotated[
-        Where | None, typer.Option("--on", help="Where to run it; the job file's `on` otherwise.")
+        Where | None,
+        typer.Option(
+            "--on", help="Where workers run. The job file's `on` if left out.", rich_help_panel=_MACHINE
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and show the plan; start nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Check the job and print the plan; start nothing.", rich_help_panel=_RUN
+        ),
     ] = False,
     after: Annotated[
         str | None,
-        typer.Option("--after", metavar="RUN", help="Begin once this run is complete; its output may be IN."),
+        typer.Option(
+            "--after",
+            metavar="RUN",
+            help="Start when this run is complete. Its output may be the input.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     new: IsNew = False,
     is_quiet: IsQuiet = False,
-    is_json: IsJson = False,
-    *,
-    given: dict[str, Any],
+    is_json: IsJsonOfJob = False,
 ) -> None:
-    """Run a job wherever it shall run. Prints the output, or the run's URI where it goes on elsewhere.
+    """Run a job on this machine, on Slurm or on AWS Batch. The same job submitted again continues its run.
 
-    The same job submitted again continues.
-
-    Options and places that are given count for more than the job file; several inputs, or a folder of clips,
-    are a job each.
+    Prints the output, or the run's address where the run continues without this command. Options override
+    the job file. Each of several inputs, and each clip of a folder, is a job of its own.
 
     \b
     vsr submit jobs/film.yaml --on slurm
@@ -132,16 +152,19 @@ def submit(
     vsr submit jobs/film.yaml --workers 8 --dry-run
     vsr submit in.mkv out.mkv --on slurm --workers 4 --crf 20
     """
-    from vsr_hpc.job.reading import placed
+    from vsr_hpc.job.reading import with_absolute_paths
     from vsr_hpc.launch import predecessor
 
-    jobs = asked_jobs(paths, given)
+    places = [*(paths or []), *inputs, *([output] if output else [])]
+    if not places:
+        raise JobError("name a job file, or an input and an output: vsr submit IN OUT")
+    jobs = read_jobs(places, given_options(context))
     if on is not None:
         jobs = [job.model_copy(update={"on": on.value}) for job in jobs]
-    jobs = [job if job.on == "local" else placed(job) for job in jobs]
+    jobs = [job if job.on == "local" else with_absolute_paths(job) for job in jobs]
     if dry_run:
         for job in jobs:
-            cli_plan.show_plan(job, is_json=is_json)
+            show_plan(job, is_json=is_json)
         return
     first = None if after is None else predecessor(after, jobs[0])
     if len(jobs) == 1:
@@ -152,20 +175,25 @@ def submit(
 
 def resume(
     run_uri: RunUri,
-    workers: Annotated[int | None, typer.Option("--workers", "-w", help="Workers this time.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-w", help="Number of workers from now on.")
+    ] = None,
     retry_poisoned: Annotated[
-        bool, typer.Option("--retry-poisoned", help="Try shards that were set aside.")
+        bool,
+        typer.Option(
+            "--retry-poisoned", help="Try again the shards that failed too often and were set aside."
+        ),
     ] = False,
     on: Annotated[
-        Where | None, typer.Option("--on", help="Where to go on; where the run was last if left out.")
+        Where | None, typer.Option("--on", help="Where workers run. Where they ran last if left out.")
     ] = None,
     is_quiet: IsQuiet = False,
     is_json: IsJson = False,
 ) -> None:
-    """Make what is still missing of a run, and finish it.
+    """Continue a run: upscale the shards that are missing, then merge.
 
     \b
-    vsr resume out.mkv.vsr
+    vsr resume out.mkv
     """
     from vsr_hpc.launch import executor_of, retry
 
@@ -182,13 +210,15 @@ def resume(
 
 def status(
     run_uri: RunUri,
-    is_watched: Annotated[bool, typer.Option("--watch", help="Stay and show it in place.")] = False,
+    is_watched: Annotated[
+        bool, typer.Option("--watch", help="Keep showing the status until the run ends.")
+    ] = False,
     is_json: IsJson = False,
 ) -> None:
-    """How far a run is: shards, speed, workers, where the time goes, what failed.
+    """Show a run's progress: shards, speed, workers, time of each stage, failures.
 
     \b
-    vsr status out.mkv.vsr --watch
+    vsr status out.mkv --watch
     """
     from vsr_hpc.cli.progress import say_status, watch
     from vsr_hpc.launch import whole_status
@@ -205,24 +235,24 @@ def status(
 
 
 def cancel(run_uri: RunUri) -> None:
-    """Stop a run's workers; what is finished stays, and `vsr resume` goes on from there.
+    """Stop a run's workers. Finished shards are kept; `vsr resume` continues.
 
     \b
-    vsr cancel out.mkv.vsr
+    vsr cancel out.mkv
     """
     from vsr_hpc import launch
 
     run = _open(run_uri)
     if launch.cancel(run):
         typer.echo(
-            f"cancelled: {run.uri}; its workers leave after their present frames, `vsr resume` goes on"
+            f"cancelled: {run.uri}; workers stop after their current frames, `vsr resume` continues the run"
         )
     else:
-        typer.echo(f"complete already, nothing to cancel: {run.uri}")
+        typer.echo(f"already complete, nothing to cancel: {run.uri}")
 
 
 def runs(is_json: IsJson = False) -> None:
-    """The runs that you began on this machine and that are still there.
+    """List the runs that you started on this machine and that still exist.
 
     \b
     vsr runs
@@ -237,19 +267,19 @@ def runs(is_json: IsJson = False) -> None:
         share = f"{each.frames_done / each.frames:4.0%}" if each.frames else "   -"
         typer.echo(f"{each.state:<11} {share}  {each.uri}")
     if not found:
-        typer.echo("no runs here yet", err=True)
+        typer.echo("no runs yet", err=True)
 
 
 def logs(
     run_uri: RunUri,
     worker: Annotated[
-        str | None, typer.Option("--worker", help="Only workers whose name holds this.")
+        str | None, typer.Option("--worker", help="Only workers whose name contains this.")
     ] = None,
 ) -> None:
-    """What a run's workers said.
+    """Print the logs of a run's workers.
 
     \b
-    vsr logs out.mkv.vsr --worker gpu-node-3
+    vsr logs out.mkv --worker gpu-node-3
     """
     run = _open(run_uri)
     found = [facts.name for facts in run.store.list("logs/") if worker is None or worker in facts.name]
@@ -260,24 +290,27 @@ def logs(
         typer.echo(run.store.read(name).decode(errors="replace"), nl=False)
 
 
-def worker_command(
+def work(
     run_uri: RunUri,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 for all.")] = 0,
-    task: Annotated[str, typer.Option("--task", help="The scheduler's name of this worker's place.")] = "",
-    restart: Annotated[int, typer.Option("--restart", help="How often this place was started before.")] = 0,
-    with_parent: Annotated[int, typer.Option("--with-parent", help="Leave when this process is gone.")] = 0,
+    task: Annotated[str, typer.Option("--task", help="The scheduler's name of this worker's task.")] = "",
+    restart: Annotated[int, typer.Option("--restart", help="How often this task was started before.")] = 0,
+    with_parent: Annotated[
+        int, typer.Option("--with-parent", help="Exit when the process with this number has ended.")
+    ] = 0,
     metrics: Annotated[
-        Metrics | None, typer.Option("--metrics", help="Figures for CloudWatch; the job's way if left out.")
+        Metrics | None,
+        typer.Option("--metrics", help="Log figures for CloudWatch (emf). As the job says if left out."),
     ] = None,
     prometheus: Annotated[
         str | None, typer.Option("--prometheus", help="A folder for the node exporter's textfile collector.")
     ] = None,
     is_quiet: IsQuiet = False,
 ) -> None:
-    """Work on a run until nothing is missing. This is what executors start.
+    """Work on a run's shards until none is missing. Executors start this command.
 
     \b
-    vsr worker out.mkv.vsr
+    vsr worker out.mkv
     """
     from vsr_hpc.system.interrupts import StopFlag, signals_set
     from vsr_hpc.system.spot_notice import spot_watched
@@ -303,10 +336,10 @@ def worker_command(
 
 
 def finish(run_uri: RunUri, is_json: IsJson = False) -> None:
-    """Merge a run whose shards are all done, and verify it. Harmless when called twice.
+    """Merge a run whose shards are all done, and check the output. Safe to repeat.
 
     \b
-    vsr finish out.mkv.vsr
+    vsr finish out.mkv
     """
     from vsr_hpc.launch import finish_here
 
@@ -314,30 +347,33 @@ def finish(run_uri: RunUri, is_json: IsJson = False) -> None:
 
 
 def verify(
-    source: Annotated[str, typer.Argument(metavar="IN", help="The source clip.")],
-    output: Annotated[str, typer.Argument(metavar="OUT", help="What was made of it.")],
-    deep: Annotated[bool, typer.Option("--deep/--packets", help="Decode and compare every picture.")] = True,
-    audio: AudioOption = Audio.copy,
-    drop: Drop = [],  # noqa: B006 - typer copies it
-    start: Start = None,
-    stop: Stop = None,
-    frames: Frames = None,
-    is_json: IsJson = False,
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="IN", help="The clip that was upscaled.")],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The output that was made from it.")],
+    deep: Annotated[
+        bool,
+        typer.Option("--deep/--packets", help="Decode and compare every picture, or check packets only."),
+    ] = True,
+    is_json: IsJsonOfJob = False,
 ) -> None:
-    """Prove an output: frames, timestamps, streams, tags, each picture its input's. Exit code 5 if not.
+    """Check that an output is complete and true: frames, timestamps, streams, tags, each picture.
+
+    Exit code 5 if it is not.
 
     \b
     vsr verify in.mkv out.mkv
     """
-    from vsr_hpc.job.spec import RangeSection, StreamsSection
+    from vsr_hpc.job.options import spell_option
+    from vsr_hpc.job.reading import parse_job
     from vsr_hpc.launch import verify_here
 
+    job = parse_job(build_document(given_options(context), source, output), "", spell=spell_option)
     result = verify_here(
         source,
         output,
         is_deep=deep,
-        streams=StreamsSection(audio=audio.value, drop=tuple(drop)),
-        wanted=RangeSection.model_validate({"from": start, "to": stop, "frames": frames}),
+        streams=job.streams,
+        wanted=job.range,
     )
     if is_json:
         answer(result)
@@ -345,7 +381,7 @@ def verify(
         for line in result.lines():
             typer.echo(line)
     if not result.ok:
-        raise VerifyError(f"{output} is not the whole, true output of {source}")
+        raise VerifyError(f"{output} is not a complete and true output of {source}; the findings are above")
 
 
 def _launch(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None) -> None:
@@ -357,10 +393,10 @@ def _launch(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after:
 def _launch_each(
     jobs: list[JobSpec], *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None
 ) -> None:
-    """One after the other; an input that is refused does not keep the others from being made."""
+    """Run the jobs one after the other. An input that is refused does not stop the others."""
     from vsr_hpc.models.cards import find_card
 
-    find_card(jobs[0].model)  # the same for all: refused once
+    find_card(jobs[0].model)  # all jobs have the same model, so one refusal is enough
     answers: list[Done] = []
     errors: list[VsrError] = []
     for job in jobs:
@@ -378,7 +414,7 @@ def _launch_each(
     if is_json and is_here:
         answer(answers)
     if errors:
-        what = "upscaled" if is_here else "begun"
+        what = "upscaled" if is_here else "started"
         fail(f"{len(errors)} of {len(jobs)} inputs were not {what}", errors[0].exit_code)
 
 
@@ -398,7 +434,7 @@ def _begin(
 def _carry_out(
     run: Run, job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None
 ) -> Done | None:
-    """See a run to its end; None where that goes on elsewhere."""
+    """Carry a run to its end. None where it continues on another machine."""
     from vsr_hpc.cli.progress import Watching
     from vsr_hpc.launch import already_done, ensure_plan, run_here
     from vsr_hpc.system.interrupts import StopFlag, signals_set
@@ -406,7 +442,7 @@ def _carry_out(
     done = already_done(run)
     if done is not None:
         if not is_quiet:
-            typer.echo("complete already, nothing to do", err=True)
+            typer.echo("already complete, nothing to do", err=True)
         return done
     if job.on != "local":
         _start_elsewhere(run, job, is_quiet=is_quiet, is_json=is_json, after=after)
@@ -417,34 +453,34 @@ def _carry_out(
         with signals_set(stop), Watching(run, stop, is_quiet=is_quiet) as watching:
             done = run_here(run, stop, how=job.run, on_beat=watching.on_beat, on_tick=watching.on_tick)
     except KeyboardInterrupt:  # while planning, or for the second time
-        say("aborted; call again to go on from the last finished shard")
-        os._exit(130)  # a stage may be inside the network, and would be waited for
+        say("aborted; the same command continues from the last finished shard")
+        os._exit(130)  # a normal exit would wait for a stage that is inside the network
     if done is None:
-        _stopped(run, stop)
+        _exit_stopped(run, stop)
     return done
 
 
 def _start_elsewhere(
     run: Run, job: JobSpec, *, is_quiet: bool, is_json: bool, after: Run | None = None
 ) -> None:
-    """Start the workers and leave: the run goes on without this process."""
+    """Start the workers and return: the run continues without this process."""
     from vsr_hpc.launch import start_elsewhere
 
     begun = start_elsewhere(run, job, after)
     if not is_quiet:
-        typer.echo(f"{begun}\nvsr status {run.uri} --watch   shows it", err=True)
+        typer.echo(f"{begun}\n`vsr status {run.uri} --watch` shows its progress", err=True)
     if is_json:
         answer({"uri": run.uri, "begun": begun})
     else:
         typer.echo(run.uri)
 
 
-def _stopped(run: Run, stop: StopFlag) -> NoReturn:
+def _exit_stopped(run: Run, stop: StopFlag) -> NoReturn:
     left, all_of_them = len(run.missing()), run.plan.shard_count
     why = stop.reason.value if stop.reason else "stopped"
     typer.echo(
         f"{why}: {plural(left, 'shard')} of {all_of_them} {'is' if left == 1 else 'are'} missing; "
-        "call again to go on",
+        "the same command continues",
         err=True,
     )
     raise typer.Exit(130)
@@ -457,11 +493,11 @@ def _report_done(done: Done, *, is_quiet: bool, is_json: bool) -> None:
     if not is_quiet:
         for note in done.notes:
             typer.echo(f"note: {note}", err=True)
-    typer.echo(_shown(done.output))
+    typer.echo(_relative(done.output))
 
 
-def _shown(place: str) -> str:
-    """As a person would name it from where they stand."""
+def _relative(place: str) -> str:
+    """The place as seen from the current folder, where it lies below it."""
     path, here = Path(place), Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else place
 

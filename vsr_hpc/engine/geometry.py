@@ -37,10 +37,11 @@ def output_geometry(
     scale: Fraction | float | int | None = None,
     size: tuple[int | None, int | None] | None = None,
     default_scale: int = 1,
+    drops_alpha: bool = False,
 ) -> Geometry:
     """The output picture for a factor or a size (one side may be None: it follows), on the format's grid.
 
-    Raises JobError with every finding.
+    `drops_alpha` allows a pixel format without the source's alpha channel. Raises JobError with all findings.
     """
     _refuse_contradictions(picture, scale, size)
     width, height, notes = _requested_size(picture, scale if scale is not None else default_scale, size)
@@ -56,7 +57,7 @@ def output_geometry(
             f"output size {_decimal(width)}x{_decimal(height)} is rounded to {rounded[0]}x{rounded[1]}, "
             f"since {pixel.name} needs multiples of {step_w}x{step_h}"
         )
-    out = output_picture(picture, *rounded, pixel)
+    out = output_picture(picture, *rounded, pixel, drops_alpha=drops_alpha)
     if out.sample_aspect != picture.sample_aspect:
         notes.append(
             f"sample aspect becomes {out.sample_aspect} (was {picture.sample_aspect}) "
@@ -70,12 +71,14 @@ def output_geometry(
     return Geometry(picture=out, notes=tuple(notes))
 
 
-def output_picture(picture: Picture, width: int, height: int, pixel: PixelFormat) -> Picture:
+def output_picture(
+    picture: Picture, width: int, height: int, pixel: PixelFormat, *, drops_alpha: bool = False
+) -> Picture:
     """What the output's frames have in common; the display aspect is the source's."""
-    if picture.pixel.has_alpha and not pixel.has_alpha:
+    if picture.pixel.has_alpha and not pixel.has_alpha and not drops_alpha:
         raise JobError(
             f"pixel format {pixel.name} cannot carry the source's alpha ({picture.pixel.name}); "
-            "choose one that can (yuva420p, gbrap) and a codec for it, or remove the alpha first"
+            "choose one that can (yuva420p, gbrap) and a codec for it, or remove the alpha with --drop alpha"
         )
     return replace(
         picture,
@@ -111,8 +114,8 @@ def is_full_range(picture: Picture) -> bool:
 
 
 def is_planewise(source: Picture, target: Picture) -> bool:
-    """Whether a filter can go from plane to plane, never visiting RGB."""
-    same_kind = source.pixel.kind == target.pixel.kind and source.pixel.has_alpha == target.pixel.has_alpha
+    """Whether a filter can scale each plane by itself, without RGB. A plane of alpha may be left out."""
+    same_kind = source.pixel.kind == target.pixel.kind and source.pixel.has_alpha >= target.pixel.has_alpha
     floats = (source.pixel.depth == 32) == (target.pixel.depth == 32)
     return (
         same_kind

@@ -33,6 +33,8 @@ class UpscaleRequest:
     scale: Fraction | None = None
     size: tuple[int | None, int | None] | None = None
     pixel: PixelFormat | None = None
+    drops_alpha: bool = False
+    """Whether `pixel` may lack the source's alpha channel."""
     tile: int | None = None
     """Side of a tile's core in input pixels; 0: never tile."""
     batch: int | None = None
@@ -75,7 +77,12 @@ def resolve_settings(
     pixel = request.pixel or picture.pixel
     try:
         out = output_geometry(
-            picture, pixel, scale=request.scale, size=request.size, default_scale=card.scale
+            picture,
+            pixel,
+            scale=request.scale,
+            size=request.size,
+            default_scale=card.scale,
+            drops_alpha=request.drops_alpha,
         ).picture
     except JobError as exc:
         findings.insert(0, str(exc))

@@ -252,7 +252,7 @@ class Upscaler:
     def _filter(self, planes: list[Tensor], kind: Filter) -> list[Tensor]:
         """The filter's picture as code values; through RGB only where the output's kind is another."""
         if is_planewise(self._in, self._out):
-            return [self._filter_plane(planes, i, kind) for i in range(len(planes))]
+            return [self._filter_plane(planes, i, kind) for i in range(self._out.pixel.plane_count)]
         rgb = Coding(self._in).to_rgb(planes)
         return self._encode(self._resize(rgb, kind), planes)
 
@@ -289,7 +289,7 @@ class Upscaler:
     def _encode(self, rgb: Tensor, planes: list[Tensor]) -> list[Tensor]:
         """RGB at the output's size as the output's planes, with alpha beside it."""
         codes = Coding(self._out).from_rgb(rgb)
-        if self._in.pixel.has_alpha:
+        if self._in.pixel.has_alpha and self._out.pixel.has_alpha:
             codes.append(self._alpha(planes[-1]))
         elif self._out.pixel.has_alpha:
             opaque = 1.0 if self._out.pixel.depth == 32 else 2.0**self._out.pixel.depth - 1

@@ -1,4 +1,4 @@
-"""Several inputs, folders (on S3 too) and globs become (input, output) pairs."""
+"""Turns the places of a command line (files, folders, patterns, S3) into pairs of input and output."""
 
 from __future__ import annotations
 
@@ -16,20 +16,47 @@ _IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".exr", ".jpg", ".jpeg", "
 
 
 def expand(paths: list[str]) -> tuple[tuple[str, str], ...]:
-    """The last path is the output: a file for one input, a folder for several."""
-    if len(paths) < 2:
+    """Pairs of input and output. The last path is the output: a file for one input, a folder for several.
+
+    One path alone is an input; `default_output` names its output. Raises JobError where an output is missing
+    or several inputs would have the same one.
+    """
+    if not paths:
         raise JobError("name an input and an output: vsr upscale IN OUT")
-    *sources, output = paths
+    *sources, output = paths if len(paths) > 1 else (*paths, default_output(paths[0]))
     found = [clip for source in sources for clip in _clips(source)]
     if len(found) == 1 and not _is_folder_for_clips(output, found[0]):
         return ((found[0], output),)
     if len(found) > 1 and Path(output).suffix.lower() in CLIP_SUFFIXES | _IMAGE_SUFFIXES:
         raise JobError(f"{len(found)} inputs cannot all become {output}; name a folder as the last argument")
-    pairs = tuple((clip, _joined(output, _output_name(clip))) for clip in found)
+    pairs = tuple((clip, _join(output, _output_name(clip))) for clip in found)
     doubled = {target for _, target in pairs if [other for _, other in pairs].count(target) > 1}
     if doubled:
-        raise JobError(f"several inputs would become {', '.join(sorted(doubled))}; upscale them one by one")
+        raise JobError(
+            f"several inputs would be written to {', '.join(sorted(doubled))}; upscale them one by one"
+        )
     return pairs
+
+
+def default_output(source: str) -> str:
+    """The output for an input that was given alone: `film.mp4` becomes `film-upscaled.mp4` beside it."""
+    path = Path(source)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        raise JobError(f"{source} is a job file: `vsr submit {source}` runs it")
+    if "://" in source or (not path.exists() and any(mark in source for mark in "%*?[")):
+        raise JobError(f"{source}: name an output, too: vsr upscale {source} OUT")
+    if path.is_dir():
+        return f"{source.rstrip('/')}-upscaled/"
+    name = Path(_output_name(source))
+    return str(path.with_name(f"{name.stem}-upscaled{name.suffix}"))
+
+
+def looks_like_input(word: str) -> bool:
+    """Whether a word of a command line names a clip, an image or something that exists."""
+    path = Path(word)
+    return not word.startswith("-") and (
+        path.suffix.lower() in CLIP_SUFFIXES | _IMAGE_SUFFIXES or path.exists()
+    )
 
 
 def _clips(source: str) -> list[str]:
@@ -56,13 +83,13 @@ def _clips(source: str) -> list[str]:
 
 
 def _clips_on_s3(folder: str) -> list[str]:
-    """Those directly below the prefix."""
+    """The clips directly below the prefix, not those in folders further down."""
     from vsr_hpc.storage.opening import open_store
 
     names = [each.name for each in open_store(folder.rstrip("/")).list("")]
     clips = [each for each in names if "/" not in each and Path(each).suffix.lower() in CLIP_SUFFIXES]
     if not clips:
-        raise JobError(f"{folder}: holds no clip that we know")
+        raise JobError(f"{folder}: holds no clip; known are {', '.join(sorted(CLIP_SUFFIXES))}")
     return [f"{folder}{each}" for each in clips]
 
 
@@ -73,14 +100,14 @@ def _is_folder_for_clips(output: str, source: str) -> bool:
 
 
 def _is_sequence(source: str) -> bool:
-    """A file may well be called `Show [1080p].mkv` or `100%.mkv`: then it is no pattern."""
+    """Whether it stands for several images. An existing file such as `Show [1080p].mkv` is not a pattern."""
     path = Path(source)
     if "://" in source:
         return False
     return path.is_dir() or (not path.is_file() and any(mark in source for mark in "%*?["))
 
 
-def _joined(folder: str, name: str) -> str:
+def _join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if "://" in folder else str(Path(folder) / name)
 
 

@@ -1,4 +1,4 @@
-"""Reads a job file and turns every mistake in it into a sentence."""
+"""Reads a job file and reports every mistake in it as a sentence."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from vsr_hpc.system.yaml_file import read_mapping
 
 
 def load_job(path: Path) -> JobSpec:
-    """Read a job file; relative paths start from its own folder. Raises JobError with all findings."""
+    """Read a job file. Relative paths start from its folder. Raises JobError with all findings."""
     clip_hint = f"; a clip goes to `vsr upscale {path} OUT`"
     document = read_mapping(path, "a job file", "input, output and model", no_text_hint=clip_hint)
     job = parse_job(document, str(path))
     return job.model_copy(
-        update={"input": _beside(path, job.input), "output": _beside(path, job.output)}
-        | ({"model": _beside(path, job.model)} if _is_file_of_weights(path, job.model) else {})
+        update={"input": _relative_to(path, job.input), "output": _relative_to(path, job.output)}
+        | ({"model": _relative_to(path, job.model)} if _is_file_of_weights(path, job.model) else {})
     )
 
 
 def parse_job(
-    document: dict[str, Any], where: str, *, spelled: Callable[[str], str] = lambda key: key
+    document: dict[str, Any], where: str, *, spell: Callable[[str], str] = lambda key: key
 ) -> JobSpec:
     """Check a job given as plain values. Raises JobError with all findings at once.
 
-    `spelled` tells how the person wrote a key, where it was not in a file.
+    `spell` turns a key into what the person wrote, where that was not a job file.
     """
     try:
         return JobSpec.model_validate(document)
     except ValidationError as exc:
-        raise JobError.from_findings(where, _findings(exc, spelled)) from exc
+        raise JobError.from_findings(where, _findings(exc, spell)) from exc
 
 
-def _findings(error: ValidationError, spelled: Callable[[str], str]) -> list[str]:
-    """One line for each key: a value that may be of several types is reported once, not for each type."""
+def _findings(error: ValidationError, spell: Callable[[str], str]) -> list[str]:
+    """One line for each key. A value that may have several types is reported once, not for each type."""
     grouped: dict[tuple[Any, ...], list[Any]] = {}
     for each in error.errors():
         grouped.setdefault(_place_of(each["loc"]), []).append(each)
-    return [_finding(place, found, spelled) for place, found in grouped.items()]
+    return [_finding(place, found, spell) for place, found in grouped.items()]
 
 
 def _place_of(location: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Where in the file; pydantic adds the type that it tried."""
+    """The place in the file, without the types that pydantic tried and adds to it."""
     model: Any = JobSpec
     for depth, part in enumerate(location):
         if not hasattr(model, "model_fields"):
@@ -64,18 +64,25 @@ def _place_of(location: tuple[Any, ...]) -> tuple[Any, ...]:
     return location
 
 
-def _finding(place: tuple[Any, ...], errors: list[Any], spelled: Callable[[str], str]) -> str:
+def _finding(place: tuple[Any, ...], errors: list[Any], spell: Callable[[str], str]) -> str:
     key = ".".join(map(str, place))
-    shown, error = spelled(key) or "job", errors[0]
+    shown, error = spell(key) or "job", errors[0]
     if error["type"] == "extra_forbidden":
-        return f"{shown}: unknown key{_close_keys(place)}"
+        return f"{shown}: unknown key{_suggest_keys(place)}"
     if error["type"] == "missing":
         return f"{shown}: missing"
-    first, *others = dict.fromkeys(_in_words(each) for each in errors)
+    first, *others = dict.fromkeys(_describe(each) for each in errors)
     text = " or ".join([first, *(each.removeprefix("must be ") for each in others)])
-    if error["type"] == "value_error":  # our own words, which name the value
+    if error["type"] == "value_error":  # our validators' messages name the value themselves
         return f"{shown}: {text}"
-    return f"{shown}: {text}, not {_short.repr(error['input'])}"
+    return f"{shown}: {text}, not {_show_value(error)}"
+
+
+def _show_value(error: Any) -> str:
+    """The value that was found. An option's number arrives as a text and is shown without quotes."""
+    value = error["input"]
+    is_number = isinstance(value, str) and error["type"].startswith(("greater_than", "less_than"))
+    return value if is_number else _short.repr(value)
 
 
 _short = reprlib.Repr()
@@ -104,7 +111,7 @@ _WORDS = {
 }
 
 
-def _in_words(error: Any) -> str:
+def _describe(error: Any) -> str:
     words = _WORDS.get(error["type"])
     if words is None:
         return str(error["msg"]).removeprefix("Value error, ")
@@ -115,7 +122,7 @@ def _in_words(error: Any) -> str:
     return words.format(**limits)
 
 
-def _close_keys(place: tuple[Any, ...]) -> str:
+def _suggest_keys(place: tuple[Any, ...]) -> str:
     model: Any = JobSpec
     for part in place[:-1]:
         field = model.model_fields.get(part)
@@ -134,14 +141,14 @@ def _is_file_of_weights(path: Path, model: str) -> bool:
     return "/" in model or (bool(Path(model).suffix) and (path.parent / model).is_file())
 
 
-def _beside(path: Path, value: str) -> str:
+def _relative_to(path: Path, value: str) -> str:
     if "://" in value or Path(value).is_absolute():
         return value
     return str(path.parent / Path(value).expanduser())
 
 
-def placed(job: JobSpec) -> JobSpec:
-    """The job with places that mean the same on every machine: no path relative to where one stands."""
+def with_absolute_paths(job: JobSpec) -> JobSpec:
+    """The job with absolute paths, which mean the same in every folder and on every node."""
     places = {"input": job.input, "output": job.output}
     if "/" in job.model or job.model.lower().endswith(WEIGHT_SUFFIXES):
         places["model"] = job.model
@@ -152,7 +159,7 @@ def placed(job: JobSpec) -> JobSpec:
 
 
 def _absolute(place: str) -> str:
-    """Without symbolic links resolved: nodes may see a share under the name that the user wrote."""
+    """The absolute path. Symbolic links stay: nodes may see a share only by the name that the user wrote."""
     if "://" in place:
         return place
     return os.path.abspath(place) + "/" * place.endswith("/")  # noqa: PTH100 - keeps links, drops `..`

@@ -1,11 +1,16 @@
-"""The job file: what a person asks for, checked at birth.
+"""The job: what a person asks for, as a job file or as command-line options.
 
-A job that loads is well-formed; whether it fits its clip, model and disk is `plan`'s question.
+Each field here is the only source for a key of the job file: its type and limits, its description and, by its
+`Option`, its command-line option. `vsr_hpc.job.options` makes the rest from these fields: the options of
+`vsr upscale`, `submit` and `plan`, their help, the tables of docs/cli.md and the command that a report shows.
+
+A job that loads is well-formed. `vsr_hpc.planning` decides whether it fits its clip, model and disk.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -21,6 +26,26 @@ from pydantic import (
 )
 
 from vsr_hpc.storage.store import RUNS_FOLDER
+
+Panel = Literal["Picture", "Model", "Encoding", "Streams", "Part of a clip", "Machine", "Run"]
+"""A group of options in the help of a command; the help shows them in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """The command-line option of a key of the job file."""
+
+    panel: Panel
+    name: str | None = None
+    """The long name; `--` and the key by default."""
+    also: tuple[str, ...] = ()
+    """More names, for example `-s`."""
+    metavar: str | None = None
+    """What the help shows for the value; by default, the choices or the type."""
+    flag_value: str | None = None
+    """The value that the option sets, where it takes none on the command line."""
+    separator: str | None = None
+    """What stands between several values. Without it, the option is repeated."""
 
 
 class _Section(BaseModel):
@@ -44,21 +69,58 @@ def _parse_text(value: object) -> object:
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-def _is_time_point(text: str) -> str:
+def _parse_numbers(value: object) -> object:
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+        if not all(part.isdecimal() for part in parts):
+            raise ValueError(
+                f"{value!r} is not a list of numbers; write numbers with commas, for example 0,1"
+            )
+        return tuple(map(int, parts))
+    return value
+
+
+def _parse_pairs(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    pairs = {}
+    for part in filter(None, value.split(":")):
+        key, separator, text = part.partition("=")
+        if not separator:
+            raise ValueError(f"{part!r} is not key=value; write key=value:key=value")
+        pairs[key] = text
+    return pairs
+
+
+_CODEC_NAMES = {
+    "hevc": "h265",
+    "x265": "h265",
+    "h.265": "h265",
+    "avc": "h264",
+    "x264": "h264",
+    "h.264": "h264",
+}
+
+
+def _parse_codec(value: object) -> object:
+    return _CODEC_NAMES.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+
+def _check_time_point(text: str) -> str:
     if not re.fullmatch(r"(\d+:)?(\d+:)?\d+(\.\d+)?|\d+f", text):
         raise ValueError(
-            f"{text!r} is no time; write seconds (12.5), [HH:]MM:SS (1:30), or a frame's number (250f)"
+            f"{text!r} is not a time; write seconds (12.5), [HH:]MM:SS (1:30), or a frame's number (250f)"
         )
     return text
 
 
-def _is_rate(text: str) -> str:
+def _check_rate(text: str) -> str:
     if not re.fullmatch(r"\d+(/\d+|\.\d+)?", text) or not re.search(r"[1-9]", text) or text.endswith("/0"):
-        raise ValueError(f"{text!r} is no frame rate; write 24, 29.97 or 24000/1001")
+        raise ValueError(f"{text!r} is not a frame rate; write 24, 29.97 or 24000/1001")
     return text
 
 
-def _is_place(text: str) -> str:
+def _check_place(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError("is empty" if not text else "holds a zero byte")
     try:
@@ -69,53 +131,82 @@ def _is_place(text: str) -> str:
 
 
 Size = Annotated[tuple[int | None, int | None], BeforeValidator(_parse_size)]
-"""Width and height; one of them may be None and follows."""
+"""Width and height. One of them may be None; it then follows the other."""
 Text = Annotated[str, BeforeValidator(_parse_text)]
-Place = Annotated[str, AfterValidator(_is_place)]
-"""A path, an address or a model's name."""
-TimePoint = Annotated[str, BeforeValidator(_parse_text), AfterValidator(_is_time_point)]
-"""Seconds, [HH:]MM:SS.mmm, or a frame (250f)."""
-Rate = Annotated[str, BeforeValidator(_parse_text), AfterValidator(_is_rate)]
+Address = Annotated[str, AfterValidator(_check_place)]
+"""A path, an S3 address or a model's name."""
+TimePoint = Annotated[str, BeforeValidator(_parse_text), AfterValidator(_check_time_point)]
+"""Seconds, [HH:]MM:SS.mmm, or a frame's number (250f)."""
+Rate = Annotated[str, BeforeValidator(_parse_text), AfterValidator(_check_rate)]
+Codec = Annotated[Literal["h264", "h265", "av1", "ffv1", "prores"], BeforeValidator(_parse_codec)]
+Numbers = Annotated[tuple[int, ...], BeforeValidator(_parse_numbers)]
+Pairs = Annotated[dict[str, Text], BeforeValidator(_parse_pairs)]
 
 
 class PictureSection(_Section):
-    """How pictures are made: everything here may change the bytes of the output."""
+    """How pictures are made. Every key here may change the bytes of the output."""
 
-    scale: float | None = Field(None, gt=0, le=16)
-    size: Size | None = None
-    tile: int | Literal["auto", "none"] = "auto"
-    batch: int | Literal["auto"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    blend: float = Field(0.0, ge=0, le=1)
-    grain: float = Field(0.0, ge=0, le=32)
-    seed: int = 0
-    denoise: float | None = Field(None, ge=0, le=1)
-    """For models with a variant that keeps noise: 0 is that variant, 1 the model itself."""
-    skip_duplicates: bool = False
-    """Use a result again for the frames of its chunk that decode to the same bits."""
-    window: int | Literal["auto"] = "auto"
-    """Frames that a video network makes at a time; by memory."""
-    context: int | Literal["auto"] = "auto"
-    """Frames that it sees on both sides of them; the card's."""
-    deinterlace: bool = False
-    field_order: Literal["auto", "progressive", "tff", "bff"] = "auto"
+    scale: Annotated[float | None, Option("Picture", also=("-s",))] = Field(
+        None, gt=0, le=16, description="Enlargement factor. The model's own factor if left out."
+    )
+    size: Annotated[Size | None, Option("Picture", metavar="WxH", separator="x")] = Field(
+        None, description="Output size instead of a factor: 1920x1080, or one side (1920x, x1080)."
+    )
+    tile: Annotated[int | Literal["auto", "none"], Option("Model")] = Field(
+        "auto", description="Side of a tile in input pixels. auto: what fits the memory. none: whole frames."
+    )
+    batch: Annotated[int | Literal["auto"], Option("Model")] = Field(
+        "auto", description="Frames in one pass through the network."
+    )
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Option("Model")] = Field(
+        "auto", description="Number format in which the network computes."
+    )
+    blend: Annotated[float, Option("Picture")] = Field(
+        0.0, ge=0, le=1, description="Share of the bicubic picture that is mixed into the network's."
+    )
+    grain: Annotated[float, Option("Picture")] = Field(
+        0.0, ge=0, le=32, description="Strength of the film grain to add, in 8-bit code values."
+    )
+    seed: Annotated[int, Option("Picture")] = Field(0, description="Seed of the film grain.")
+    denoise: Annotated[float | None, Option("Picture")] = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Noise to remove, for models with a variant that keeps noise: 0 keeps it, 1 removes it.",
+    )
+    skip_duplicates: Annotated[bool, Option("Picture")] = Field(
+        False, description="Upscale frames of a chunk that repeat bit by bit only once (animation)."
+    )
+    window: Annotated[int | Literal["auto"], Option("Model")] = Field(
+        "auto", description="Frames that a video network makes at a time. auto: what fits the memory."
+    )
+    context: Annotated[int | Literal["auto"], Option("Model")] = Field(
+        "auto",
+        description="Frames that a video network sees before and after those. auto: the model's choice.",
+    )
+    deinterlace: Annotated[bool, Option("Picture")] = Field(
+        False, description="Make whole frames from interlaced fields."
+    )
+    field_order: Annotated[Literal["auto", "progressive", "tff", "bff"], Option("Picture")] = Field(
+        "auto", description="Which field comes first (top: tff, bottom: bff). auto: what the clip says."
+    )
 
     @model_validator(mode="after")
-    def _one_size(self) -> PictureSection:
+    def _check_one_size(self) -> PictureSection:
         if self.scale is not None and self.size is not None:
             raise ValueError("give scale or size, not both")
         return self
 
     @field_validator("tile")
     @classmethod
-    def _pays(cls, tile: int | str) -> int | str:
+    def _check_tile(cls, tile: int | str) -> int | str:
         if isinstance(tile, int) and tile < 32:
-            raise ValueError(f"{tile} is too small to pay; use 32 or more, auto or none")
+            raise ValueError(f"{tile} is too small to be efficient; use 32 or more, auto or none")
         return tile
 
     @field_validator("window", "context")
     @classmethod
-    def _is_bounded(cls, value: int | str, info: ValidationInfo) -> int | str:
+    def _check_frames(cls, value: int | str, info: ValidationInfo) -> int | str:
         least = 2 if info.field_name == "window" else 0
         if isinstance(value, int) and not least <= value <= 10_000:
             raise ValueError(f"{value} must be from {least} to 10000 frames, or auto")
@@ -123,7 +214,7 @@ class PictureSection(_Section):
 
     @field_validator("batch")
     @classmethod
-    def _is_some(cls, batch: int | str) -> int | str:
+    def _check_batch(cls, batch: int | str) -> int | str:
         if isinstance(batch, int) and batch < 1:
             raise ValueError(f"{batch} must be 1 or more, or auto")
         return batch
@@ -132,38 +223,71 @@ class PictureSection(_Section):
 class VideoSection(_Section):
     """How the output is encoded."""
 
-    codec: Literal["h264", "h265", "av1", "ffv1", "prores"] | None = None
-    encoder: str | None = None
-    crf: int | None = Field(None, ge=0, le=63)
-    qp: int | None = Field(None, ge=0, le=255)
-    lossless: bool = False
-    preset: Text | None = None
-    pix_fmt: str | None = None
-    params: dict[str, Text] = Field(default_factory=dict)
-    threads: int | None = Field(None, ge=1, le=64)
+    codec: Annotated[Codec | None, Option("Encoding")] = Field(
+        None, description="Codec of the output. By default one that holds the source's bit depth."
+    )
+    encoder: Annotated[str | None, Option("Encoding")] = Field(
+        None, description="An FFmpeg encoder instead of the codec's usual one, for example h264_nvenc."
+    )
+    crf: Annotated[int | None, Option("Encoding")] = Field(
+        None, ge=0, le=63, description="Constant quality. Lower is better and larger."
+    )
+    qp: Annotated[int | None, Option("Encoding")] = Field(
+        None, ge=0, le=255, description="Constant quantiser, instead of constant quality."
+    )
+    lossless: Annotated[bool, Option("Encoding")] = Field(False, description="Encode without any loss.")
+    preset: Annotated[Text | None, Option("Encoding")] = Field(
+        None, description="The encoder's preset, which trades time for file size."
+    )
+    pix_fmt: Annotated[str | None, Option("Encoding", metavar="FORMAT")] = Field(
+        None, description="A planar FFmpeg pixel format. The source's if left out."
+    )
+    params: Annotated[
+        Pairs, Option("Encoding", name="--encoder-params", metavar="K=V:K=V", separator=":")
+    ] = Field(default_factory=dict, description="More parameters of the encoder.")
+    threads: Annotated[int | None, Option("Encoding", name="--encoder-threads")] = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Threads of one encoder, 4 by default. The output's bytes depend on it.",
+    )
 
 
 class StreamsSection(_Section):
-    """What becomes of everything but the picture."""
+    """What happens to everything but the picture."""
 
-    audio: Literal["copy", "aac", "opus", "none"] = "copy"
-    drop: tuple[str, ...] = ()
+    audio: Annotated[Literal["copy", "aac", "opus", "none"], Option("Streams")] = Field(
+        "copy", description="Copy the sound, encode it again, or leave it out."
+    )
+    drop: Annotated[tuple[str, ...], Option("Streams", metavar="KIND")] = Field(
+        (),
+        description="Leave out what the output cannot hold: data, alpha, … (docs/cli.md). May be repeated.",
+    )
 
 
 class RangeSection(_Section):
-    """A part of the clip; times are seconds or HH:MM:SS.mmm."""
+    """The part of the clip that is upscaled."""
 
-    start: TimePoint | None = Field(None, alias="from")
-    stop: TimePoint | None = Field(None, alias="to")
-    frames: int | None = Field(None, ge=1)
+    start: Annotated[TimePoint | None, Option("Part of a clip", metavar="TIME")] = Field(
+        None, alias="from", description="Begin here: seconds, HH:MM:SS.mmm, or a frame's number (250f)."
+    )
+    stop: Annotated[TimePoint | None, Option("Part of a clip", metavar="TIME")] = Field(
+        None, alias="to", description="Stop before here: seconds, HH:MM:SS.mmm, or a frame's number."
+    )
+    frames: Annotated[int | None, Option("Part of a clip")] = Field(
+        None, ge=1, description="Upscale at most this many frames."
+    )
 
 
 class ImagesSection(_Section):
-    """For folders and patterns of images."""
+    """How images in a folder or pattern, or a raw stream, become a clip."""
 
-    rate: Rate | None = None
-    """Also of a raw stream, which has no timestamps either."""
-    allow_gaps: bool = False
+    rate: Annotated[Rate | None, Option("Part of a clip", metavar="FPS")] = Field(
+        None, description="Frame rate of images or of a raw stream, which have no timestamps: 24000/1001."
+    )
+    allow_gaps: Annotated[bool, Option("Part of a clip")] = Field(
+        False, description="Accept missing numbers in an image sequence."
+    )
 
     @property
     def frame_rate(self) -> Fraction | None:
@@ -171,33 +295,68 @@ class ImagesSection(_Section):
 
 
 class RunSection(_Section):
-    """How the work is cut and kept; nothing here but `chunk_s` may change a byte of the output."""
+    """How the work is divided and kept. Only `chunk_s` may change a byte of the output."""
 
-    location: Place | None = None
-    workers: int = Field(1, ge=1, le=10_000)
-    gpus: tuple[int, ...] | None = None
-    threads: int | None = Field(None, ge=1, le=1024)
-    chunk_s: float | None = Field(None, gt=0, le=600)
-    shard_s: float = Field(45.0, gt=0)
-    max_attempts: int = Field(4, ge=1, le=100)
-    max_rounds: int = Field(8, ge=1, le=1000)
-    lease_window_s: float | None = Field(None, ge=1, le=3600)
-    """Silence after which a worker's shard is taken over; the store's own window where it is left out."""
-    reproducible: Literal["mixed", "strict"] = "mixed"
-    keep_segments: bool = False
-    metrics: Literal["none", "emf", "cloudwatch"] = "none"
-    """How workers tell CloudWatch their figures: lines in the log, or the API."""
-    prometheus: Place | None = None
-    """A folder for the node exporter's textfile collector."""
+    location: Annotated[Address | None, Option("Run", name="--run", metavar="PLACE")] = Field(
+        None,
+        description="Where the run keeps its files: a folder or s3://bucket/prefix. "
+        "By default .vsr/NAME beside the output.",
+    )
+    workers: Annotated[int, Option("Machine", also=("-w",))] = Field(
+        1,
+        ge=1,
+        le=10_000,
+        description="Worker processes on this machine, at least one for each GPU; tasks on Slurm and Batch.",
+    )
+    gpus: Annotated[Numbers | None, Option("Machine", metavar="0,1", separator=",")] = Field(
+        None, description="Numbers of the GPUs to use. All visible ones by default."
+    )
+    threads: Annotated[int | None, Option("Machine")] = Field(
+        None, ge=1, le=1024, description="CPU threads for all workers together."
+    )
+    chunk_s: Annotated[float | None, Option("Machine")] = Field(
+        None, gt=0, le=600, description="Seconds of the clip in one chunk, about 10 by default."
+    )
+    shard_s: Annotated[float, Option("Machine")] = Field(
+        45.0, gt=0, description="Seconds of work in one shard, about. A finished shard is never done again."
+    )
+    max_attempts: int = Field(4, ge=1, le=100, description="Attempts at a shard before it is set aside.")
+    max_rounds: int = Field(8, ge=1, le=1000, description="Rounds of workers before the run stops.")
+    lease_window_s: float | None = Field(
+        None,
+        ge=1,
+        le=3600,
+        description="Silence after which a worker's shard is taken over. 60 or 180 by default, by the store.",
+    )
+    reproducible: Annotated[
+        Literal["mixed", "strict"], Option("Machine", name="--strict", flag_value="strict")
+    ] = Field(
+        "mixed",
+        description="Only accept workers with the first one's device and software, so that bytes are equal.",
+    )
+    keep_segments: Annotated[bool, Option("Run")] = Field(
+        False, description="Keep the segments of the run after the merge."
+    )
+    metrics: Literal["none", "emf"] = Field(
+        "none", description="emf: workers write their figures for CloudWatch into their log."
+    )
+    prometheus: Address | None = Field(
+        None,
+        description="A folder of the Prometheus node exporter's textfile collector, for workers' figures.",
+    )
 
 
 class ContainerSection(_Section):
-    """An image in which workers run; what talks to Slurm and to the metadata service stays outside."""
+    """A container image in which workers run.
 
-    runtime: Literal["apptainer", "enroot"] = "apptainer"
-    image: str
-    args: tuple[str, ...] = ()
-    """More arguments of `apptainer exec` or `enroot start`, for example --bind=/data."""
+    The processes that talk to Slurm and to the metadata service stay outside.
+    """
+
+    runtime: Literal["apptainer", "enroot"] = Field("apptainer", description="The container runtime.")
+    image: str = Field(description="The image: a file that all nodes see, or an address.")
+    args: tuple[str, ...] = Field(
+        (), description="More arguments of `apptainer exec` or `enroot start`, for example --bind=/data."
+    )
 
 
 _SET_BY_VSR = frozenset(
@@ -211,36 +370,52 @@ _SET_BY_VSR = frozenset(
 class SlurmSection(_Section):
     """How Slurm starts the workers (`run.workers` says how many). Changes no byte of the output."""
 
-    partitions: tuple[str, ...] = ()
-    """In order of preference, Spot first; the cluster's default where empty."""
-    standby_after_min: float = Field(15, ge=0, le=10_000)
-    """After so many minutes without a Spot worker at work, workers on the next partition begin."""
-    gpus: int | None = Field(None, ge=0, le=64)
-    """For each worker; by default one for a network and none for a filter."""
-    cpus: int = Field(4, ge=1, le=1024)
-    memory_gib: float | None = Field(None, gt=0)
-    time_limit_min: int = Field(240, ge=1)
-    """Of one task; it requeues itself before that."""
-    warning_s: int = Field(120, ge=10, le=3600)
-    """How long before the time limit a worker is told."""
-    account: Text | None = None
-    qos: Text | None = None
-    constraint: Text | None = None
-    exclude: tuple[str, ...] = ()
-    python: str | None = None
-    """An interpreter with this package that all nodes see; the submitting one by default."""
-    packed: str | None = None
-    """A packed environment (.tar.gz) that all nodes see; each node unpacks it once on its own disk."""
-    container: ContainerSection | None = None
-    setup: tuple[str, ...] = ()
-    """Lines of shell before the worker, for example `module load cuda`."""
-    sbatch: dict[str, Text] = Field(default_factory=dict)
-    """More keys for sbatch: {reservation: night}."""
-    folder: str | None = None
-    """Where job scripts and logs of Slurm go; must be seen by all nodes. A folder in the home by default."""
+    partitions: tuple[str, ...] = Field(
+        (), description="Partitions in order of preference, Spot first. The cluster's default if empty."
+    )
+    standby_after_min: float = Field(
+        15,
+        ge=0,
+        le=10_000,
+        description="Minutes without a working Spot worker after which workers start on the next partition.",
+    )
+    gpus: int | None = Field(
+        None, ge=0, le=64, description="GPUs of each worker. By default 1 for a network, 0 for a filter."
+    )
+    cpus: int = Field(4, ge=1, le=1024, description="CPU cores of each worker.")
+    memory_gib: float | None = Field(None, gt=0, description="Memory of each worker.")
+    time_limit_min: int = Field(
+        240, ge=1, description="Time limit of one task, in minutes. It requeues itself before that."
+    )
+    warning_s: int = Field(
+        120, ge=10, le=3600, description="Seconds before the time limit at which a worker is warned."
+    )
+    account: Text | None = Field(None, description="The Slurm account to charge.")
+    qos: Text | None = Field(None, description="The quality of service.")
+    constraint: Text | None = Field(None, description="Features that a node must have.")
+    exclude: tuple[str, ...] = Field((), description="Nodes that are not used.")
+    python: str | None = Field(
+        None,
+        description="A Python with this package that all nodes see. The one that submits by default.",
+    )
+    packed: str | None = Field(
+        None,
+        description="A packed environment (.tar.gz) that all nodes see. Each node unpacks it once.",
+    )
+    container: ContainerSection | None = Field(None, description="A container image in which workers run.")
+    setup: tuple[str, ...] = Field(
+        (), description="Lines of shell that run before the worker, for example `module load cuda`."
+    )
+    sbatch: dict[str, Text] = Field(
+        default_factory=dict, description="More options of sbatch: {reservation: night}."
+    )
+    folder: str | None = Field(
+        None,
+        description="Folder of Slurm's job scripts and logs, which all nodes see. By default in your home.",
+    )
 
     @model_validator(mode="after")
-    def _consistent(self) -> SlurmSection:
+    def _check_consistent(self) -> SlurmSection:
         if self.python is not None and self.packed is not None:
             raise ValueError("give python or packed, not both")
         own = sorted(key for key in self.sbatch if key.replace("_", "-") in _SET_BY_VSR)
@@ -252,35 +427,58 @@ class SlurmSection(_Section):
 class BatchSection(_Section):
     """How AWS Batch starts the workers (`run.workers` says how many). Changes no byte of the output."""
 
-    name: str = Field("vsr", pattern=r"^[a-z][a-z0-9-]{0,39}$")
-    """What `vsr batch init` made under this name: queues, job role, log group, the image."""
-    region: Text | None = None
-    image: Text | None = None
-    """The container; the one told to `vsr batch init` by default."""
-    queues: tuple[Text, ...] = ()
-    """In order of preference; by default NAME, Spot first and on-demand next, or NAME-cpu without GPUs."""
-    job_role: Text | None = None
-    gpus: int | None = Field(None, ge=0, le=64)
-    """For each worker; by default one for a network and none for a filter."""
-    cpus: int = Field(4, ge=1, le=1024)
-    memory_gib: float = Field(14, ge=0.25, le=4096)
-    """A little less than the instance has: Batch keeps some for itself."""
-    attempts: int = Field(10, ge=1, le=10)
-    """Of each worker: a lost host and exit code 75 start it again, nothing else does."""
-    timeout_min: int = Field(720, ge=5, le=100_000)
-    """Of one attempt; a worker leaves before that and is started again."""
-    warning_s: int = Field(120, ge=10, le=3600)
-    """How long before the timeout it leaves."""
+    name: str = Field(
+        "vsr",
+        pattern=r"^[a-z][a-z0-9-]{0,39}$",
+        description="The name given to `vsr batch init`; queues, job role, log group and image bear it.",
+    )
+    region: Text | None = Field(None, description="The AWS region.")
+    image: Text | None = Field(
+        None, description="The container image. By default the one given to `vsr batch init`."
+    )
+    queues: tuple[Text, ...] = Field(
+        (),
+        description="Queues in order of preference. By default NAME, Spot first, or NAME-cpu without GPUs.",
+    )
+    job_role: Text | None = Field(None, description="The IAM role of the jobs.")
+    gpus: int | None = Field(
+        None, ge=0, le=64, description="GPUs of each worker. By default 1 for a network, 0 for a filter."
+    )
+    cpus: int = Field(4, ge=1, le=1024, description="CPU cores of each worker.")
+    memory_gib: float = Field(
+        14,
+        ge=0.25,
+        le=4096,
+        description="Memory of each worker; a little less than the instance has, since Batch reserves some.",
+    )
+    attempts: int = Field(
+        10, ge=1, le=10, description="Attempts of each worker. A lost host or exit code 75 starts it again."
+    )
+    timeout_min: int = Field(
+        720,
+        ge=5,
+        le=100_000,
+        description="Time limit of one attempt, in minutes. The worker leaves before it and starts again.",
+    )
+    warning_s: int = Field(
+        120, ge=10, le=3600, description="Seconds before the time limit at which the worker leaves."
+    )
 
 
 class JobSpec(_Section):
-    """One job: a clip, a model, and how. Frozen; unknown keys are refused."""
+    """One job: a clip, a model, and how to upscale it. Frozen; unknown keys are refused."""
 
-    input: Place
-    output: Place
-    model: Place = "auto"
-    """A name, a file of weights, or auto: the package's own model for the clip and the size."""
-    on: Literal["local", "slurm", "aws-batch"] = "local"
+    input: Address = Field(
+        description="The clip, still, folder or pattern of images; a path or s3:// address."
+    )
+    output: Address = Field(description="Where the output is written; a path or s3:// address.")
+    model: Annotated[Address, Option("Model", also=("-m", "-n"), metavar="NAME")] = Field(
+        "auto",
+        description="A model's name (`vsr models list`), a file of weights, or auto: our model for the size.",
+    )
+    on: Literal["local", "slurm", "aws-batch"] = Field(
+        "local", description="Where workers run. `vsr submit --on` overrides it."
+    )
     picture: PictureSection = PictureSection()
     video: VideoSection = VideoSection()
     streams: StreamsSection = StreamsSection()
@@ -289,11 +487,13 @@ class JobSpec(_Section):
     run: RunSection = RunSection()
     slurm: SlurmSection = SlurmSection()
     batch: BatchSection = BatchSection()
-    overwrite: bool = False
+    overwrite: Annotated[bool, Option("Run")] = Field(
+        False, description="Replace a file that already exists at the output."
+    )
 
     @property
     def run_uri(self) -> str:
-        """Where this job's run lives unless it is told otherwise: beside its output."""
+        """Where the run keeps its files: `run.location`, or a folder beside the output."""
         return self.run.location or run_folder(self.output)
 
 

@@ -108,6 +108,14 @@ def _known(name: str) -> PixelFormat:
     )
 
 
+def without_alpha(pixel: PixelFormat) -> PixelFormat:
+    """The format with the same samples and no alpha channel."""
+    if not pixel.has_alpha:
+        return pixel
+    opaque = {"grey": ("ya", "gray"), "yuv": ("yuva", "yuv"), "rgb": ("gbrap", "gbrp")}[pixel.kind]
+    return planar_format(pixel.name.replace(*opaque).replace("gray8", "gray"))
+
+
 def _planar_name(name: str) -> str | None:
     base = re.sub(r"(le|be)$", "", name)
     if name in ("monow", "monob"):

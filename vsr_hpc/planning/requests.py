@@ -13,7 +13,7 @@ from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.encode.encoding import VideoRequest
 from vsr_hpc.media.merge.container_plan import StreamsRequest
 from vsr_hpc.media.picture import Picture, PixelFormat
-from vsr_hpc.media.pixels import planar_format
+from vsr_hpc.media.pixels import planar_format, without_alpha
 from vsr_hpc.models.cards import Card
 
 
@@ -23,6 +23,7 @@ def upscale_request(job: JobSpec, picture: Picture) -> UpscaleRequest:
     return UpscaleRequest(
         size=(picture.width, picture.height),
         pixel=picture.pixel,
+        drops_alpha=_drops_alpha(job),
         tile=None if wanted.tile == "auto" else 0 if wanted.tile == "none" else wanted.tile,
         batch=None if wanted.batch == "auto" else wanted.batch,
         precision=None if wanted.precision == "auto" else wanted.precision,
@@ -39,12 +40,23 @@ def streams_request(job: JobSpec) -> StreamsRequest:
 def output_geometry_of(job: JobSpec, clip: Clip, card: Card, pixel: PixelFormat) -> Geometry:
     wanted = job.picture
     scale = None if wanted.scale is None else Fraction(str(wanted.scale)).limit_denominator(10_000)
-    return output_geometry(clip.picture, pixel, scale=scale, size=wanted.size, default_scale=card.scale)
+    return output_geometry(
+        clip.picture,
+        pixel,
+        scale=scale,
+        size=wanted.size,
+        default_scale=card.scale,
+        drops_alpha=_drops_alpha(job),
+    )
+
+
+def _drops_alpha(job: JobSpec) -> bool:
+    return "alpha" in job.streams.drop
 
 
 def output_pixel_of(job: JobSpec, picture: Picture) -> PixelFormat:
     if job.video.pix_fmt is None:
-        return picture.pixel
+        return without_alpha(picture.pixel) if _drops_alpha(job) else picture.pixel
     try:
         return planar_format(job.video.pix_fmt)
     except ValueError as exc:

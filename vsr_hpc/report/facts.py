@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vsr_hpc.job.option_names import command_line
+from vsr_hpc.job.options import command_line
 from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.media.picture import MATRIX_NAMES, Picture
 from vsr_hpc.planning.fingerprint import fingerprint_id

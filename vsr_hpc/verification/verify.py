@@ -20,6 +20,7 @@ from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.merge.container_plan import StreamsRequest, format_name
 from vsr_hpc.media.picture import Picture
+from vsr_hpc.media.pixels import without_alpha
 from vsr_hpc.media.source import Source, local_source
 from vsr_hpc.media.stills.names import ImageSequence, StillNames
 from vsr_hpc.media.timeline import Timeline, parse_position, select_range
@@ -228,7 +229,7 @@ class _Verify:
             else:
                 self.find("time" if check == "last" else check, text)
         self.offset = common_offset(self.timeline, (self.start, self.stop), shown)[0]
-        for check, text in picture_faults(self.clip.picture, made.picture, self.promise.picture):
+        for check, text in picture_faults(self._due_picture(), made.picture, self.promise.picture):
             self.find(check, text)
         self.notes += picture_notes(self.clip.picture, made.picture)
         self.absent |= self._without_packets(made)
@@ -246,10 +247,17 @@ class _Verify:
                 self.find("frames", f"frame {number} is {name}, {names.name(number)} was due")
                 break
         deepest = _STILL_DEPTHS.get(Path(images.names[0]).suffix.lower(), 16)
-        for check, text in still_faults(self.clip.picture, picture, self.promise.picture, deepest=deepest):
+        for check, text in still_faults(self._due_picture(), picture, self.promise.picture, deepest=deepest):
             self.find(check, text)
         if any(each.kind != "video" for each in self.clip.streams):
             self.notes.append("images hold no sound, subtitles or tags")
+
+    def _due_picture(self) -> Picture:
+        """The source's picture, without the alpha channel where that was to be dropped."""
+        picture = self.clip.picture
+        return (
+            replace(picture, pixel=without_alpha(picture.pixel)) if "alpha" in self.request.drop else picture
+        )
 
     def _probed_output(self) -> Clip:
         """The output, by the video stream that stands where the source's stood."""

@@ -19,7 +19,6 @@ from vsr_hpc.errors import JobError, VerifyError, VsrError
 from vsr_hpc.media.encode.still_archive import extract_archives
 from vsr_hpc.media.merge.merge import merge
 from vsr_hpc.media.segment import MergeReport, SegmentPart
-from vsr_hpc.models.recognition import file_sha256
 from vsr_hpc.planning.requests import streams_request
 from vsr_hpc.planning.source_stamps import SourceGuard
 from vsr_hpc.report.report import write_at_end
@@ -30,6 +29,7 @@ from vsr_hpc.run.run import READERS, DamagedObjectError, Run
 from vsr_hpc.storage.opening import open_output, open_source
 from vsr_hpc.storage.output import disk_errors_explained, remove_partial
 from vsr_hpc.storage.store import MissingObject
+from vsr_hpc.system.files import sha256_of_file
 from vsr_hpc.system.interrupts import StopFlag
 from vsr_hpc.wording import plural
 
@@ -254,7 +254,7 @@ def _damage(run: Run, segment: SegmentFacts) -> str | None:
     try:
         for _ in range(2):
             with run.store.local(segment.name) as path:
-                if file_sha256(path) == segment.sha256:
+                if sha256_of_file(path) == segment.sha256:
                     return None
     except MissingObject:
         return f"has lost its segment {segment.name}"

@@ -1,7 +1,8 @@
-"""A worker's figures for the outside: CloudWatch (EMF lines or put_metric_data) and Prometheus' textfile.
+"""Publishes a worker's figures: for CloudWatch as lines in its log, for Prometheus as a text file.
 
-Off unless the job or a flag asks. What is said is the worker's own heartbeat; names are in docs/metrics.md.
-Nothing here may fail or slow the work: a thread of its own publishes, and what cannot be published is logged.
+Both are off unless the job or an option of `vsr worker` asks for them. The figures come from the worker's
+heartbeat; docs/metrics.md has their names. Publishing runs in a thread of its own and never stops the work: a
+figure that cannot be published is logged.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "vsr_hpc"
 EVERY_S = 60.0
-Push = Literal["none", "emf", "cloudwatch"]
+Push = Literal["none", "emf"]
 _INTERRUPTIONS = frozenset({"spot notice", "time limit", "terminated"})
 _UNITS = {
     "FramesDone": "Count",
@@ -41,7 +42,7 @@ _UNITS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What happened between two looks at a worker."""
+    """What a worker did between two readings of its heartbeat."""
 
     run: str
     worker: str
@@ -56,7 +57,7 @@ class Sink(Protocol):
 
 
 def figures_between(run: str, before: Heartbeat | None, now: Heartbeat, span_s: float) -> Figures:
-    """Counts since the last look, so that CloudWatch may add up workers; speeds and shares of that time."""
+    """The figures between two heartbeats: counts, which CloudWatch can add up, and speeds and shares."""
     frames = now.frames - (before.frames if before else 0)
     device = _spent(before, now, "device")
     waited = _spent(before, now, "device_wait")
@@ -69,7 +70,7 @@ def figures_between(run: str, before: Heartbeat | None, now: Heartbeat, span_s: 
         "WorkersAlive": 0.0 if is_over else 1.0,
         "Interruptions": 1.0 if is_over and now.note in _INTERRUPTIONS else 0.0,
     }
-    if device + waited > 0:  # stage clocks move when a shard is done
+    if device + waited > 0:  # the clocks of stages advance when a shard is done
         values["DeviceBusy"] = round(100 * device / (device + waited), 2)
     return Figures(run=run, worker=now.worker, node=now.node, moment_s=time.time(), values=values)
 
@@ -79,7 +80,7 @@ def _spent(before: Heartbeat | None, now: Heartbeat, stage: str) -> float:
 
 
 class EmfLines:
-    """CloudWatch's embedded metric format: one JSON object a line, from which its Logs take figures."""
+    """CloudWatch's embedded metric format: JSON lines that CloudWatch Logs turns into metrics."""
 
     def __init__(self, stream: TextIO | None = None, namespace: str = NAMESPACE) -> None:
         self._stream, self._namespace = stream, namespace
@@ -92,7 +93,7 @@ class EmfLines:
 
 
 def emf(figures: Figures, namespace: str = NAMESPACE) -> dict[str, Any]:
-    """By run, and over all runs; worker and node can be asked for in Logs Insights."""
+    """One line: metrics by run and over all runs. Worker and node can be queried in Logs Insights."""
     metrics = [{"Name": name, "Unit": _UNITS[name]} for name in figures.values]
     return {
         "_aws": {
@@ -106,39 +107,8 @@ def emf(figures: Figures, namespace: str = NAMESPACE) -> dict[str, Any]:
     }
 
 
-class CloudWatch:
-    """The same figures by the API, for workers whose logs do not go to CloudWatch."""
-
-    def __init__(self, client: Any = None, namespace: str = NAMESPACE) -> None:
-        self._client, self._namespace = client, namespace
-
-    def publish(self, figures: Figures, beat: Heartbeat) -> None:
-        if self._client is None:
-            from vsr_hpc.aws.account import client
-
-            self._client = client("cloudwatch")
-        dimensions: tuple[list[dict[str, str]], ...] = ([{"Name": "Run", "Value": figures.run[-255:]}], [])
-        self._client.put_metric_data(
-            Namespace=self._namespace,
-            MetricData=[
-                {
-                    "MetricName": name,
-                    "Dimensions": each,
-                    "Timestamp": figures.moment_s,
-                    "Value": value,
-                    "Unit": _UNITS[name],
-                }
-                for name, value in figures.values.items()
-                for each in dimensions
-            ],
-        )
-
-    def close(self) -> None:
-        pass
-
-
 class Textfile:
-    """A file for the node exporter's textfile collector; it goes when the worker does."""
+    """A file for the node exporter's textfile collector. It is removed when the worker ends."""
 
     def __init__(self, folder: Path, worker: str) -> None:
         self._path = folder / f"vsr_hpc-{worker}.prom"
@@ -160,7 +130,7 @@ def exposition(run: str, beat: Heartbeat) -> str:
     """A worker's counters in Prometheus' text format."""
     who = f'run="{_quoted(run)}",worker="{_quoted(beat.worker)}",node="{_quoted(beat.node)}"'
     rows = [
-        ("vsr_frames_total", "counter", "Frames made.", [("", float(beat.frames))]),
+        ("vsr_frames_total", "counter", "Frames upscaled.", [("", float(beat.frames))]),
         ("vsr_shards_total", "counter", "Shards done.", [("", float(beat.shards))]),
         ("vsr_shards_failed_total", "counter", "Attempts that failed.", [("", float(beat.failed))]),
         (
@@ -169,8 +139,8 @@ def exposition(run: str, beat: Heartbeat) -> str:
             "Seconds of each stage, busy or waiting.",
             [(f',stage="{_quoted(stage)}"', spent) for stage, spent in sorted(beat.seconds.items())],
         ),
-        ("vsr_worker_up", "gauge", "1 while the worker lives.", [("", float(beat.state != "left"))]),
-        ("vsr_worker_heartbeat_seconds", "gauge", "When it last spoke.", [("", beat.updated_s)]),
+        ("vsr_worker_up", "gauge", "1 while the worker runs.", [("", float(beat.state != "left"))]),
+        ("vsr_worker_heartbeat_seconds", "gauge", "Time of its last heartbeat.", [("", beat.updated_s)]),
     ]
     lines = []
     for name, kind, text, samples in rows:
@@ -185,34 +155,32 @@ def _quoted(text: str) -> str:
 
 
 def sinks_of(push: Push, prometheus: str | None, worker: str) -> tuple[Sink, ...]:
-    """What a job or a flag asked for."""
+    """The sinks that a job or an option asks for."""
     found: list[Sink] = []
     if push == "emf":
         found.append(EmfLines())
-    if push == "cloudwatch":
-        found.append(CloudWatch())
     if prometheus is not None:
         found.append(Textfile(Path(prometheus), worker))
     return tuple(found)
 
 
 class Telemetry:
-    """Publishes at regular times, and once more at the end, from a thread of its own."""
+    """Publishes at regular intervals, and once more at the end, from a thread of its own."""
 
     def __init__(self, run: str, sinks: tuple[Sink, ...], every_s: float = EVERY_S) -> None:
         self._run, self._sinks, self._every_s = run, sinks, every_s
         self._now: Heartbeat | None = None
-        self._told: Heartbeat | None = None
-        self._told_at = time.monotonic()
+        self._published: Heartbeat | None = None
+        self._published_s = time.monotonic()
         self._failed: set[int] = set()
 
     def observe(self, beat: Heartbeat) -> None:
-        """Takes note only: whoever calls is at work."""
+        """Remember the newest heartbeat. Returns at once, since the caller is at work."""
         self._now = beat
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Nothing at all happens where nobody asked for figures."""
+        """Publish until the block ends. Starts no thread where there is no sink."""
         if not self._sinks:
             yield
             return
@@ -231,19 +199,19 @@ class Telemetry:
             thread.join()
             self._publish()
             for number, sink in enumerate(self._sinks):
-                self._guarded(number, sink.close)
+                self._try(number, sink.close)
 
     def _publish(self) -> None:
         beat, at = self._now, time.monotonic()
         if beat is None:
             return
-        figures = figures_between(self._run, self._told, beat, at - self._told_at)
-        self._told, self._told_at = beat, at
+        figures = figures_between(self._run, self._published, beat, at - self._published_s)
+        self._published, self._published_s = beat, at
         for number, sink in enumerate(self._sinks):
-            self._guarded(number, functools.partial(sink.publish, figures, beat))
+            self._try(number, functools.partial(sink.publish, figures, beat))
 
-    def _guarded(self, number: int, act: Any) -> None:
-        """Said once for each sink: figures may fail for hours, and the log is for the work."""
+    def _try(self, number: int, act: Any) -> None:
+        """Log the first failure of each sink as a warning, the others for debugging only."""
         try:
             act()
         except Exception as exc:

@@ -132,7 +132,7 @@ def _resolve_pixel(request: VideoRequest, picture: Picture, findings: list[str])
     if picture.pixel.has_alpha and not wanted.has_alpha:
         findings.append(
             f"--pix-fmt {wanted.name} has no alpha, but the source has ({picture.pixel.name}); "
-            "choose yuva444p10le (prores, ffv1) or drop it knowingly with --drop alpha"
+            "choose yuva444p10le (prores, ffv1), or remove the alpha channel with --drop alpha"
         )
     return wanted
 

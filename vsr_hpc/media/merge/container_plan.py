@@ -42,7 +42,7 @@ DROP_KINDS = {
     "metadata": "titles and other tags",
     "timecode": "timecode tracks",
     "disposition": "what a stream is for (forced, comment), where the container has no word for it",
-    "alpha": "transparency",
+    "alpha": "the alpha channel (transparency)",
     "hdr10plus": "HDR10+ dynamic metadata",
     "dolby-vision": "Dolby Vision's second layer and dynamic metadata",
     "film-grain": "film grain parameters",
@@ -150,7 +150,7 @@ def plan_container(
     if encoding.codec not in _VIDEO[muxer] and encoding.pixel.has_alpha:
         findings.append(
             f"{suffix} does not hold {encoding.codec} with transparency ({encoding.pixel.name}); name the "
-            "output .mkv, or .mov with --codec prores"
+            "output .mkv, or .mov with --codec prores, or remove the alpha channel with --drop alpha"
         )
     elif encoding.codec not in _VIDEO[muxer]:
         others = [name for name, other in MUXERS.items() if encoding.codec in _VIDEO[other]]

@@ -176,7 +176,9 @@ def resolve_image_encoding(
             "goes to .exr, and only there"
         )
     if pixel.has_alpha and kind == "jpeg":
-        raise JobError(f"{output}: JPEG has no alpha; name the output .png, .tif or .webp")
+        raise JobError(
+            f"{output}: JPEG has no alpha; name the output .png, .tif or .webp, or add --drop alpha"
+        )
     if kind in ("jpeg", "webp") and pixel.depth > 8:
         raise JobError(f"{output}: {kind} has 8 bits a sample, the source {pixel.depth}; use .png or .tif")
     is_lossy = kind == "jpeg" or (kind == "webp" and pixel.kind == "yuv")
