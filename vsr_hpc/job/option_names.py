@@ -73,4 +73,4 @@ def _flag(section: str, key: str, value: Any) -> list[str]:
     return [flag, str(value)]
 
 
-_NO_FLAG = {("picture", "seed"), ("run", "max_attempts"), ("run", "max_rounds")}
+_NO_FLAG = {("picture", "seed"), ("run", "max_attempts"), ("run", "max_rounds"), ("run", "hang_s")}

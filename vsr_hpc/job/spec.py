@@ -179,6 +179,8 @@ class RunSection(_Section):
     shard_s: float = Field(45.0, gt=0)
     max_attempts: int = Field(4, ge=1, le=100)
     max_rounds: int = Field(8, ge=1, le=1000)
+    hang_s: float = Field(600.0, gt=0, le=1e6)
+    """A worker ends itself after so long without progress, or 20 times the longest gap before, if longer."""
     reproducible: Literal["mixed", "strict"] = "mixed"
     keep_segments: bool = False
     metrics: Literal["none", "emf", "cloudwatch"] = "none"

@@ -15,6 +15,7 @@ import av.error
 from av.container import InputContainer
 
 from vsr_hpc.errors import MediaError
+from vsr_hpc.system.progress import tick
 
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 28
@@ -129,6 +130,7 @@ def file_hash(source: Source) -> str:
         file.seek(0)
         while block := file.read(_HASH_BLOCK_BYTES):
             digest.update(block)
+            tick()
     return digest.hexdigest()
 
 

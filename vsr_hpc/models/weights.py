@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 from vsr_hpc.errors import BackendError, ModelError, SpaceError
 from vsr_hpc.models.cards import Card, Weights, card_name, card_of_file, write_card
 from vsr_hpc.models.recognition import UnknownNetworkError, file_sha256, pick_state, plain_names
+from vsr_hpc.system.progress import tick
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -340,6 +341,7 @@ def _copy(
     limit = weights.size_bytes or MAX_BYTES
     while block := response.read(1 << 18):
         size += len(block)
+        tick()
         if size > limit:
             file.truncate(0)
             raise ModelError(f"{weights.url}: sends more than {limit} bytes; refused")

@@ -45,6 +45,7 @@ from vsr_hpc.run.documents import (
 )
 from vsr_hpc.storage.opening import open_store
 from vsr_hpc.storage.store import MissingObject, Store
+from vsr_hpc.system.progress import tick
 
 log = logging.getLogger(__name__)
 
@@ -251,6 +252,7 @@ class Run:
 
     def _read(self, model: type[Model], name: str) -> Model:
         content = self.store.read(name)
+        tick()
         try:
             return model.model_validate_json(content)
         except ValidationError as exc:

@@ -28,6 +28,7 @@ from botocore.config import Config
 from vsr_hpc.errors import BackendError, JobError
 from vsr_hpc.storage.s3_address import S3Address
 from vsr_hpc.storage.s3_errors import ObjectChanged, explained, status
+from vsr_hpc.system.progress import tick
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +150,7 @@ class S3Connection:
                     for piece in body.iter_chunks(MIB):
                         file.write(piece)
                         done += len(piece)
+                        tick()
                 return
             except ObjectChanged:
                 if etag is not None or not tries_left:

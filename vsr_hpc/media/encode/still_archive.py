@@ -29,6 +29,7 @@ from vsr_hpc.media.stills.still import (
     still_meta,
     write_then_rename,
 )
+from vsr_hpc.system.progress import tick
 
 
 class ArchiveWriter:
@@ -67,6 +68,7 @@ class ArchiveWriter:
         with _disk(self.path):
             self._tar.addfile(entry, io.BytesIO(data))
         self._frames += 1
+        tick()
 
     def close(self) -> SegmentFacts:
         """Finish the file and say what is in it."""
@@ -113,6 +115,7 @@ def _sha256(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            tick()
         return file.tell(), digest.hexdigest()
 
 
@@ -169,6 +172,7 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
                 file = tar.extractfile(entry)
                 if file is None or Path(entry.name).name != entry.name:
                     raise MediaError(f"{path}: holds {entry.name!r}, which is no plain file name")
+                tick()
                 yield entry.name, file.read()
     except tarfile.TarError as exc:
         raise VerifyError(f"{path}: this segment of stills cannot be read ({exc})") from exc

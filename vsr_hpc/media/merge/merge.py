@@ -55,6 +55,7 @@ from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.segment import MergeReport, SegmentPart
 from vsr_hpc.media.source import Source, open_input
 from vsr_hpc.media.timeline import Timeline
+from vsr_hpc.system.progress import tick
 
 log = logging.getLogger(__name__)
 
@@ -469,6 +470,7 @@ class _Merge:
         iterator = container.demux(*streams)
         try:
             for packet in iterator:
+                tick()
                 if packet.size and packet.stream_index in self.tracks:
                     yield packet
         except av.FFmpegError as exc:
@@ -628,4 +630,5 @@ def _synced_sha256(path: Path) -> tuple[int, str]:
         os.fsync(file.fileno())
         while block := file.read(1 << 20):
             digest.update(block)
+            tick()
         return file.tell(), digest.hexdigest()

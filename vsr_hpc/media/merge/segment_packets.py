@@ -19,6 +19,7 @@ from vsr_hpc.media.merge.header_edits import with_track_header
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.segment import SegmentPart
 from vsr_hpc.media.timeline import Timeline
+from vsr_hpc.system.progress import tick
 
 _PREFETCH = 2
 
@@ -100,6 +101,7 @@ def numbered_packets(segment: Any, stream: Any, path: Path) -> Iterator[tuple[in
     is_in_order = stream.codec_context.reorder_depth == 0
     step: int | None = None
     for count, packet in enumerate(packet for packet in segment.demux(stream) if packet.size):
+        tick()
         if is_in_order:
             yield count, packet
             continue
@@ -128,6 +130,7 @@ def _checked(part: SegmentPart) -> Path:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
+            tick()
     if digest.hexdigest() != part.sha256:
         raise VerifyError(f"{path}: sha256 is {digest.hexdigest()}, its receipt says {part.sha256}")
     return path
