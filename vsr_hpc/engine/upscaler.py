@@ -28,6 +28,7 @@ from vsr_hpc.media.picture import Frame, Picture, Plane
 from vsr_hpc.models import weights as weight_files
 from vsr_hpc.models.cards import Card, Precision
 from vsr_hpc.models.networks import Compact
+from vsr_hpc.system.progress import tick
 
 log = logging.getLogger(__name__)
 
@@ -387,6 +388,8 @@ class Upscaler:
             )
         network = weight_files.open_network(card, path)
         network.requires_grad_(False)
+        for layer in network.modules():
+            layer.register_forward_hook(_tick)
         network.to(device=self._device)
         if card.is_recurrent:
             set_type(network, self._settings.precision)
@@ -447,6 +450,10 @@ class _RecentPictures:
                 self._held.popitem(last=False)
         self._held.move_to_end(number)
         return self._held[number]
+
+
+def _tick(layer: nn.Module, inputs: object, output: object) -> None:
+    tick()  # a whole pass of a large network takes minutes on a CPU
 
 
 def _make_repeatable(threads: int) -> None:

@@ -328,6 +328,12 @@ class RunSection(_Section):
         le=3600,
         description="Silence after which a worker's shard is taken over. 60 or 180 by default, by the store.",
     )
+    hang_s: float = Field(
+        600.0,
+        gt=0,
+        le=1e6,
+        description="A worker ends itself after so long without progress; at least 20 times the longest gap.",
+    )
     reproducible: Annotated[
         Literal["mixed", "strict"], Option("Machine", name="--strict", flag_value="strict")
     ] = Field(

@@ -14,6 +14,7 @@ from av.container import InputContainer
 from vsr_hpc.errors import MediaError
 from vsr_hpc.media.source import MAX_PIXELS, Source, open_input
 from vsr_hpc.media.timeline import Timeline
+from vsr_hpc.system.progress import tick
 
 OnError = Callable[["int | None", str], None]
 """Called with a packet's pts (None where it has none) and the reason when that packet can't be decoded."""
@@ -67,7 +68,9 @@ class Decoder:
         """The stream's packets to the end of the file; the last one is empty and drains the decoder."""
         iterator: Any = self.container.demux(self.stream)
         try:
-            yield from iterator
+            for packet in iterator:
+                tick()
+                yield packet
         except av.error.FFmpegError as exc:
             raise MediaError(
                 f"{self.container.name}: the container is damaged ({exc.strerror}); what can be saved: "

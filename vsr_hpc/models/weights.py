@@ -23,6 +23,7 @@ from vsr_hpc.errors import BackendError, ModelError, SpaceError
 from vsr_hpc.models.cards import Card, Weights, card_name, card_of_file, write_card
 from vsr_hpc.models.recognition import UnknownNetworkError, pick_state, plain_names
 from vsr_hpc.system.files import sha256_of_file, write_atomically
+from vsr_hpc.system.progress import tick
 from vsr_hpc.system.user_folders import user_folder
 
 if TYPE_CHECKING:
@@ -332,6 +333,7 @@ def _copy(
     limit = weights.size_bytes or MAX_BYTES
     while block := response.read(1 << 18):
         size += len(block)
+        tick()
         if size > limit:
             file.truncate(0)
             raise ModelError(f"{weights.url}: sends more than {limit} bytes; refused")

@@ -66,6 +66,7 @@ from vsr_hpc.run.names import (
 from vsr_hpc.run.places import claim_place, is_superseded, new_place, newest_place, number_of_place
 from vsr_hpc.storage.opening import open_store
 from vsr_hpc.storage.store import MissingObject, ObjectFacts, Store
+from vsr_hpc.system.progress import tick
 
 log = logging.getLogger(__name__)
 
@@ -405,6 +406,7 @@ class Run:
 
     def _read(self, model: type[Model], name: str) -> Model:
         content = self.store.read(name)
+        tick()
         try:
             return model.model_validate_json(content)
         except ValidationError as exc:

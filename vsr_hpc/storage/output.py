@@ -18,6 +18,7 @@ from vsr_hpc.errors import BackendError, JobError, SpaceError
 from vsr_hpc.media.stills.names import is_pattern, numbered_files
 from vsr_hpc.storage.store import MissingObject
 from vsr_hpc.system.node_disk import node_folder, process_folder
+from vsr_hpc.system.progress import tick
 
 if TYPE_CHECKING:
     from vsr_hpc.storage.s3_connection import S3Facts
@@ -175,4 +176,5 @@ def _sha256(path: Path) -> str:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
+            tick()
         return digest.hexdigest()

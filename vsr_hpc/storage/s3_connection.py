@@ -29,6 +29,7 @@ from vsr_hpc.errors import JobError, OutageError
 from vsr_hpc.storage.s3_address import S3Address
 from vsr_hpc.storage.s3_errors import ObjectChanged, explained, status
 from vsr_hpc.system.aws_region import find_region, need_region
+from vsr_hpc.system.progress import tick
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ class S3Connection:
                     for piece in body.iter_chunks(MIB):
                         file.write(piece)
                         done += len(piece)
+                        tick()
                 return
             except ObjectChanged:
                 if etag is not None or not tries_left:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from boto3.s3.transfer import TransferConfig, create_transfer_manager
+from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
 from botocore import exceptions as aws
 
 from vsr_hpc.errors import OutageError
@@ -21,6 +21,7 @@ from vsr_hpc.storage.s3_errors import explained, refusal, retries, status
 from vsr_hpc.storage.store import MissingObject, ObjectFacts, check_name
 from vsr_hpc.system.files import temporary_name, translated
 from vsr_hpc.system.node_disk import process_folder
+from vsr_hpc.system.progress import tick
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,9 @@ class S3Store:
         if sha256 is not None:
             settings["Metadata"] = {SHA256_MARK: sha256}
         with explained(address), _reading(path):
-            self._uploads.upload(str(path), address.bucket, address.key, extra_args=settings).result()
+            self._uploads.upload(
+                str(path), address.bucket, address.key, extra_args=settings, subscribers=[_SIGNS]
+            ).result()
         path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -242,6 +245,10 @@ class S3Store:
         if options.kms_key is not None:
             settings["SSEKMSKeyId"] = options.kms_key
         return settings
+
+
+_SIGNS = ProgressCallbackInvoker(lambda count: tick())
+"""Tells that an upload goes on."""
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vsr_hpc.errors import JobError, OutageError, SpaceError
+from vsr_hpc.system.progress import tick
 
 TEMPORARY_PREFIX = ".tmp-"
 _BLOCK_BYTES = 1 << 20
@@ -43,6 +44,7 @@ def write_atomically(path: Path, content: str | bytes | Iterable[bytes]) -> int:
         with temporary.open("xb") as file:
             for piece in pieces:
                 file.write(piece)
+                tick()
             file.flush()
             os.fsync(file.fileno())
             size_bytes = file.tell()
@@ -64,6 +66,7 @@ def sha256_of_stream(file: BinaryIO) -> str:
     digest = hashlib.sha256()
     while block := file.read(_BLOCK_BYTES):
         digest.update(block)
+        tick()
     return digest.hexdigest()
 
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal, overload
+from typing import overload
 
 from vsr_hpc.errors import JobError, VerifyError, VsrError
 from vsr_hpc.media.encode.still_archive import extract_archives
@@ -32,6 +31,8 @@ from vsr_hpc.storage.store import MissingObject
 from vsr_hpc.system.files import sha256_of_file
 from vsr_hpc.system.interrupts import StopFlag
 from vsr_hpc.wording import plural
+from vsr_hpc.work.heartbeat import Pulse
+from vsr_hpc.work.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def finish_patiently(run: Run, node: str, *, task: str = "", stop: StopFlag | No
     liveness = Liveness(run=run, task=task, worker=worker)
     is_told = False
     while True:
-        done = try_finish(run, worker, node, liveness, lambda: _beating(run, worker, node, task))
+        done = try_finish(run, worker, node, liveness, lambda: _keep_beating(run, worker, node, task))
         if done is not None:
             return done
         if not is_told:
@@ -99,36 +100,14 @@ def try_finish(
 
 
 @contextlib.contextmanager
-def _beating(run: Run, worker: str, node: str, task: str) -> Iterator[None]:
-    """Say 'alive' at regular times, as a worker does: a long merge is left alone, a dead one is not.
+def _keep_beating(run: Run, worker: str, node: str, task: str) -> Iterator[None]:
+    """Write heartbeats as a worker does: others leave a long merge alone and take over a dead one.
 
-    It belongs to no round, whose workers' speed is told from their heartbeats.
+    They belong to no round, since the speed of a round's workers is computed from its heartbeats.
     """
-    beat, ended = Process.current().heartbeat(worker, node, task=task), threading.Event()
-
-    def say(state: Literal["finishing", "left"]) -> None:
-        nonlocal beat
-        fresh = {"counter": beat.counter + 1, "updated_s": time.time(), "state": state}
-        beat = beat.model_copy(update=fresh)
-        run.beat(beat)
-
-    def keep_saying() -> None:
-        while not ended.wait(run.poll_s * 2 / 3):
-            try:
-                say("finishing")
-            except VsrError as exc:
-                log.warning("heartbeat failed error=%s", exc)
-
-    say("finishing")
-    thread = threading.Thread(target=keep_saying, name="heartbeat", daemon=True)
-    thread.start()
-    try:
+    first = Process.current().heartbeat(worker, node, task=task).model_copy(update={"state": "finishing"})
+    with Pulse(run, first).kept_up(), Watchdog(run.job().run.hang_s).watching():
         yield
-    finally:
-        ended.set()
-        thread.join()
-        with contextlib.suppress(VsrError):
-            say("left")
 
 
 def finish(run: Run) -> Done:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -31,11 +30,14 @@ from vsr_hpc.run.liveness import Liveness, Process, new_worker_id
 from vsr_hpc.run.log import RunLog
 from vsr_hpc.run.run import Run
 from vsr_hpc.system.interrupts import Reason, StopFlag
+from vsr_hpc.system.progress import tick
 from vsr_hpc.work import finish
 from vsr_hpc.work.finish import ShardsLostError
+from vsr_hpc.work.heartbeat import Pulse
 from vsr_hpc.work.metrics import Push, Telemetry, sinks_of
 from vsr_hpc.work.pipeline import Stopped, Workbench, make_segments
 from vsr_hpc.work.run_plan import plan_run
+from vsr_hpc.work.watchdog import Watchdog
 from vsr_hpc.work.workbench import build_upscaler, check_encoder, workbench
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,8 @@ class WorkerOptions:
     """Where figures go; what the job says where they are None."""
     waits: bool = True
     """Whether to stay for a lease window when all that is missing is held by others."""
+    exit_code_of_hang: Callable[[str], int] = lambda text: BackendError.exit_code
+    """Decides with which code the process ends whose work hangs, from what is known about the hang."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +94,7 @@ def work(
     """Work on a run until nothing is missing, nothing is free, or the flag is set."""
     run = Run.open(uri)
     worker = Worker(run, options, stop, on_beat)
-    with worker.telling(), worker.beating():
+    with worker.publish_figures(), worker.keep_beating():
         return worker.live()
 
 
@@ -99,23 +103,29 @@ class Worker:
 
     def __init__(self, run: Run, options: WorkerOptions, stop: StopFlag, on_beat: Watcher) -> None:
         self._run, self._options, self._stop, self._on_beat = run, options, stop, on_beat
-        self._lock = threading.Lock()
         self._control = run.control()
-        self._beat = Process.current().heartbeat(
+        first = Process.current().heartbeat(
             new_worker_id(options.node),
             options.node,
             task=options.task,
             round=run.round_number(),
             restart=options.restart,
         )
+        self._pulse = Pulse(run, first, self._show)
         self._backend_errors = 0
-        self._said_at = float("-inf")
         self._seconds_per_frame: float | None = None
         self._platform: dict[str, str] = {}
         self._log = RunLog()
         self._telemetry = Telemetry(run.uri, ())
+        self._watchdog = Watchdog(
+            run.job().run.hang_s, flush=self._write_log, exit_code=options.exit_code_of_hang
+        )
 
-    def telling(self) -> contextlib.AbstractContextManager[None]:
+    @property
+    def _beat(self) -> Heartbeat:
+        return self._pulse.latest
+
+    def publish_figures(self) -> contextlib.AbstractContextManager[None]:
         """Publish this worker's figures where its job or a flag asks for that."""
         how, options = self._run.job().run, self._options
         push = options.metrics or how.metrics
@@ -126,82 +136,63 @@ class Worker:
     # The heartbeat
 
     @contextlib.contextmanager
-    def beating(self) -> Iterator[None]:
-        """Say 'alive' at regular times, and hear whether the run was cancelled, until the block ends."""
-        ended = threading.Event()
-
-        def beat() -> None:
-            while not ended.wait(self._run.poll_s * 2 / 3):
-                if self._options.parent and os.getppid() != self._options.parent:
-                    self._stop.set(Reason.TERMINATED)
-                try:
-                    self._control = self._run.control()
-                    if self._control.must_stop(self._beat.round):
-                        self._stop.set(Reason.CANCELLED)
-                    self._say()
-                    self._write_log()
-                except VsrError as exc:
-                    log.warning("heartbeat failed error=%s", exc)
-
+    def keep_beating(self) -> Iterator[None]:
+        """Until the block ends: write heartbeats, hear whether the run was cancelled, end a hung process."""
         package = logging.getLogger("vsr_hpc")
         level_before = package.level
         package.setLevel(logging.INFO)
         package.addHandler(self._log)
-        log.info(
-            "worker began worker=%s node=%s restart=%d",
-            self._beat.worker,
-            self._beat.node,
-            self._beat.restart,
+        beat = self._beat
+        log.info("worker began worker=%s node=%s restart=%d", beat.worker, beat.node, beat.restart)
+        pulse = self._pulse.kept_up(
+            before=(self._look_for_parent, self._look_at_control),
+            after=(self._write_log,),
+            last=lambda: {"shard": None, "note": self._stop.reason.value if self._stop.reason else ""},
         )
-        self._say()
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        thread.start()
         try:
-            yield
-            log.info("worker leaves shards=%d frames=%d", self._beat.shards, self._beat.frames)
-        except Exception as exc:
-            log.info("worker leaves error=%s", exc)
-            raise
+            with pulse, self._watchdog.watching(), self._log_leaving():
+                yield
         finally:
-            ended.set()
-            thread.join()
-            with contextlib.suppress(VsrError):
-                why = self._stop.reason
-                self._say(state="left", shard=None, note=why.value if why else "")
-                self._write_log()
             package.removeHandler(self._log)
             package.setLevel(level_before)
 
-    def _say(self, **changes: object) -> None:
-        with self._lock:
-            fresh = {"counter": self._beat.counter + 1, "updated_s": time.time(), **changes}
-            self._beat = self._beat.model_copy(update=fresh)
-            beat = self._beat
-        self._said_at = time.monotonic()
+    @contextlib.contextmanager
+    def _log_leaving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as exc:
+            log.info("worker leaves error=%s", exc)
+            raise
+        log.info("worker leaves shards=%d frames=%d", self._beat.shards, self._beat.frames)
+
+    def _look_for_parent(self) -> None:
+        if self._options.parent and os.getppid() != self._options.parent:
+            self._stop.set(Reason.TERMINATED)
+
+    def _look_at_control(self) -> None:
+        self._control = self._run.control()
+        if self._control.must_stop(self._beat.round):
+            self._stop.set(Reason.CANCELLED)
+
+    def _show(self, beat: Heartbeat) -> None:
         self._telemetry.observe(beat)
-        self._run.beat(beat)
         self._on_beat(beat)
 
     def _begin(self, shard: Shard) -> None:
         """Note the shard in hand; said at once unless this worker spoke a moment ago."""
         changes = {"state": "working", "shard": shard.index, "shard_frames": 0}
-        if time.monotonic() - self._said_at > _QUIET_S:
-            self._say(**changes)
+        tick()
+        if self._pulse.age_s > _QUIET_S:
+            self._pulse.say(**changes)
         else:
-            self._note(lambda beat: changes)
-
-    def _note(self, changes: Callable[[Heartbeat], dict[str, object]]) -> Heartbeat:
-        """Change what the next heartbeat says, which another thread may be about to say."""
-        with self._lock:
-            self._beat = self._beat.model_copy(update=changes(self._beat))
-            return self._beat
+            self._pulse.note(lambda beat: changes)
 
     def _write_log(self) -> None:
         self._log.flush_to(self._run.store, f"{self._beat.worker}.{self._beat.restart}")
 
     def _note_frames(self, count: int) -> None:
         self._on_beat(
-            self._note(
+            self._pulse.note(
                 lambda beat: {"shard_frames": beat.shard_frames + count, "frames": beat.frames + count}
             )
         )
@@ -270,7 +261,8 @@ class Worker:
             if claims.is_crowded:
                 log.info("enough workers wait, leaving")
                 break
-            self._note(lambda beat: {"state": "waiting", "shard": None})
+            tick()  # others work: to wait for them is no hang
+            self._pulse.note(lambda beat: {"state": "waiting", "shard": None})
             self._stop.wait(min(run.poll_s, 1.0))
         claims.stop_waiting()
 
@@ -313,6 +305,7 @@ class Worker:
             self._refuse_failed_plan(name)
             lease = take_single(run, name, self._beat.worker, self._beat.node, liveness)
             if lease is None:
+                tick()
                 self._stop.wait(run.poll_s)
                 continue
             try:
@@ -336,9 +329,13 @@ class Worker:
         upscaler, self._platform = build_upscaler(plan, self._threads())
         self._check_platform(self._platform)
         upscaler.canary()
-        self._note(lambda beat: {"device": self._platform["device"]})
+        self._pulse.note(lambda beat: {"device": self._platform["device"]})
         store = self._run.store
         bench = workbench(plan, self._run.timeline, upscaler, store.scratch, self._threads())
+        at_once = (
+            upscaler.batch if plan.temporal is None else plan.temporal.longest + 2 * plan.temporal.context
+        )
+        self._watchdog.expect((plan.seconds_per_frame or 0.0) * at_once)
         return replace(bench, publish=store.put_file)
 
     def _check_platform(self, platform: dict[str, str]) -> None:
@@ -383,7 +380,7 @@ class Worker:
         total = dict(self._beat.seconds)  # changed by this thread alone
         for stage, seconds in work_done.seconds.items():
             total[stage] = round(total.get(stage, 0.0) + seconds, 3)
-        self._note(
+        self._pulse.note(
             lambda beat: {
                 "shards": beat.shards + 1,
                 "seconds": total,
@@ -394,7 +391,7 @@ class Worker:
 
     def _give_back(self, lease: Lease, cause: Cause, text: str) -> None:
         if cause in ("media", "backend"):
-            self._note(lambda beat: {"failed": beat.failed + 1})
+            self._pulse.note(lambda beat: {"failed": beat.failed + 1})
         try:
             self._run.give_back(lease, cause, self._beat.node, text)
         except VsrError as exc:
@@ -414,10 +411,11 @@ class Worker:
             return False
         if self._stop.is_set() or not self._options.does_finish or self._run.missing():
             return False
-        self._say(state="finishing", shard=None)
+        self._pulse.say(state="finishing", shard=None)
         run, beat = self._run, self._beat
         liveness = Liveness(run=run, task=self._options.task, worker=beat.worker)
         while finish.try_finish(run, beat.worker, beat.node, liveness) is None:
+            tick()
             is_patient = self._options.waits and not is_in_living_hands(run, "finish", liveness)
             if not is_patient or self._stop.wait(run.poll_s):
                 return False

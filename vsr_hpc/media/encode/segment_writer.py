@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +24,7 @@ from vsr_hpc.media.ffmpeg_errors import reason
 from vsr_hpc.media.picture import Colour, Frame, Picture, PixelFormat, Plane
 from vsr_hpc.media.segment import SegmentFacts
 from vsr_hpc.system.files import flush_and_hash
+from vsr_hpc.system.progress import tick
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class SegmentWriter:
             picture.time_base = 1 / self._rate
             self._frames += 1
             self._mux(self._stream.encode(picture))
+            tick()
 
     def close(self) -> SegmentFacts:
         """Flush the encoder, finish the file and say what is in it."""
@@ -113,7 +115,7 @@ class SegmentWriter:
             self.abort()
             raise MediaError(f"{self.path}: no frame was written, so there is no segment")
         with self._translated():
-            self._mux(self._stream.encode(None))
+            self._mux(self._last_packets())
             self._container.close()
             size, digest = flush_and_hash(self.path)
         if self._packets != self._frames:
@@ -132,8 +134,15 @@ class SegmentWriter:
                 log.debug("closing an abandoned segment path=%s error=%s", self.path, exc)
         self.path.unlink(missing_ok=True)
 
-    def _mux(self, packets: list[av.Packet[Any]]) -> None:
+    def _last_packets(self) -> Iterator[Any]:
+        """What the encoder still holds, one by one: a slow encoder may take minutes for all of it."""
+        for packet in self._stream.codec_context.encode_lazy(None):
+            packet.stream = self._stream
+            yield packet
+
+    def _mux(self, packets: Iterable[Any]) -> None:
         for packet in packets:
+            tick()
             self._packets += 1
             self._container.mux_one(packet)
 

@@ -30,6 +30,7 @@ from vsr_hpc.media.stills.still import (
     write_then_rename,
 )
 from vsr_hpc.system.files import sha256_of_file
+from vsr_hpc.system.progress import tick
 
 
 class ArchiveWriter:
@@ -68,6 +69,7 @@ class ArchiveWriter:
         with _disk(self.path):
             self._tar.addfile(entry, io.BytesIO(data))
         self._frames += 1
+        tick()
 
     def close(self) -> SegmentFacts:
         """Finish the file and say what is in it."""
@@ -162,6 +164,7 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
                 file = tar.extractfile(entry)
                 if file is None or Path(entry.name).name != entry.name:
                     raise MediaError(f"{path}: holds {entry.name!r}, which is no plain file name")
+                tick()
                 yield entry.name, file.read()
     except tarfile.TarError as exc:
         raise VerifyError(f"{path}: this segment of stills cannot be read ({exc})") from exc

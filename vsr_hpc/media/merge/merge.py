@@ -54,6 +54,7 @@ from vsr_hpc.media.segment import MergeReport, SegmentPart
 from vsr_hpc.media.source import Source, open_input
 from vsr_hpc.media.timeline import Timeline
 from vsr_hpc.system.files import flush_and_hash
+from vsr_hpc.system.progress import tick
 
 log = logging.getLogger(__name__)
 
@@ -468,6 +469,7 @@ class _Merge:
         iterator = container.demux(*streams)
         try:
             for packet in iterator:
+                tick()
                 if packet.size and packet.stream_index in self.tracks:
                     yield packet
         except av.FFmpegError as exc:

@@ -20,6 +20,7 @@ from vsr_hpc.media.merge.container_plan import StreamPlan, recoded_layout
 from vsr_hpc.media.merge.header_edits import NAME_PADDING, TrackEdit, edit_matroska_tracks
 from vsr_hpc.media.merge.segment_packets import nearest
 from vsr_hpc.media.source import Source, open_input
+from vsr_hpc.system.progress import tick
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ def first_keys(
             demuxer: Any = container.demux(streams)
             with contextlib.closing(demuxer) as packets:  # see decoder.py
                 for packet in packets:
+                    tick()
                     index = packet.stream_index
                     if packet.size and packet.is_keyframe and packet.pts is not None and index not in found:
                         shown = packet.pts * packet.time_base

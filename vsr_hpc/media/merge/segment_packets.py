@@ -19,6 +19,7 @@ from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.segment import SegmentPart
 from vsr_hpc.media.timeline import Timeline
 from vsr_hpc.system.files import sha256_of_file
+from vsr_hpc.system.progress import tick
 
 _PREFETCH = 2
 
@@ -100,6 +101,7 @@ def numbered_packets(segment: Any, stream: Any, path: Path) -> Iterator[tuple[in
     is_in_order = stream.codec_context.reorder_depth == 0
     step: int | None = None
     for count, packet in enumerate(packet for packet in segment.demux(stream) if packet.size):
+        tick()
         if is_in_order:
             yield count, packet
             continue
