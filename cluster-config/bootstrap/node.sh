@@ -95,14 +95,20 @@ pull_container() {
   local registry=${image%%/*}
   command -v enroot >/dev/null ||
     fail "--container $image: enroot is not on this image, and jobs run containers by it; use the packed environment"
-  local file
+  local file credentials=$home/.enroot password
   file=$home/containers/$(printf '%s' "$image" | tr -c 'a-zA-Z0-9.-' _).sqsh
   mkdir -p "$home/containers"
   if [[ ! -e $file ]]; then
-    printf 'machine %s login AWS password %s\n' "$registry" "$(aws ecr get-login-password)" >"$home/.enroot"
-    chmod 600 "$home/.enroot"
-    ENROOT_CONFIG_PATH=$home enroot import --output "$file.new" "docker://${image/\//#}"
-    rm -f "$home/.enroot"
+    rm -rf "$credentials" "$file.new"      # of a run that was killed; enroot writes over no file
+    trap 'rm -rf "$home/.enroot"' EXIT
+    install -d -m 700 "$credentials"       # nobody else may enter before there is a password in it
+    if [[ $registry =~ ^[0-9]{12}\.dkr\.ecr[.-] ]]; then
+      password=$(aws ecr get-login-password)
+      # enroot reads this name in the folder that ENROOT_CONFIG_PATH names (its src/docker.sh).
+      (umask 077; printf 'machine %s login AWS password %s\n' "$registry" "$password" >"$credentials/.credentials")
+    fi
+    ENROOT_CONFIG_PATH=$credentials enroot import --output "$file.new" "docker://${image/\//#}"
+    rm -rf "$credentials"
     mv -T "$file.new" "$file"
   fi
   switch "$file" "$home/container.sqsh"

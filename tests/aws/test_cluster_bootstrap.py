@@ -286,10 +286,22 @@ def test_container_without_a_runtime_fails_with_the_way_out(node: Node) -> None:
     assert done.returncode == 1 and "use the packed environment" in done.stderr
 
 
-def test_container_is_pulled_once_where_enroot_is(node: Node) -> None:
+REGISTRY = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
+ENROOT = f"""#!/bin/sh
+# Reads what enroot's src/docker.sh reads, and refuses as a private registry does where that is not there.
+credentials=$ENROOT_CONFIG_PATH/.credentials
+echo "$(stat -c %a "$ENROOT_CONFIG_PATH" "$credentials" | xargs) $@" >> /enroot.calls
+grep -q "^machine {REGISTRY} login AWS password secret$" "$credentials" ||
+  {{ echo "[ERROR] 401: authenticating with user: <anonymous>" >&2; exit 1; }}
+[ ! -e "$3" ] || {{ echo "[ERROR] File already exists: $3" >&2; exit 1; }}
+echo squash > "$3"
+"""
+
+
+def test_container_of_a_private_registry_is_pulled_once_and_leaves_no_password(node: Node) -> None:
     bin_folder = node.root / "usr/local/bin"
     enroot = bin_folder / "enroot"
-    enroot.write_text('#!/bin/sh\necho "$@" >> /enroot.calls\necho squash > "$3"\n')
+    enroot.write_text(ENROOT)
     enroot.chmod(0o755)
     aws = bin_folder / "aws"
     plain = aws.read_text()
@@ -298,10 +310,11 @@ def test_container_is_pulled_once_where_enroot_is(node: Node) -> None:
     (bin_folder / "aws.real").chmod(0o755)
     try:
         for _ in range(2):
-            done = node.boot("gpu", "--container", "registry.example.org/vsr-hpc:1")
+            done = node.boot("gpu", "--container", f"{REGISTRY}/vsr-hpc:1")
             assert done.returncode == 0, done.stderr
         calls = (node.root / "enroot.calls").read_text().splitlines()
-        assert len(calls) == 1 and "docker://registry.example.org#vsr-hpc:1" in calls[0]
+        assert len(calls) == 1 and f"docker://{REGISTRY}#vsr-hpc:1" in calls[0]
+        assert calls[0].startswith("700 600 "), "others can read the password"
         assert not (node.root / "opt/vsr/.enroot").exists() and "secret" not in done.stderr
     finally:
         enroot.unlink()

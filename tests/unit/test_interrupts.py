@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from vsr_hpc.system import spot_notice
 from vsr_hpc.system.interrupts import Reason, StopFlag, signals_set
 from vsr_hpc.system.spot_notice import spot_watched
 
@@ -118,6 +119,24 @@ def test_a_spot_notice_sets_the_flag_and_a_recommendation_is_only_said(
     assert flag.reason is Reason.SPOT_NOTICE
     assert metadata.asked == 3
     assert caplog.text.count("recommends leaving") == 1
+
+
+def test_a_metadata_service_that_answers_late_is_still_heard(
+    metadata: type[_Metadata], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, real = [0], spot_notice._metadata
+
+    def late(base: str, path: str, *, token: str = "", method: str = "GET") -> str | None:
+        asked[0] += 1
+        if asked[0] <= 5:
+            raise TimeoutError("timed out")
+        return real(base, path, token=token, method=method)
+
+    monkeypatch.setattr(spot_notice, "_metadata", late)
+    flag = StopFlag()
+    with spot_watched(flag, every_s=0.01):
+        assert flag.wait(10)
+    assert flag.reason is Reason.SPOT_NOTICE
 
 
 def test_where_no_metadata_answers_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

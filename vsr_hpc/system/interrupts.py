@@ -101,6 +101,3 @@ def signals_set(flag: StopFlag, *, grace_s: float | None = None) -> Iterator[Non
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-"""After so many questions without any answer there is no metadata service here."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import logging
 import os
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
@@ -17,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 _TOKEN_LIFE_S = 300
-_UNANSWERED = 3
+_LONGEST_PAUSE_S = 60.0
 _REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
 
 
@@ -26,7 +28,8 @@ def spot_watched(flag: StopFlag, *, every_s: float = 5.0) -> Iterator[None]:
     """While in the block on an EC2 instance, a Spot interruption notice sets the flag.
 
     A rebalance recommendation is only logged: the instance may well live on, and every shard is a
-    checkpoint. Elsewhere nothing answers at the metadata address and the watch ends after some questions.
+    checkpoint. Where nothing answers, the watch asks less and less often, at last once a minute, and never
+    gives up: the metadata service may only be slow while the instance starts.
     """
     done = threading.Event()
     watcher = threading.Thread(target=_watch_spot, args=(flag, done, every_s), name="spot-watch", daemon=True)
@@ -41,14 +44,14 @@ def _watch_spot(flag: StopFlag, done: threading.Event, every_s: float) -> None:
     base = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return
-    token, token_until, failures, is_at_risk = "", 0.0, 0, False
+    token, token_until, pause_s, is_at_risk = "", 0.0, every_s, False
     while not done.is_set() and not flag.is_set():
         try:
             if time.monotonic() > token_until:
                 token = _metadata(base, "/latest/api/token", method="PUT") or ""
                 token_until = time.monotonic() + _TOKEN_LIFE_S / 2
             notice = _metadata(base, "/latest/meta-data/spot/instance-action", token=token)
-            failures = 0
+            pause_s = every_s
             if not is_at_risk and notice is None:
                 is_at_risk = _metadata(base, _REBALANCE, token=token) is not None
                 if is_at_risk:
@@ -59,12 +62,10 @@ def _watch_spot(flag: StopFlag, done: threading.Event, every_s: float) -> None:
                 return
         except urllib.error.HTTPError as exc:
             token_until = 0.0 if exc.code == 401 else token_until
-        except OSError as exc:
-            failures += 1
-            if failures == _UNANSWERED and token == "":
-                log.debug("no instance metadata here: %s", exc)
-                return
-        done.wait(every_s)
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            log.debug("no instance metadata: %s", exc)
+            pause_s = every_s if token else min(2 * pause_s, max(every_s, _LONGEST_PAUSE_S))
+        done.wait(pause_s)
 
 
 def _metadata(base: str, path: str, *, token: str = "", method: str = "GET") -> str | None:
