@@ -27,7 +27,7 @@ fi
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain 2>/dev/null)" ] || revision=$revision-changed
 created=$(git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo 1970-01-01T00:00:00Z)
-version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml | head -n 1)
+version=$(sed -n 's/^VERSION = "\(.*\)"$/\1/p' vsr_hpc/version.py | head -n 1)
 
 set -- --file containers/Dockerfile --tag "$tag" --build-arg VARIANT="$variant" --build-arg VERSION="$version" \
     --build-arg REVISION="$revision" --build-arg CREATED="$created"
