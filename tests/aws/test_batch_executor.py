@@ -136,9 +136,10 @@ def test_dependent_of_a_failed_run_never_starts_and_its_status_says_so(cloud: Cl
     cloud.put(tmp_path / "bad.yaml", f"{PREFIX}/films/bad-clip.mkv")
     second = Film(cloud, tmp_path, "after-bad", frames=8, run={"workers": 1})
     second.write(input=first.output, run={"workers": 1})
-    first.submit()
-    cloud.put(tmp_path / "bad.yaml", f"{PREFIX}/films/bad.mkv")  # no clip any more when the worker comes
-    second.submit("--after", first.run.uri)
+    with cloud.no_capacity("vsr-spot", "vsr-ondemand"):
+        first.submit()
+        cloud.put(tmp_path / "bad.yaml", f"{PREFIX}/films/bad.mkv")  # no clip any more when the worker comes
+        second.submit("--after", first.run.uri)
     cloud.wait_status(second.job(), "FAILED")
     assert any("Dependent Job failed" in line for line in second.status()["queue"])
     assert not second.run.heartbeats()

@@ -86,7 +86,7 @@ def test_every_command_of_a_guide_is_one_that_the_command_line_takes(
     assert refused == []
 
 
-@pytest.mark.parametrize("line", ["upscale in.mkv out.mkv --sacle 2", "upscale in.mkv --scale big", "upscal"])
+@pytest.mark.parametrize("line", ["upscale in.mkv o.mkv --sacle 2", "preview in.mkv --frames big", "upscal"])
 def test_a_wrong_command_is_found(line: str) -> None:
     with pytest.raises(Exception) as refused:
         parse(shlex.split(line))

@@ -461,7 +461,7 @@ def test_a_workers_role_follows_from_its_runs_job(account: Moto, tmp_path: Path)
     account.make_bucket("films")
     path = tmp_path / "ec2.yaml"
     path.write_text(yaml.safe_dump(document(role="worker", run="s3://films/runs/a")))
-    with pytest.raises(JobError, match=r"film: .* cannot be read: s3://films/runs/a: no run here"):
+    with pytest.raises(JobError, match=r"film: .* cannot be read: s3://films/runs/a: there is no run here"):
         CliRunner().invoke(cli_ec2.app, ["role", str(path)], catch_exceptions=False)
     run = Run.create(open_store("s3://films/runs/a"), JOB)
     found = CliRunner().invoke(cli_ec2.app, ["role", str(path)], catch_exceptions=False)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.clips import numbered_clip
 from tests.serving.inside import listening, loaded, silent_client
-from vsr_hpc.serving import app
+from vsr_hpc.serving import app, process
 
 
 def asked(kind: str, options: str, body: bytes) -> bytes:
@@ -46,7 +46,8 @@ async def until(is_so: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "UNREAD_S", 0.5)
+    for module in (app, process):
+        monkeypatch.setattr(module, "UNREAD_S", 0.5)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slurm
 
 BUSY = {"frames": 96, "slow_s": 0.06}
 """A clip of 24 shards that keeps one worker busy for six seconds, without using the CPU."""
+LASTING = {"frames": 240, "slow_s": 0.5}
+"""One that lasts for two minutes, so that a person's command meets it at work on a busy machine, too."""
 
 
 def test_four_workers_over_three_nodes_make_the_bytes_of_one_machine(
@@ -66,7 +68,7 @@ def _workers(film: Submitted, number: int) -> set[str]:
 
 
 def test_vsr_cancel_ends_the_jobs_and_nothing_follows(cluster: DevCluster) -> None:
-    film = Submitted(cluster, "cancel", **BUSY, run={"workers": 5})
+    film = Submitted(cluster, "cancel", **LASTING, run={"workers": 5})
     film.submit()
     film.wait_receipts()
     film.vsr("cancel", str(film.output))
@@ -121,7 +123,7 @@ def test_workers_that_do_not_see_the_run_exit_2_and_status_says_it(cluster: DevC
 
 
 def test_two_resumes_at_once_start_one_round(cluster: DevCluster) -> None:
-    film = Submitted(cluster, "twice", **BUSY)
+    film = Submitted(cluster, "twice", frames=96, slow_s=0.25)
     film.submit()
     film.wait_receipts()
     film.vsr("cancel", str(film.output))

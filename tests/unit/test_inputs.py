@@ -71,11 +71,10 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file() -> None:
 @pytest.mark.parametrize(
     ("paths", "said"),
     [
-        (["a.mkv"], "name an input and an output"),
         (["a.mkv", "b.mkv", "one.mkv"], "2 inputs cannot all become one.mkv; name a folder"),
         (["*.webm", "out/"], r"\*.webm: no clip or image matches this pattern$"),
         (["*.txt", "out/"], r"no clip or image matches this pattern, only x.txt"),
-        (["a.mkv", "sub/a.mkv", "out/"], "several inputs would become out/a.mkv"),
+        (["a.mkv", "sub/a.mkv", "out/"], "several inputs would be written to out/a.mkv"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(paths: list[str], said: str) -> None:

@@ -148,3 +148,21 @@ def test_numbers_are_taken_where_texts_are_meant() -> None:
 def test_the_run_lies_beside_the_output_unless_told() -> None:
     assert parse_job(LEAST, "x").run_uri == ".vsr/out.mkv"
     assert parse_job({**LEAST, "run": {"location": "/tmp/r"}}, "x").run_uri == "/tmp/r"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"output": "film\ntouch /tmp/owned #.mkv"},
+        {"input": "in\x1b[2J.mkv"},
+        {"run": {"location": "s3://films/runs\r\nx"}},
+        {"slurm": {"partitions": ["spot\n#SBATCH --wrap=x"]}},
+    ],
+)
+def test_control_characters_are_refused_wherever_they_reach_a_script(document: dict[str, object]) -> None:
+    with pytest.raises(JobError, match="control character"):
+        parse_job({**LEAST, **document}, "x")
+
+
+def test_the_lines_of_slurm_setup_may_be_several() -> None:
+    assert parse_job({**LEAST, "slurm": {"setup": ["module load a\nmodule load b"]}}, "x").slurm.setup

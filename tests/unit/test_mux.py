@@ -707,7 +707,7 @@ def test_transparency_in_mp4_is_refused_with_the_containers_that_hold_it(tmp_pat
     source = numbered_clip(tmp_path / "in.mkv", frames=6, codec="ffv1", pix_fmt="yuva420p")
     ready = case(source, "ffv1", cuts=(3,))
     (finding,) = check_container(ready.clip, ready.encoding, "out.mp4", StreamsRequest())
-    assert finding.endswith("name the output .mkv, or .mov with --codec prores")
+    assert "name the output .mkv, or .mov with --codec prores" in finding
     assert not check_container(ready.clip, ready.encoding, "out.mkv", StreamsRequest())
 
 

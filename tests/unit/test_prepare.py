@@ -138,6 +138,7 @@ def test_a_head_node_writes_no_plan_that_does_not_fit(tmp_path: Path) -> None:
 def test_space_for_a_merge_is_asked_for_where_it_happens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
     plan = planned_run(tiny_job(tmp_path, frames=8)).plan
     away = plan.model_copy(update={"job": plan.job.model_copy(update={"output": "s3://films/out.mkv"})})
     nearly_full = shutil.disk_usage(tmp_path)._replace(free=1 << 20)

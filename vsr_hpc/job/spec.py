@@ -10,6 +10,8 @@ A job that loads is well-formed. `vsr_hpc.planning` decides whether it fits its 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal
@@ -50,6 +52,28 @@ class Option:
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_control_characters(cls, value: object, info: ValidationInfo) -> object:
+        """Names and settings reach batch scripts, headers and logs, where a line break begins a line."""
+        allowed = "\n\t" if info.field_name == "setup" else ""
+        for text in _texts(value):
+            found = next(
+                (each for each in text if unicodedata.category(each) == "Cc" and each not in allowed), None
+            )
+            if found is not None:
+                raise ValueError(f"{text!r} holds the control character {found!r}; take it out")
+        return value
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The texts in a value of a job file; a section checks its own."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _texts(each)
 
 
 def _parse_size(value: object) -> object:

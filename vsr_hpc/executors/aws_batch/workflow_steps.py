@@ -67,10 +67,11 @@ def read_template(uri: str) -> JobSpec:
 def plan(run_uri: str, source: str, template: str, incoming: str, longest_s: float | None = None) -> int:
     """Make the run and its plan, unless they are there; how many workers it wants.
 
-    The number lies in `workflow.json` beside the plan, where the state machine reads it.
+    The number lies in `workflow.json` in the run's folder, where the state machine reads it.
     """
     job = job_for(read_template(template), source, run_uri, incoming)
-    run = Run.create(open_store(run_uri), job)
+    folder = open_store(run_uri)
+    run = Run.create(folder, job)
     if run.job().input != source:
         raise JobError(f"{run_uri}: is the run of another clip, {run.job().input}")
     if run.round_number() == 0:
@@ -82,7 +83,7 @@ def plan(run_uri: str, source: str, template: str, incoming: str, longest_s: flo
         run.write_plan(*make_plan(prepared, _guess))
     missing = 0 if run.done() is not None else len(run.missing())
     workers = min(job.run.workers, missing)
-    run.store.put("workflow.json", json.dumps({"workers": workers, "output": job.output}).encode())
+    folder.put("workflow.json", json.dumps({"workers": workers, "output": job.output}).encode())
     log.info("planned run=%s shards=%d missing=%d", run_uri, run.plan.shard_count, missing)
     return workers
 

@@ -75,6 +75,8 @@ def start(run: Run, job: JobSpec, then: Sequel) -> RoundJobs:
     """Begin a round of workers, which `then` follows; a round that is under way is returned instead."""
     if not slurm.has_slurm():
         raise JobError("on: slurm needs sbatch here; submit on a login or head node of the cluster")
+    if not run.place_uri.isprintable():
+        raise JobError(f"{run.place_uri!r} cannot be written into a batch script; choose another name")
     number = run.round_number() + 1  # before looking: whoever begins it meanwhile is met when it is created
     present = active_round(run)
     if present is not None:
