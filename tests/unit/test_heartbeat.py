@@ -158,7 +158,7 @@ def hung(run: Run, stage: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def impatient(tmp_path: Path) -> Iterator[Run]:
-    yield planned_run(tiny_job(tmp_path, run={"hang_s": 0.5}))
+    yield planned_run(tiny_job(tmp_path, run={"hang_s": 4.0}))
 
 
 def test_a_worker_whose_stage_hangs_ends_with_75_and_counts_as_dead(impatient: Run) -> None:

@@ -68,12 +68,11 @@ class _Section(BaseModel):
 
 
 def _texts(value: object) -> Iterator[str]:
-    """The texts in a value of a job file; a section checks its own."""
+    """A text, or the texts of a list; deeper lists fit no field, and YAML's aliases can make them endless."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _texts(each)
+        yield from (each for each in value if isinstance(each, str))
 
 
 def _parse_size(value: object) -> object:
