@@ -1,7 +1,7 @@
 """Print what is in this image as a CycloneDX list.
 
-It names Python packages, the libraries inside their wheels, and Debian's packages. A library inside a wheel that
-`LIBRARIES` does not name ends the build: somebody has to look up its licence first.
+It names Python packages, the libraries inside their wheels, and Debian's packages. A library inside a wheel
+that `LIBRARIES` does not name ends the build: somebody has to look up its licence first.
 """
 
 from __future__ import annotations
