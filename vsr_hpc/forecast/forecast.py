@@ -96,7 +96,7 @@ def forecast(
 ) -> Forecast:
     """Check and plan a job, try some of its frames here, weigh where it could run. Writes nothing.
 
-    A machine without torch tries no frames: figures for other places then come from stored profiles and rates.
+    A machine without torch tries no frames; figures for other places then come from profiles and rates.
     """
     from vsr_hpc.work.run_plan import try_frames
 
