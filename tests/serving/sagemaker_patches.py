@@ -148,7 +148,6 @@ def invoke_endpoint_async(self: Any) -> tuple[int, dict[str, Any], str]:
     failure = f"{outputs.get('S3FailurePath', outputs['S3OutputPath']).rstrip('/')}/{name}-error.out"
     s3 = s3_backends[self.current_account][self.partition]
     bucket, _, key = self.headers["X-Amzn-SageMaker-InputLocation"][5:].partition("/")
-    body = s3.get_object(bucket, key).value
     headers = {
         "Content-Type": self.headers.get("X-Amzn-SageMaker-Content-Type", ""),
         "Accept": self.headers.get("X-Amzn-SageMaker-Accept", "*/*"),
@@ -158,8 +157,16 @@ def invoke_endpoint_async(self: Any) -> tuple[int, dict[str, Any], str]:
         headers["X-Amzn-SageMaker-Custom-Attributes"] = attributes
 
     def work() -> None:
-        status, _, answer = _forwarded(f"{url}/invocations", body, headers)
-        bucket, _, key = (output if status == 200 else failure)[5:].partition("/")
+        """Read the input only now, when an instance takes the request, as SageMaker does."""
+        found = s3.get_object(bucket, key)
+        if found is None:
+            status, answer = 404, b"the input object does not exist"
+        else:
+            status, _, answer = _forwarded(f"{url}/invocations", found.value, headers)
+        _put_answer(output if status == 200 else failure, answer)
+
+    def _put_answer(place: str, answer: bytes) -> None:
+        bucket, _, key = place[5:].partition("/")
         s3.put_object(bucket, key, answer)
 
     backend = sagemaker_backends[self.current_account][self.region]

@@ -25,7 +25,8 @@ from vsr_hpc.serving.client import Question, invoke
 
 def asked(folder: Path, **more: Any) -> Question:
     (folder / "in.png").write_bytes(still())
-    return Question(source=folder / "in.png", output=folder / "out.png", timeout_s=60, **more)
+    chosen = {"source": folder / "in.png", "output": folder / "out.png", "timeout_s": 60.0, **more}
+    return Question(**chosen)
 
 
 def everything(aws: Moto) -> dict[str, list[str]]:
@@ -265,6 +266,21 @@ def test_a_sleeping_endpoint_wakes_for_its_backlog_works_it_off_and_sleeps_again
     assert found == len(places) == 40
     ended = pass_time(account, 40)
     assert (ended["queued"], ended["instances"]) == ({"film": 0}, {"film": {"all": 0}})
+
+
+def test_an_input_stays_until_an_instance_has_read_it(account: Moto, server: Served, tmp_path: Path) -> None:
+    account.make_bucket("films")
+    apply(full(server.url))
+    pass_time(account, 20)  # nobody asks: the first instance goes
+    with pytest.raises(BackendError, match=r"no answer at s3://films/out/\S+ within 1 s"):
+        invoke("film", asked(tmp_path, payload_bytes=10, timeout_s=1.0))
+    s3 = account.client("s3")
+    inputs = [each["Key"] for each in s3.list_objects_v2(Bucket="films", Prefix="out/inputs/")["Contents"]]
+    assert len(inputs) == 1
+    pass_time(account, 10)  # an instance comes and reads the input
+    keys = {each["Key"] for each in s3.list_objects_v2(Bucket="films")["Contents"]} - set(inputs)
+    (answer,) = keys
+    assert answer.startswith("out/") and not answer.endswith("-error.out")
 
 
 def test_work_that_waits_in_vain_wakes_somebody(account: Moto, server: Served) -> None:
