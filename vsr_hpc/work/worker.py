@@ -353,12 +353,16 @@ class Worker:
     def _do(self, bench: Workbench, shard: Shard, epoch: int, lease: Lease) -> None:
         began, began_s = time.monotonic(), time.time()
         self._begin(shard)
-        work_done = make_segments(
-            bench,
-            shard,
-            on_frames=self._note_frames,
-            should_drop=lambda left: not self._stop.allows(left * (self._seconds_per_frame or 0.0)),
-        )
+        try:
+            work_done = make_segments(
+                bench,
+                shard,
+                on_frames=self._note_frames,
+                should_drop=lambda left: not self._stop.allows(left * (self._seconds_per_frame or 0.0)),
+            )
+        except MediaError:  # the clip is to blame only if it is still there, and still the same
+            self._guard.check(shard.start, shard.stop)
+            raise
         self._guard.check(shard.start, shard.stop)
         receipt = Receipt(
             shard=shard.index,
