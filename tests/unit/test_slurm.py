@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +23,7 @@ from vsr_hpc.executors.slurm import commands as slurm_commands
 from vsr_hpc.executors.slurm.commands import QueuedTask
 from vsr_hpc.executors.slurm.finish_task import conclude, is_cancelled_by_user
 from vsr_hpc.executors.slurm.jobs import RoundJobs, failures, names_of
-from vsr_hpc.executors.slurm.submission import parameters
+from vsr_hpc.executors.slurm.submission import parameters, pin_environment, unpack_lines
 from vsr_hpc.executors.slurm.task_life import TaskLife
 from vsr_hpc.executors.slurm.worker_task import WorkerTask, inside
 from vsr_hpc.job.reading import parse_job
@@ -54,6 +56,42 @@ def test_keys_that_vsr_sets_itself_are_refused() -> None:
     document = {"input": "a", "output": "b", "model": "nearest", "slurm": {"sbatch": {"array": "0-9"}}}
     with pytest.raises(JobError, match="array is set by vsr itself"):
         parse_job(document, "test")
+
+
+def packed(folder: Path, word: str) -> Path:
+    """A packed environment whose `bin/say` prints a word."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin/say").write_text(word)
+    with tarfile.open(folder / "env.tar.gz", "w:gz") as tar:
+        tar.add(folder / "bin/say", "bin/say")
+    return folder / "env.tar.gz"
+
+
+def test_packed_environment_of_the_first_round_binds_all_rounds(tmp_path: Path) -> None:
+    run = planned_run(tiny_job(tmp_path))
+    first = pin_environment(run, str(packed(tmp_path, "old")))
+    assert pin_environment(run, str(tmp_path / "env.tar.gz")) == first
+    with pytest.raises(JobError, match=r"another environment .* the run began with; put that one back"):
+        pin_environment(run, str(packed(tmp_path, "new")))
+
+
+def test_node_unpacks_an_environment_once_and_refuses_one_that_was_replaced(tmp_path: Path) -> None:
+    archive, disk = packed(tmp_path, "old"), tmp_path / "disk"
+    disk.mkdir()
+    sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+    script = "\n".join([*unpack_lines(str(archive), sha256), 'cat "$vsr_env/bin/say"'])
+
+    def call(place: Path) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], "TMPDIR": str(place)}
+        command = ["bash", "-c", script]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert call(disk).stdout == "old"
+    packed(tmp_path, "new")
+    assert call(disk).stdout == "old", "what was unpacked stays"
+    (tmp_path / "other").mkdir()
+    refused = call(tmp_path / "other")
+    assert refused.returncode == 2 and "is not the environment that the run began with" in refused.stderr
 
 
 def test_job_names_tell_runs_of_equal_files_apart(tmp_path: Path) -> None:

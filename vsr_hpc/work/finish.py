@@ -33,6 +33,7 @@ from vsr_hpc.system.interrupts import StopFlag
 from vsr_hpc.wording import plural
 from vsr_hpc.work.heartbeat import Pulse
 from vsr_hpc.work.watchdog import Watchdog
+from vsr_hpc.work.workbench import check_environment
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ def try_finish(
     done = run.done()
     if done is not None:
         return done
+    check_environment(run.plan)
     lease = take_single(run, "finish", worker, node, liveness)
     if lease is None:
         return None

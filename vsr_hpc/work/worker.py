@@ -38,7 +38,7 @@ from vsr_hpc.work.metrics import Push, Telemetry, sinks_of
 from vsr_hpc.work.pipeline import Stopped, Workbench, make_segments
 from vsr_hpc.work.run_plan import plan_run
 from vsr_hpc.work.watchdog import Watchdog
-from vsr_hpc.work.workbench import build_upscaler, check_encoder, workbench
+from vsr_hpc.work.workbench import build_upscaler, check_environment, workbench
 
 log = logging.getLogger(__name__)
 
@@ -325,7 +325,7 @@ class Worker:
 
     def _set_up(self) -> Workbench:
         plan = self._run.plan
-        check_encoder(plan)
+        check_environment(plan)
         upscaler, self._platform = build_upscaler(plan, self._threads())
         self._check_platform(self._platform)
         upscaler.canary()

@@ -6,7 +6,7 @@ tried again is read from the run. No accounting database is asked, and Slurm may
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
 import secrets
 import shlex
@@ -27,6 +27,7 @@ from vsr_hpc.run.documents import Round
 from vsr_hpc.run.model_copy import stage
 from vsr_hpc.run.run import Run
 from vsr_hpc.system.environment import THREAD_POLICY
+from vsr_hpc.system.files import sha256_of_file
 from vsr_hpc.system.user_folders import user_folder
 
 log = logging.getLogger(__name__)
@@ -76,12 +77,13 @@ def start(run: Run, job: JobSpec, then: Sequel) -> RoundJobs:
         raise JobError(f"{run.place_uri!r} cannot be written into a batch script; choose another name")
 
     def prepare() -> Submission[RoundJobs]:
+        packed_sha256 = pin_environment(run, job.slurm.packed)
         stage(run, job.model, job.picture.denoise)
         plan_here(run, job)
         largest_array = slurm.parse_number(slurm.read_setting("MaxArraySize"), 1001)
         return Submission(
             most_workers=min(job.run.workers, largest_array),
-            submit=lambda begun: _submit(run, job, begun, then),
+            submit=lambda begun: _submit(run, job, begun, then, packed_sha256),
         )
 
     return ROUNDS.begin(run, prepare)
@@ -93,7 +95,26 @@ def _folder(run: Run, section: SlurmSection, number: int) -> Path:
     return base.absolute() / names_of(run).run / f"{number}-{secrets.token_hex(3)}"
 
 
-def _submit(run: Run, job: JobSpec, begun: Round, then: Sequel) -> RoundJobs:
+def pin_environment(run: Run, archive: str | None) -> str:
+    """The sha256 of a packed environment: every round of a run must use what the first one used."""
+    if archive is None:
+        return ""
+    path = Path(archive)
+    try:
+        sha256 = sha256_of_file(path)
+    except OSError as exc:
+        raise JobError(f"slurm.packed: {path} cannot be read ({exc.strerror})") from exc
+    run.store.create("environment.json", json.dumps({"packed": archive, "sha256": sha256}).encode())
+    first: dict[str, str] = json.loads(run.store.read("environment.json"))
+    if first["sha256"] != sha256:
+        raise JobError(
+            f"slurm.packed: {path} (sha256 {sha256[:16]}) is another environment than {first['packed']} "
+            f"({first['sha256'][:16]}), which the run began with; put that one back, or start over with --new"
+        )
+    return sha256
+
+
+def _submit(run: Run, job: JobSpec, begun: Round, then: Sequel, packed_sha256: str) -> RoundJobs:
     section, names = job.slurm, names_of(run)
     folder = _folder(run, section, begun.number)
     partitions: tuple[str | None, ...] = section.partitions or (None,)
@@ -123,6 +144,7 @@ def _submit(run: Run, job: JobSpec, begun: Round, then: Sequel) -> RoundJobs:
                         workers=begun.workers,
                         exclude=section.exclude,
                         flags=flags,
+                        packed_sha256=packed_sha256,
                     ),
                     replace(task, has_standby=task.has_standby and not is_standby),
                     begun.workers,
@@ -139,6 +161,7 @@ def _submit(run: Run, job: JobSpec, begun: Round, then: Sequel) -> RoundJobs:
                 gpus=0,
                 workers=1,
                 exclude=(),
+                packed_sha256=packed_sha256,
                 flags={"dependency": ",".join(f"afterany:{each}" for each in arrays)},
             ),
             then(uri=run.place_uri, round=begun.number),
@@ -166,6 +189,7 @@ def parameters(
     workers: int,
     exclude: tuple[str, ...],
     flags: dict[str, str],
+    packed_sha256: str = "",
 ) -> dict[str, Any]:
     """submitit's parameters for one array. One node for each task: BadConstraints in docs/slurm.md."""
     return {
@@ -188,7 +212,7 @@ def parameters(
         "slurm_setup": [
             *(f'export {key}="${{{key}:-{value}}}"' for key, value in THREAD_POLICY.items()),
             *section.setup,
-            *_unpack_lines(section.packed),
+            *unpack_lines(section.packed, packed_sha256),
         ],
         "slurm_srun_args": [f"--cpus-per-task={section.cpus}"],
         "slurm_additional_parameters": {"requeue": True, **flags, **section.sbatch},
@@ -202,7 +226,7 @@ def _array(
     count: int,
     section: SlurmSection,
 ) -> str:
-    """Submit `count` times the same task; the id that Slurm gave to all of them."""
+    """Submit the same task `count` times as one array; the number of the array."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -233,17 +257,19 @@ def _python(section: SlurmSection) -> str:
     return shlex.quote(section.python or sys.executable)
 
 
-def _unpack_lines(archive: str | None) -> list[str]:
+def unpack_lines(archive: str | None, sha256: str) -> list[str]:
     """Each node unpacks an environment once, into a folder of one's own; another archive, another folder."""
     if archive is None:
         return []
-    key, source = hashlib.sha256(archive.encode()).hexdigest()[:16], shlex.quote(archive)
+    source = shlex.quote(archive)
     return [
         'vsr_base="${TMPDIR:-/tmp}/vsr-env-$(id -u)"',
         'mkdir -p -m 700 "$vsr_base" && [ -O "$vsr_base" ] && [ ! -L "$vsr_base" ] || exit 75',
-        f'vsr_env="$vsr_base/{key}-$(stat -Lc %s-%Y {source})"',
+        f'vsr_env="$vsr_base/{sha256[:32]}"',
         '( flock 9; [ -e "$vsr_env/.ready" ] || {',
-        f'  rm -rf "$vsr_env" && mkdir "$vsr_env" && tar -xf {source} -C "$vsr_env" &&',
-        '  { [ ! -x "$vsr_env/bin/conda-unpack" ] || "$vsr_env/bin/conda-unpack"; } &&',
-        '  touch "$vsr_env/.ready"; } ) 9>"$vsr_env.lock" || exit 75',
+        f'  [ "$(sha256sum < {source})" = "{sha256}  -" ] ||',
+        f'    {{ echo {source} "is not the environment that the run began with" >&2; exit 2; }}',
+        f'  {{ rm -rf "$vsr_env" && mkdir "$vsr_env" && tar -xf {source} -C "$vsr_env" &&',
+        '    { [ ! -x "$vsr_env/bin/conda-unpack" ] || "$vsr_env/bin/conda-unpack"; } &&',
+        '    touch "$vsr_env/.ready"; } || exit 75; } ) 9>"$vsr_env.lock" || exit $?',
     ]
