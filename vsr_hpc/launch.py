@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.executors import local
+from vsr_hpc.executors.rounds import count_workers
 from vsr_hpc.forecast import forecast
 from vsr_hpc.job.reading import with_absolute_paths
 from vsr_hpc.job.spec import JobSpec, RangeSection, RunSection, StreamsSection, run_folder
@@ -154,7 +155,7 @@ def _run_round(
 
     gpus = processes.visible_gpus() if how.gpus is None else how.gpus
     missing = run.missing()
-    workers = max(1, min(max(how.workers, len(gpus)), len(missing)))
+    workers = count_workers(max(how.workers, len(gpus)), len(missing))
     forecast.note(run, run.plan.job.model_copy(update={"run": how, "on": "local"}))
     run.begin_again()
     run.start_round("local", workers, len(missing))

@@ -168,6 +168,24 @@ def test_a_source_replaced_while_a_shard_is_made_gets_no_receipt(
     assert len(run.finished()) == 2
 
 
+def test_a_source_whose_disk_is_away_for_a_while_is_an_outage_and_blames_no_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned_run(tiny_job(tmp_path))
+    clip, away = tmp_path / "clip.mkv", tmp_path / "away.mkv"
+    monkeypatch.setattr(worker, "_BACK_OFF_S", 0.01)
+    _before_shard(monkeypatch, 3, lambda: clip.rename(away))
+    with pytest.raises(OutageError, match=r"clip\.mkv"):
+        work(run.uri, WorkerOptions(threads=1), StopFlag())
+    with pytest.raises(OutageError, match=r"clip\.mkv"):
+        work(run.uri, WorkerOptions(threads=1), StopFlag())
+    assert len(run.finished()) == 2 and run.poisoned() == ()
+    ends = [run.ending(name, lease.generation) for name, lease in run.leases().items() if lease.is_ended]
+    assert {end.cause for end in ends if end is not None} == {"backend"}
+    away.rename(clip)
+    assert finished(run).frames == 24
+
+
 def test_a_source_replaced_before_the_merge_is_not_merged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,11 +46,13 @@ def test_the_state_follows_what_lies_in_the_store(run: Run) -> None:
     assert read_status(run).state == "complete"
 
 
-def test_a_cancelled_run_runs_until_its_workers_have_left(run: Run) -> None:
-    run.cancel()
-    assert read_status(run).state == "cancelled"
+def test_a_cancelled_run_never_runs_however_young_a_killed_workers_heartbeat_is(run: Run) -> None:
     run.beat(heartbeat("w", state="working"))
-    assert read_status(run).state == "running"
+    run.cancel()
+    assert read_status(run).state == "cancelled" and len(read_status(run).alive) == 1
+    for shard in range(6):
+        run.record(receipt(shard))
+    assert read_status(run).state == "finishing"
 
 
 def test_the_next_round_is_not_cancelled_by_the_mark_of_the_last(run: Run) -> None:

@@ -149,10 +149,12 @@ def _state(
 ) -> str:
     if done is not None:
         return "complete"
-    if has_workers:
-        return "finishing" if is_complete else "running"
-    if is_cancelled:
+    if has_workers and is_complete:
+        return "finishing"
+    if is_cancelled:  # even while the last heartbeats of killed workers are young
         return "cancelled"
+    if has_workers:
+        return "running"
     return "poisoned" if has_poison else "merging" if is_complete else "incomplete"
 
 

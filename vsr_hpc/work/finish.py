@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import overload
 
-from vsr_hpc.errors import JobError, VerifyError, VsrError
+from vsr_hpc.errors import BackendError, JobError, VerifyError, VsrError
 from vsr_hpc.media.encode.still_archive import extract_archives
 from vsr_hpc.media.merge.merge import merge
 from vsr_hpc.media.segment import MergeReport, SegmentPart
@@ -33,8 +33,12 @@ from vsr_hpc.system.interrupts import StopFlag
 from vsr_hpc.wording import plural
 from vsr_hpc.work.heartbeat import Pulse
 from vsr_hpc.work.watchdog import Watchdog
+from vsr_hpc.work.workbench import check_environment
 
 log = logging.getLogger(__name__)
+
+ExitCode = Callable[[str], int]
+"""Decides with which code a process ends whose work hangs, from what is known about the hang."""
 
 
 class ShardsLostError(VerifyError):
@@ -46,20 +50,35 @@ def finish_patiently(run: Run, node: str, *, task: str = "") -> Done: ...
 
 
 @overload
-def finish_patiently(run: Run, node: str, *, task: str = "", stop: StopFlag) -> Done | None: ...
+def finish_patiently(
+    run: Run, node: str, *, task: str = "", stop: StopFlag, exit_code_of_hang: ExitCode = ...
+) -> Done | None: ...
 
 
-def finish_patiently(run: Run, node: str, *, task: str = "", stop: StopFlag | None = None) -> Done | None:
-    """Finish the run, or wait for the process that is at it and take over where that one dies.
+def finish_patiently(
+    run: Run,
+    node: str,
+    *,
+    task: str = "",
+    stop: StopFlag | None = None,
+    exit_code_of_hang: ExitCode = lambda text: BackendError.exit_code,
+) -> Done | None:
+    """Finish the run, or wait for the process that finishes it and take over if that one dies.
 
-    `task` is the scheduler's name of this place: whoever had it before is dead. None only where the flag was
-    set while another process was at it.
+    `task` is the scheduler's name of this task: an earlier process of that name is dead. None is returned
+    only if the flag was set while another process finished the run.
     """
     worker, stop = new_worker_id(f"finish-{node}"), stop or StopFlag()
     liveness = Liveness(run=run, task=task, worker=worker)
     is_told = False
     while True:
-        done = try_finish(run, worker, node, liveness, lambda: _keep_beating(run, worker, node, task))
+        done = try_finish(
+            run,
+            worker,
+            node,
+            liveness,
+            lambda: _keep_beating(run, worker, node, task, stop, exit_code_of_hang),
+        )
         if done is not None:
             return done
         if not is_told:
@@ -85,6 +104,7 @@ def try_finish(
     done = run.done()
     if done is not None:
         return done
+    check_environment(run.plan)
     lease = take_single(run, "finish", worker, node, liveness)
     if lease is None:
         return None
@@ -100,13 +120,17 @@ def try_finish(
 
 
 @contextlib.contextmanager
-def _keep_beating(run: Run, worker: str, node: str, task: str) -> Iterator[None]:
+def _keep_beating(
+    run: Run, worker: str, node: str, task: str, stop: StopFlag, exit_code_of_hang: ExitCode
+) -> Iterator[None]:
     """Write heartbeats as a worker does: others leave a long merge alone and take over a dead one.
 
-    They belong to no round, since the speed of a round's workers is computed from its heartbeats.
+    They belong to no round, since the speed of a round's workers is computed from its heartbeats. The last
+    one says why the merge was stopped.
     """
     first = Process.current().heartbeat(worker, node, task=task).model_copy(update={"state": "finishing"})
-    with Pulse(run, first).kept_up(), Watchdog(run.job().run.hang_s).watching():
+    pulse = Pulse(run, first).kept_up(last=lambda: {"note": stop.reason.value if stop.reason else ""})
+    with pulse, Watchdog(run.job().run.hang_s, exit_code=exit_code_of_hang).watching():
         yield
 
 
