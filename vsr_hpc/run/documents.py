@@ -41,6 +41,8 @@ class Receipt(_Document):
     clipped: int = 0
     repeated: int = 0
     """Frames that got an equal one's result (`skip_duplicates`)."""
+    findings: tuple[str, ...] = ()
+    """What looked damaged in its pictures, in words; a true output may look so too."""
     started_s: float
     finished_s: float
 

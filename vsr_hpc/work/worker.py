@@ -374,6 +374,7 @@ class Worker:
             seconds=work_done.seconds,
             clipped=work_done.clipped,
             repeated=work_done.repeated,
+            findings=work_done.findings,
             started_s=round(began_s, 3),
             finished_s=round(time.time(), 3),
         )
