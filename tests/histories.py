@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -217,6 +218,7 @@ class History:
     environment: dict[str, str]
     only: Collection[str] = ()
     """The faults to draw from; all where none of them is named."""
+    is_over: threading.Event = field(default_factory=threading.Event)
     chance: random.Random = field(init=False)
     settings: Settings = field(init=False)
     overwrite: bool = field(init=False)
@@ -556,6 +558,8 @@ class History:
         while not is_met():
             if time.monotonic() > until:
                 raise Broken(f"it never came that {what}")
+            if self.is_over.is_set():
+                raise Broken("stopped by a person")
             self._frozen()
             self._judge_ended()
             time.sleep(self.place.poll_s)
@@ -737,8 +741,7 @@ def play_histories(
     """
     set_thread_policy()
     bench = Bench(folder=folder)
-    waiting = iter(seeds)
-    lock = threading.Lock()
+    waiting, lock, is_over = iter(seeds), threading.Lock(), threading.Event()
     results: list[Result] = []
 
     def drive(lane: int) -> None:
@@ -746,22 +749,31 @@ def play_histories(
             while True:
                 with lock:
                     seed = next(waiting, None)
-                if seed is None:
+                if seed is None or is_over.is_set():
                     return
                 disk = folder / f"disk-{lane}" if has_disk else None
-                result = _play(seed, bench, moto, folder, disk, only)
+                result = _play(seed, bench, moto, folder, disk, only, is_over)
                 with lock:
                     results.append(result)
                     on_result(result)
 
     with ThreadPoolExecutor(lanes) as pool:
-        bench.make_truths(pool)
-        list(pool.map(drive, range(lanes)))
+        try:
+            bench.make_truths(pool)
+            list(pool.map(drive, range(lanes)))
+        finally:
+            is_over.set()  # after a Ctrl-C the histories end at once, and leave nothing behind
     return results
 
 
 def _play(
-    seed: int, bench: Bench, moto: Moto, above: Path, disk: Path | None, only: Collection[str]
+    seed: int,
+    bench: Bench,
+    moto: Moto,
+    above: Path,
+    disk: Path | None,
+    only: Collection[str],
+    is_over: threading.Event,
 ) -> Result:
     kinds: tuple[Kind, ...] = ("folder", "s3", "s3", "disk") if disk else ("folder", "s3")
     kind = random.Random(f"kind {seed}").choice([each for each in kinds if each in only] or kinds)
@@ -773,12 +785,23 @@ def _play(
         environment |= moto.environment
     else:
         place = FolderPlace(folder=(disk if kind == "disk" and disk else folder) / folder.name)
-    history = History(seed=seed, kind=kind, place=place, bench=bench, folder=folder, environment=environment)
+    history = History(
+        seed=seed,
+        kind=kind,
+        place=place,
+        bench=bench,
+        folder=folder,
+        environment=environment,
+        only=only,
+        is_over=is_over,
+    )
     failure = None
     try:
         history.play()
     except Broken as exc:
         failure = str(exc)
+    except Exception:
+        failure = f"the tester itself failed:\n{traceback.format_exc()}"
     finally:
         history.close()
         for name in place.names(""):
@@ -824,6 +847,7 @@ def main() -> None:
         help="Draw from these faults (or places) alone.",
     )
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="histories-") as name:
         seeds = range(asked.seed, asked.seed + asked.histories)
         show = functools.partial(_show, is_long=asked.log)

@@ -11,6 +11,7 @@ never outlives the tests, however they end.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import socket
@@ -161,6 +162,8 @@ class _Unruly:
             return _drop(environ)
         if kind == "status":
             return _refuse(environ, start, fault["status"], fault["code"])
+        if not _has_whole_body(environ):
+            return _drop(environ)
         if kind not in ("lost", "cut"):
             with self.working:
                 return list(self.app(environ, start))
@@ -201,6 +204,17 @@ def _refuse(environ: dict[str, Any], start: _Start, status: int, code: str) -> I
     body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
     start(f"{status} injected", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+
+def _has_whole_body(environ: dict[str, Any]) -> bool:
+    """Read the body before the lock is taken, since a frozen client may never send the rest.
+
+    moto would store what a killed client has sent of an object; S3 stores whole objects only.
+    """
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    body = environ["wsgi.input"].read(length)
+    environ["wsgi.input"] = io.BytesIO(body)
+    return len(body) == length
 
 
 def _swallow(environ: dict[str, Any]) -> None:
