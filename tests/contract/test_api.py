@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +121,23 @@ def test_a_cancelled_run_ends_the_waiting(tmp_path: Path) -> None:
     assert opened.cancel()
     with pytest.raises(vsr_hpc.JobError, match="cancelled"):
         opened.wait(timeout_s=120)
+
+
+def test_the_examples_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them in one process, as somebody would who pastes them one after the other."""
+    guide = (Path(__file__).parents[2] / "docs/python.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    assert len(examples) >= 7
+    numbered_clip(tmp_path / "in.mkv", frames=6)
+    (tmp_path / "guide.py").write_text("\n".join(examples), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "guide.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 frames" in done.stdout
+    assert len(list(tmp_path.glob("frame-*.png"))) == 6
+    assert (tmp_path / "task-in.mkv").is_file()
