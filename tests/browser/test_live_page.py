@@ -15,9 +15,13 @@ import pytest
 
 from tests.browser.chromium import PATIENCE_S, Browser
 from tests.browser.conftest import Live, dashboard
+from tests.browser.pages import made_run
 from tests.clips import numbered_clip
 from tests.moto_server import moto_server
 from tests.require import require
+from vsr_hpc.dashboard.snapshots import run_id
+from vsr_hpc.report.report import NAME
+from vsr_hpc.run import known_runs
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
 
@@ -88,17 +92,18 @@ def test_a_dropped_clip_is_tried_begun_and_followed_to_its_report(chromium: Brow
     assert len(chromium.all(".loop")) == 1
     press(chromium, "Begin the whole run")
     chromium.wait(lambda: state(chromium) == "complete", "the end of the run")
-    chromium.wait(lambda: chromium.all("a[href$='/report']"), "the report")
+    chromium.wait(lambda: chromium.all("a[href*='/report/']"), "the report")
     run = Run.open(f"{place.with_name(place.stem)}-bicubic.mkv")
     assert read_status(run).state == "complete"
     assert "24" in chromium.text(".tiles")
     assert chromium.run("return window.pwned") is None
-    report = chromium.one("a[href$='/report']").get_attribute("href")
+    report = chromium.one("a[href*='/report/']").get_attribute("href")
     assert chromium.console() == []
     outside = [each for each in chromium.requests() if not each.startswith((live.address, "data:", "about:"))]
     assert outside == []
     chromium.open(report)
     assert chromium.run("return window.origin") == "null", "a report may not act as the page that shows it"
+    assert token(live) not in report
     assert chromium.console() == []
     assert chromium.run("return window.pwned") is None
 
@@ -216,6 +221,39 @@ def test_without_its_token_nothing_is_answered(live: Live) -> None:
         assert ask(live, path)[0] == 403
 
 
+def test_a_report_cannot_learn_the_token(
+    chromium: Browser, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A colleague who may write the run's store put a page of his own in the report's place."""
+    folder = live.folder / "shared"
+    folder.mkdir()
+    run = made_run(folder)
+    monkeypatch.setenv("XDG_STATE_HOME", str(live.folder / "state"))
+    known_runs.remember(run)
+    run.store.put(
+        NAME,
+        b"<script>"
+        b"const all = [location.href, document.referrer, String(opener), name, origin,"
+        b" JSON.stringify(performance.getEntries())];"
+        b"document.documentElement.dataset.ready = 'x'; document.title = all.join(' ');"
+        b"fetch('/').catch((e) => (document.title += ' refused'));"
+        b"</script>",
+    )
+    chromium.open(f"{live.address}#run={run_id(run.uri)}")
+    chromium.wait(lambda: chromium.all("a[href*='/report/']"), "the report")
+    page = chromium.driver.current_window_handle
+    press(chromium, "Report")
+    chromium.wait(lambda: len(chromium.driver.window_handles) == 2, "the report's own tab")
+    chromium.driver.switch_to.window(next(e for e in chromium.driver.window_handles if e != page))
+    try:
+        chromium.wait(lambda: "refused" in chromium.driver.title, "what the report found out")
+        assert "/report/" in chromium.driver.title
+        assert token(live) not in chromium.driver.title
+    finally:
+        chromium.driver.close()
+        chromium.driver.switch_to.window(page)
+
+
 def test_a_foreign_name_that_points_here_is_refused(live: Live) -> None:
     port = urlsplit(live.address).port
     for host in ("evil.example", f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", "127.0.0.1:1"):
@@ -250,7 +288,8 @@ def test_only_files_of_the_page_are_given_out(live: Live) -> None:
 
 def test_an_unknown_run_is_not_looked_for(live: Live) -> None:
     for number in ("0123456789abcdef", "..%2f..%2fetc", "etc"):
-        assert ask(live, f"/{token(live)}/api/runs/{number}/report")[0] == 404
+        assert ask(live, f"/report/{number}")[0] == 404
+        assert ask(live, f"/{token(live)}/api/runs/{number}/events")[0] == 404
 
 
 def test_an_upload_keeps_to_its_folder(live: Live) -> None:

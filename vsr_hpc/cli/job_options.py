@@ -127,7 +127,9 @@ def _value(key: JobKey, value: Any) -> Any:
 
 def build_document(given: dict[str, Any], source: str, output: str) -> dict[str, Any]:
     """A job's plain values from options and two places."""
-    return _override({"input": source, "output": output}, given)
+    from vsr_hpc.job.reading import override
+
+    return override({"input": source, "output": output}, given)
 
 
 def read_job(paths: list[str], given: dict[str, Any]) -> JobSpec:
@@ -144,7 +146,7 @@ def read_jobs(paths: list[str], given: dict[str, Any]) -> list[JobSpec]:
     """The jobs of `JOB.yaml`, of `IN... OUT`, or of both: then each input is done as the file says."""
     from vsr_hpc.job.inputs import expand
     from vsr_hpc.job.options import spell_option
-    from vsr_hpc.job.reading import load_job, parse_job
+    from vsr_hpc.job.reading import load_job, override, parse_job
 
     has_file = len(paths) == 1 or Path(paths[0]).suffix.lower() in (".yaml", ".yml")
     if not has_file:
@@ -159,14 +161,6 @@ def read_jobs(paths: list[str], given: dict[str, Any]) -> list[JobSpec]:
             f"{paths[0]}: run.location can hold one run only; leave it out for {len(pairs)} inputs"
         )
     return [
-        parse_job(_override({**written, "input": source, "output": output}, given), "", spell=spell_option)
+        parse_job(override({**written, "input": source, "output": output}, given), "", spell=spell_option)
         for source, output in pairs
     ]
-
-
-def _override(written: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    whole = {key: dict(value) if isinstance(value, dict) else value for key, value in written.items()}
-    for place, value in given.items():
-        section, _, key = place.rpartition(".")
-        (whole.setdefault(section, {}) if section else whole)[key] = value
-    return whole

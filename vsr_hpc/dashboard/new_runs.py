@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vsr_hpc.dashboard.uploads import safe_name
 from vsr_hpc.errors import JobError
+from vsr_hpc.executors.local import last_words, start_command
 from vsr_hpc.job.reading import parse_job
 from vsr_hpc.launch import submit
 from vsr_hpc.run.run import Run
@@ -67,16 +68,8 @@ class Carrying:
         known = self._processes.get(number)
         if known is not None and known[0].poll() is None:
             return
-        self.logs.mkdir(parents=True, exist_ok=True)
         path = self.logs / f"{number}.log"
-        with path.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "vsr_hpc", "resume", uri, "--quiet"],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        process = start_command(uri, path)
         self._processes[number] = (process, path)
 
     def trouble(self, number: str) -> str:
@@ -84,8 +77,7 @@ class Carrying:
         known = self._processes.get(number)
         if known is None or known[0].poll() in (None, 0, 130):
             return ""
-        said = known[1].read_text(errors="replace").strip().splitlines()
-        return said[-1].removeprefix("vsr: ") if said else f"vsr resume ended with {known[0].returncode}"
+        return last_words(known[1]) or f"vsr resume ended with {known[0].returncode}"
 
     def is_carrying(self, number: str) -> bool:
         known = self._processes.get(number)

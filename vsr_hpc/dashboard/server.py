@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hmac
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from vsr_hpc import launch
-from vsr_hpc.dashboard.guard import LOOPBACK, REPORT_POLICY, Door, Guard
+from vsr_hpc.dashboard.guard import LOOPBACK, REPORT_POLICY, REPORTS, Door, Guard
 from vsr_hpc.dashboard.new_runs import Asked, Carrying, begin_run, preview_of
 from vsr_hpc.dashboard.snapshots import Telling, Watched, read_line, run_id
 from vsr_hpc.dashboard.uploads import Began, Bucket, Folder
@@ -100,8 +101,8 @@ def application(board: Board, door: Door) -> ASGIApp:
         Route("/web/{name}", _file, methods=["GET"]),
         Route("/api/setup", with_board(_setup), methods=["GET"]),
         Route("/api/events", with_board(_list_events), methods=["GET"]),
-        Route("/api/runs/{number}/events", with_board(_run_events), methods=["GET"]),
-        Route("/api/runs/{number}/report", with_board(_report), methods=["GET"]),
+        Route("/api/runs/{number}/events", functools.partial(_run_events, board=board, door=door)),
+        Route(f"{REPORTS}{{key}}", functools.partial(_report, board=board, door=door), methods=["GET"]),
         Route("/api/runs/{number}/cancel", with_board(_cancel), methods=["POST"]),
         Route("/api/runs/{number}/resume", with_board(_resume), methods=["POST"]),
         Route("/api/clips", with_board(_receive), methods=["PUT"]),
@@ -144,8 +145,14 @@ def _packaged(package: str, name: str) -> Response:
     return Response(content, media_type=_TYPES[Path(name).suffix])
 
 
-async def _report(request: Request, board: Board) -> Response:
-    run, *_ = await asyncio.to_thread(board.find(request.path_params["number"]).look)
+async def _report(request: Request, board: Board, door: Door) -> Response:
+    given = request.path_params["key"]
+    watched = next(
+        (each for each in board.all() if hmac.compare_digest(door.report_key(run_id(each.uri)), given)), None
+    )
+    if watched is None:
+        raise HTTPException(404, "no such report here")
+    run, *_ = await asyncio.to_thread(watched.look)
     try:
         content = await asyncio.to_thread(run.store.read, NAME)
     except MissingObject as exc:
@@ -181,7 +188,7 @@ async def _list_events(request: Request, board: Board) -> Response:
     return _stream(request, board, board.lines)
 
 
-async def _run_events(request: Request, board: Board) -> Response:
+async def _run_events(request: Request, board: Board, door: Door) -> Response:
     number = request.path_params["number"]
     telling = Telling(watched=board.find(number))
 
@@ -191,7 +198,13 @@ async def _run_events(request: Request, board: Board) -> Response:
         except VsrError as exc:
             found = {"id": number, "state": "unreachable", "trouble": str(exc)}
         is_carried = board.carrying.is_carrying(number)
-        return {"trouble": board.carrying.trouble(number), "is_carried": is_carried, **found}
+        report = f"..{REPORTS}{door.report_key(number)}" if found.pop("has_report", False) else None
+        return {
+            "trouble": board.carrying.trouble(number),
+            "is_carried": is_carried,
+            "report": report,
+            **found,
+        }
 
     return _stream(request, board, snapshot)
 

@@ -168,8 +168,14 @@ def _foreign_card(path: Path, name: str | None, unknown: UnknownNetworkError) ->
     )
 
 
-def open_network(card: Card, path: Path) -> nn.Module:
-    """The card's network with its weights, for inference."""
+def open_network(card: Card, path: Path | None) -> nn.Module:
+    """The card's network with its weights, for inference. A torch module needs no file of weights."""
+    if card.network == "module":
+        from vsr_hpc.models.user_modules import open_module
+
+        return open_module(card)
+    if path is None:
+        raise ModelError(f"model {card.name} needs its weights; `vsr models pull {card.name}` fetches them")
     if card.network == "spandrel":
         from vsr_hpc.models.spandrel_networks import build_foreign
 

@@ -47,14 +47,14 @@ export function runPage(page, number, listen, send) {
   }
 
   function offer(run) {
-    const key = [run.state, run.is_carried, run.has_report, failure].join();
+    const key = [run.state, run.is_carried, run.report, failure].join();
     if (key === shown) return;
     shown = key;
     const isLive = LIVE.includes(run.state);
     const goesOn = ["incomplete", "cancelled", "poisoned", "merging"].includes(run.state) && !run.is_carried;
     fill(
       actions,
-      run.has_report ? el("a", { class: "button", href: `api/runs/${number}/report`, target: "_blank", rel: "noopener" }, "Report") : null,
+      run.report ? el("a", { class: "button", href: run.report, target: "_blank", rel: "noopener" }, "Report") : null,
       goesOn ? button("Resume", "primary", "resume") : null,
       isLive ? button("Cancel", "danger", "cancel") : null,
     );
