@@ -81,6 +81,21 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's list of names, so that a new name in it outlives a loss of power.
+
+    A file system that cannot do that for a folder is left to its own rules.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS):
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def translated(exc: OSError, path: Path) -> SpaceError | JobError | OutageError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return SpaceError(

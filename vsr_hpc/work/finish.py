@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import overload
 
-from vsr_hpc.errors import JobError, VerifyError, VsrError
+from vsr_hpc.errors import BackendError, JobError, VerifyError, VsrError
 from vsr_hpc.media.encode.still_archive import extract_archives
 from vsr_hpc.media.merge.merge import merge
 from vsr_hpc.media.segment import MergeReport, SegmentPart
@@ -22,11 +22,11 @@ from vsr_hpc.planning.requests import streams_request
 from vsr_hpc.planning.source_stamps import SourceGuard
 from vsr_hpc.report.report import write_at_end
 from vsr_hpc.run.claims import is_taken_over, take_single
-from vsr_hpc.run.documents import Done, Receipt, SegmentFacts
+from vsr_hpc.run.documents import Done, Lease, Receipt, SegmentFacts
 from vsr_hpc.run.liveness import Liveness, Process, new_worker_id
 from vsr_hpc.run.run import READERS, DamagedObjectError, Run
 from vsr_hpc.storage.opening import open_output, open_source
-from vsr_hpc.storage.output import disk_errors_explained, remove_partial
+from vsr_hpc.storage.output import Published, Publisher, disk_errors_explained, is_there, remove_partial
 from vsr_hpc.storage.store import MissingObject
 from vsr_hpc.system.files import sha256_of_file
 from vsr_hpc.system.interrupts import StopFlag
@@ -90,13 +90,16 @@ def try_finish(
         return None
     try:
         with beating():
-            return finish(run)
+            return finish(run, lease)
     except BaseException as exc:
         run.give_back(lease, "stopped", node, str(exc))
-        if not isinstance(exc, VsrError) or not is_taken_over(run, lease):
+        if not isinstance(exc, VsrError):
             raise
-        log.warning("another process has taken the merge over, here it ended with: %s", exc)
-        return run.done()
+        done = run.done()
+        if not is_taken_over(run, lease) and (done is None or not is_in_place(done)):
+            raise
+        log.warning("another process has finished the run or taken it over, here it ended with: %s", exc)
+        return done
 
 
 @contextlib.contextmanager
@@ -110,10 +113,11 @@ def _keep_beating(run: Run, worker: str, node: str, task: str) -> Iterator[None]
         yield
 
 
-def finish(run: Run) -> Done:
+def finish(run: Run, lease: Lease | None = None) -> Done:
     """Merge a complete run into its output. VerifyError where something is missing or not as recorded.
 
-    ShardsLostError where finished shards have to be made again.
+    ShardsLostError where finished shards have to be made again. BackendError where another process has taken
+    over the `finish` lease.
     """
     done = run.done()
     if done is not None and is_in_place(done):
@@ -135,16 +139,25 @@ def finish(run: Run) -> Done:
                 _void_lost(run, receipts, exc)
                 raise
             guard.check(run.plan.start, run.plan.stop)
-            _refuse_superseded(run)
-            output.publish(partial, report.sha256, replaces=run.plan.job.overwrite)
+            whole = Published(frames=report.frames, size_bytes=report.size_bytes, sha256=report.sha256)
+            publisher = Publisher(
+                run_uri=run.uri,
+                number=run.number,
+                replaces=run.plan.job.overwrite,
+                check=lambda: _refuse_late(run, lease),
+            )
+            whole = output.publish(partial, whole, publisher)
         finally:
             remove_partial(partial)
-    _refuse_superseded(run)
+        if run.is_superseded():
+            output.take_back(whole)
+    _refuse_late(run, lease)
     done = Done(
         output=output.uri,
         frames=report.frames,
         size_bytes=report.size_bytes,
         sha256=report.sha256,
+        modified_ns=whole.modified_ns,
         offset_s=float(report.offset),
         notes=(*report.notes, *_repeats_note(repeated, report.frames)),
         repeated=repeated,
@@ -255,6 +268,13 @@ def _refuse_superseded(run: Run) -> None:
         )
 
 
+def _refuse_late(run: Run, lease: Lease | None) -> None:
+    """Refuse to publish for a run that was replaced, or under a lease that another process has taken over."""
+    _refuse_superseded(run)
+    if lease is not None and is_taken_over(run, lease):
+        raise BackendError(f"{run.uri}: another process has taken the merge over while this one was silent")
+
+
 def _part(run: Run, segment: SegmentFacts) -> SegmentPart:
     """A segment that is brought to this machine when its turn comes, and let go afterwards."""
     held = contextlib.ExitStack()
@@ -286,7 +306,7 @@ def _merge(run: Run, parts: tuple[SegmentPart, ...], partial: Path) -> MergeRepo
 
 def is_in_place(done: Done) -> bool:
     """Whether the output of a finished run still stands where it was put."""
-    return open_output(done.output).is_there(done.size_bytes, done.sha256)
+    return is_there(open_output(done.output), done.published)
 
 
 def _sweep(run: Run) -> None:
