@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 
 from tests import clips
 from tests.commands import vsr
 from tests.runs import finished, planned_run, tiny_job
-from vsr_hpc.errors import BackendError, JobError, OutageError, SourceChangedError
+from vsr_hpc.errors import BackendError, JobError, ModelError, OutageError, SourceChangedError
 from vsr_hpc.launch import ensure_plan, retry, run_here, submit
 from vsr_hpc.media.clip.reader import read_segment
+from vsr_hpc.models import weights
+from vsr_hpc.run import model_copy
 from vsr_hpc.run.run import Run
 from vsr_hpc.storage.folder_store import FolderStore
 from vsr_hpc.system.interrupts import Reason, StopFlag
@@ -376,3 +382,94 @@ def test_a_million_shards_have_a_million_names(tmp_path: Path) -> None:
 def finished_receipt(run: Run) -> Any:
     work(run.uri, WorkerOptions(threads=1, does_finish=False), StopFlag())
     return run.receipt(0)
+
+
+# Weights
+
+
+def _staged(folder: Path) -> tuple[Run, str]:
+    """A run that holds the only copy of its weights; their sha256."""
+    mine = folder / "mine.safetensors"
+    shutil.copy(weights._SHIPPED / "vsr-clean-x2.safetensors", mine)
+    job = tiny_job(folder, model=str(mine))
+    run = planned_run(job)
+    model_copy.stage(run, job.model)
+    mine.unlink()
+    (kept,) = run.store.list("weights/")
+    return run, kept.name.split("/")[1]
+
+
+def test_damaged_weights_in_the_cache_are_replaced_by_the_runs_good_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run, sha256 = _staged(tmp_path)
+    cached = weights.cache_folder() / sha256 / "mine.safetensors"
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    cached.write_bytes(b"")
+    assert finished(run).frames == 24
+    assert hashlib.sha256(cached.read_bytes()).hexdigest() == sha256
+
+
+@pytest.fixture
+def shared_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A node's cache as the bootstrap makes it, outside of the folders that only root may enter."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be several users")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    for name, mode in (("cache", 0o1777), ("cache/vsr_hpc", 0o755), ("run", 0o755)):
+        (folder / name).mkdir()
+        (folder / name).chmod(mode)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    yield folder
+    os.seteuid(0)
+    shutil.rmtree(folder)
+
+
+def test_users_of_a_node_neither_lock_each_other_out_nor_change_each_others_weights(
+    shared_cache: Path,
+) -> None:
+    run, sha256 = _staged(shared_cache / "run")
+    shutil.rmtree(shared_cache / "cache/vsr_hpc/weights", ignore_errors=True)
+    card = model_copy.card_of(run)
+    assert card is not None
+    paths = []
+    for user in (1001, 1002):
+        os.seteuid(user)
+        (weights.cache_folder() / sha256).mkdir(parents=True)  # its first worker died between two steps
+        model_copy.bring(run)
+        paths.append(weights.ensure(card))
+        os.seteuid(0)
+    assert [path.stat().st_uid for path in paths] == [1001, 1002]
+    for path in paths:
+        private = path.parents[2]
+        assert (private.parent, private.stat().st_mode & 0o777) == (shared_cache / "cache", 0o700)
+    os.seteuid(1001)
+    with pytest.raises(PermissionError):
+        paths[1].write_bytes(b"")
+
+
+def test_weights_that_root_has_put_on_the_node_are_used_by_every_user(shared_cache: Path) -> None:
+    run, sha256 = _staged(shared_cache / "run")
+    card = model_copy.card_of(run)
+    assert card is not None
+    model_copy.bring(run)
+    os.seteuid(1001)
+    model_copy.bring(run)
+    assert weights.ensure(card) == shared_cache / "cache/vsr_hpc/weights" / sha256 / "mine.safetensors"
+
+
+def test_weights_that_change_after_their_check_are_not_computed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run, _ = _staged(tmp_path)
+    model_copy.bring(run)
+    card = model_copy.card_of(run)
+    assert card is not None
+    path = weights.ensure(card)
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({name: value * 0 for name, value in tensors.items()}, path)
+    with pytest.raises(ModelError, match="changed or damaged"):
+        weights.open_network(card, path)
