@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from vsr_hpc.errors import JobError, OutageError, SpaceError
 from vsr_hpc.system.progress import tick
@@ -96,11 +96,14 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def translated(exc: OSError, path: Path) -> SpaceError | JobError | OutageError:
+def translated(
+    exc: OSError, path: Path, doing: Literal["written", "read"] = "written"
+) -> SpaceError | JobError | OutageError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return SpaceError(
             f"{path}: the disk is full; free some space and call again, finished shards are kept"
         )
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return JobError(f"{path}: cannot be written ({os.strerror(exc.errno)}); choose another place")
+        way_out = "choose another place" if doing == "written" else "ask its owner for the right to read it"
+        return JobError(f"{path}: cannot be {doing} ({os.strerror(exc.errno)}); {way_out}")
     return OutageError(f"{path}: {exc.strerror or exc}")
