@@ -15,7 +15,7 @@ from tests.commands import vsr
 from tests.moto_server import Moto
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.errors import JobError
-from vsr_hpc.run.documents import Done
+from vsr_hpc.run.documents import Done, encode_document
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
 from vsr_hpc.storage.opening import open_output
@@ -26,7 +26,7 @@ from vsr_hpc.storage.s3_store import S3Store
 from vsr_hpc.storage.store import MissingObject
 from vsr_hpc.system.interrupts import StopFlag
 from vsr_hpc.work import worker
-from vsr_hpc.work.finish import finish, finish_patiently, is_in_place
+from vsr_hpc.work.finish import ShardsLostError, finish, finish_patiently, is_in_place
 
 LIMIT_S = 120.0
 
@@ -250,3 +250,47 @@ def test_status_compares_the_output_with_what_was_published(tmp_path: Path) -> N
     out.unlink()
     assert "output gone" in vsr("status", run.uri).out
     assert "starts over" in vsr("resume", run.uri).err
+
+
+# What `verify` says of a run's settings
+
+
+@pytest.mark.parametrize("what", ["plan", "receipt", "end", "output"])
+def test_verify_names_what_in_a_run_is_of_other_settings(tmp_path: Path, what: str) -> None:
+    run = planned_run(tiny_job(tmp_path, frames=8))
+    done = finished(run)
+    assert vsr("verify", tmp_path / "clip.mkv", tmp_path / "out.mkv").code == 0
+    place = Path(run.place_uri)
+    if what == "plan":
+        section = run.plan.job.picture.model_copy(update={"grain": 3.0})
+        job = run.plan.job.model_copy(update={"picture": section})
+        (place / "plan.json").write_bytes(run.plan.model_copy(update={"job": job}).to_json())
+    elif what == "receipt":
+        other = run.receipt(1).model_copy(update={"settings": "0123456789abcdef"})
+        (place / "receipts/00001.json").write_bytes(encode_document(other))
+    elif what == "end":
+        (place / "done.json").write_bytes(encode_document(done.model_copy(update={"settings": ""})))
+    else:
+        with (tmp_path / "out.mkv").open("ab") as file:
+            file.write(b"\0")
+    said = vsr("verify", tmp_path / "clip.mkv", tmp_path / "out.mkv")
+    assert said.code == 5
+    named = {
+        "plan": "the plan's fingerprint has picture.grain",
+        "receipt": "shard 00001 has a receipt of other settings",
+        "end": "the output was merged with other settings",
+        "output": "is not the file that the run published",
+    }[what]
+    assert named in said.out + said.err
+
+
+def test_a_receipt_of_other_settings_is_voided_and_its_shard_made_again(tmp_path: Path) -> None:
+    """As where a worker of another plan could write into this run's place."""
+    run = _made(tmp_path)
+    other = run.receipt(1).model_copy(update={"settings": "0123456789abcdef"})
+    (Path(run.place_uri) / "receipts/00001.json").write_bytes(encode_document(other))
+    with pytest.raises(ShardsLostError, match="shard 00001 has a receipt of other settings"):
+        finish(run)
+    finished(run)
+    assert run.receipt(1, 1).settings == run.plan.settings_id
+    assert vsr("verify", tmp_path / "clip.mkv", tmp_path / "out.mkv", "--deep").code == 0

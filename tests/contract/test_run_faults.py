@@ -20,6 +20,7 @@ import safetensors.torch
 
 from tests import clips
 from tests.commands import vsr
+from tests.moto_server import Moto
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.errors import BackendError, JobError, ModelError, OutageError, SourceChangedError
 from vsr_hpc.launch import ensure_plan, retry, run_here, submit
@@ -27,7 +28,10 @@ from vsr_hpc.media.clip.reader import read_segment
 from vsr_hpc.models import weights
 from vsr_hpc.run import model_copy
 from vsr_hpc.run.run import Run
+from vsr_hpc.storage.block_cache import SourceSettings
 from vsr_hpc.storage.folder_store import FolderStore
+from vsr_hpc.storage.opening import open_source
+from vsr_hpc.storage.s3_connection import S3Options
 from vsr_hpc.system.interrupts import Reason, StopFlag
 from vsr_hpc.work import worker
 from vsr_hpc.work.finish import ShardsLostError, finish
@@ -207,6 +211,75 @@ def test_one_replaced_image_of_a_sequence_stops_the_shard_that_reads_it(tmp_path
     with pytest.raises(SourceChangedError, match=r"006\.png"):
         work(run.uri, WorkerOptions(threads=1), StopFlag())
     assert run.finished() == frozenset({0})
+
+
+def _upload(moto: Moto, clip: Path) -> None:
+    moto.client("s3").upload_file(str(clip), "films", "in/clip.mkv")
+
+
+def _read_by_range(monkeypatch: pytest.MonkeyPatch, blocks_held: int = 1) -> None:
+    """Workers read their source in blocks of 2 KiB and keep none, as they do with a source of 100 GiB."""
+    settings = SourceSettings(
+        whole_below_bytes=1, block_bytes=2048, blocks_ahead=0, blocks_held=blocks_held, cache_bytes=1
+    )
+    monkeypatch.setattr(
+        "vsr_hpc.work.workbench.open_source",
+        lambda uri, etag=None: open_source(uri, S3Options(tries=2), settings, etag),
+    )
+
+
+@pytest.fixture
+def s3_run(moto: Moto, tmp_path: Path) -> Run:
+    """A run in a folder whose source is an object, as a job of Slurm."""
+    moto.heal()
+    clips.numbered_clip(tmp_path / "clip.mkv", frames=240)
+    _upload(moto, tmp_path / "clip.mkv")
+    return planned_run(tiny_job(tmp_path, input="s3://films/in/clip.mkv", on="slurm", run={"chunk_s": 1.0}))
+
+
+@pytest.mark.parametrize("is_ranged", [False, True])
+def test_a_source_on_s3_that_is_replaced_stops_the_run_and_is_named(
+    s3_run: Run, moto: Moto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_ranged: bool
+) -> None:
+    if is_ranged:
+        _read_by_range(monkeypatch)
+
+    def replace() -> None:
+        _replace_clip(tmp_path, monkeypatch)
+        _upload(moto, tmp_path / "clip.mkv")
+
+    _before_shard(monkeypatch, 3, replace)
+    if is_ranged:
+        with pytest.raises(SourceChangedError, match=r"s3://films/in/clip\.mkv"):
+            work(s3_run.uri, WorkerOptions(threads=1), StopFlag())
+        assert len(s3_run.finished()) == 2
+    else:  # its copy on this node is still the old one, whole
+        work(s3_run.uri, WorkerOptions(threads=1, does_finish=False), StopFlag())
+    answer = vsr("worker" if is_ranged else "finish", s3_run.uri)
+    assert answer.code == 3 and "s3://films/in/clip.mkv" in answer.err, answer
+    assert not (tmp_path / "out.mkv").exists() and s3_run.poisoned() == ()
+
+
+def test_an_outage_of_a_source_that_is_read_by_range_is_nobodys_fault(
+    s3_run: Run, moto: Moto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_BACK_OFF_S", 0.0)
+    _read_by_range(monkeypatch)
+    _before_shard(
+        monkeypatch,
+        3,
+        lambda: moto.fail(
+            "status", method="GET", path="in/clip.mkv", times=10**6, status=503, code="SlowDown"
+        ),
+    )
+    with pytest.raises(OutageError, match="503 SlowDown"):
+        work(s3_run.uri, WorkerOptions(threads=1, node="gpu-1"), StopFlag())
+    assert len(s3_run.finished()) == 2
+    assert s3_run.poisoned() == () and s3_run.control().avoided == frozenset()
+    moto.heal()
+    work(s3_run.uri, WorkerOptions(threads=1), StopFlag())
+    done = s3_run.done()
+    assert done is not None and done.frames == 240
 
 
 # Lost and damaged segments

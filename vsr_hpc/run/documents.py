@@ -36,6 +36,8 @@ class Receipt(_Document):
     """How many receipts of this shard were voided before this one."""
     worker: str
     generation: int
+    settings: str = ""
+    """The plan's settings that it was made with (`Plan.settings_id`)."""
     segments: tuple[SegmentFacts, ...]
     platform: dict[str, str]
     seconds: dict[str, float]
@@ -118,6 +120,8 @@ class Done(_Document):
     sha256: str
     modified_ns: int | None = None
     """The output's modification time, where it is one file on a disk."""
+    settings: str = ""
+    """As of a receipt."""
     offset_s: float
     notes: tuple[str, ...] = ()
     platforms: int = 1

@@ -25,6 +25,7 @@ from vsr_hpc.run.claims import is_taken_over, take_single
 from vsr_hpc.run.documents import Done, Lease, Receipt, SegmentFacts
 from vsr_hpc.run.liveness import Liveness, Process, new_worker_id
 from vsr_hpc.run.run import READERS, DamagedObjectError, Run
+from vsr_hpc.run.settings_proof import receipt_fault
 from vsr_hpc.storage.opening import open_output, open_source
 from vsr_hpc.storage.output import Published, Publisher, disk_errors_explained, is_there, remove_partial
 from vsr_hpc.storage.store import MissingObject
@@ -158,6 +159,7 @@ def finish(run: Run, lease: Lease | None = None) -> Done:
         size_bytes=report.size_bytes,
         sha256=report.sha256,
         modified_ns=whole.modified_ns,
+        settings=run.plan.settings_id,
         offset_s=float(report.offset),
         notes=(*report.notes, *_repeats_note(repeated, report.frames)),
         repeated=repeated,
@@ -206,8 +208,7 @@ def _complete_receipts(run: Run) -> tuple[Receipt, ...]:
 
 
 def _sound_receipt(run: Run, shard: int, epoch: int) -> Receipt | str:
-    """The receipt of a shard, or why it is none: unreadable twice, or not of the plan's chunks."""
-    plan = run.plan
+    """The receipt of a shard, or why it is none: unreadable twice, of other settings or of other chunks."""
     for is_last in (False, True):
         try:
             receipt = run.receipt(shard, epoch)
@@ -216,16 +217,7 @@ def _sound_receipt(run: Run, shard: int, epoch: int) -> Receipt | str:
                 return f"has a receipt that cannot be read ({exc})"
         else:
             break
-    wanted = plan.shard(shard)
-    lengths = [
-        (chunk, stop - start)
-        for chunk in range(wanted.first_chunk, wanted.last_chunk)
-        for start, stop in (plan.chunk(chunk),)
-    ]
-    found = [(segment.chunk, segment.frames) for segment in receipt.segments]
-    if receipt.shard != shard or found != lengths:
-        return f"has a receipt of other chunks than the plan's: {found} instead of {lengths}"
-    return receipt
+    return receipt_fault(run.plan, receipt, shard) or receipt
 
 
 def _void_lost(run: Run, receipts: tuple[Receipt, ...], why: VsrError) -> None:
