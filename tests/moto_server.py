@@ -138,7 +138,8 @@ _Start = Callable[..., Any]
 class _Unruly:
     """moto's application behind a list of faults, with S3's atomic writes, which moto itself lacks.
 
-    moto checks If-None-Match and writes in two steps, and sets an object's metadata in a third.
+    moto checks If-None-Match and writes in two steps, sets an object's metadata in a third, and ignores the
+    conditions of CompleteMultipartUpload.
     """
 
     app: Callable[[dict[str, Any], _Start], Iterable[bytes]]
@@ -166,6 +167,8 @@ class _Unruly:
             return _drop(environ)
         if kind not in ("lost", "cut"):
             with self.working:
+                if self._is_completed_in_vain(environ):
+                    return _refuse(environ, start, 412, "PreconditionFailed")
                 return list(self.app(environ, start))
         kept: list[Any] = []
         with self.working:
@@ -174,6 +177,17 @@ class _Unruly:
             return _drop(environ)
         start(kept[0], kept[1])
         return _half(body, environ)
+
+    def _is_completed_in_vain(self, environ: dict[str, Any]) -> bool:
+        wanted, unwanted = environ.get("HTTP_IF_MATCH"), environ.get("HTTP_IF_NONE_MATCH")
+        if environ["REQUEST_METHOD"] != "POST" or (wanted is None and unwanted is None):
+            return False
+        answer: list[Any] = []
+        look = {**environ, "REQUEST_METHOD": "HEAD", "QUERY_STRING": "", "CONTENT_LENGTH": "0"}
+        look |= {"wsgi.input": io.BytesIO(), "HTTP_IF_MATCH": "", "HTTP_IF_NONE_MATCH": ""}
+        list(self.app(look, lambda *found: answer.extend(found)))
+        etag = dict(answer[1]).get("ETag") if answer[0].startswith("200") else None
+        return etag is not None if unwanted == "*" else etag != wanted
 
     def _controlled(self, path: str, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
         order = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))

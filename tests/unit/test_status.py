@@ -21,7 +21,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def _done(run: Run) -> Done:
-    return Done(output="out.mkv", frames=24, size_bytes=1, sha256="0", offset_s=0, finished_s=1)
+    return Done(output=run.plan.job.output, frames=24, size_bytes=1, sha256="0", offset_s=0, finished_s=1)
 
 
 def test_a_run_without_a_plan_waits_until_somebody_plans_it(tmp_path: Path) -> None:
@@ -43,6 +43,8 @@ def test_the_state_follows_what_lies_in_the_store(run: Run) -> None:
     run.beat(heartbeat("w", state="left"))
     assert read_status(run).state == "merging"
     run.write_done(_done(run))
+    assert read_status(run).state == "output gone"
+    Path(run.plan.job.output).write_bytes(b"0")
     assert read_status(run).state == "complete"
 
 

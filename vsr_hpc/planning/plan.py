@@ -17,6 +17,7 @@ from vsr_hpc.media.encode.encoding import Encoding
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.source import FileStamp
 from vsr_hpc.models.cards import Card
+from vsr_hpc.planning.fingerprint import fingerprint_id
 from vsr_hpc.version import VERSION
 
 PLAN_VERSION = 1
@@ -107,6 +108,11 @@ class Plan(BaseModel):
     """Size and time of the source's file, or of each of its images; none for a source on S3."""
     seconds_per_frame: float | None
     scratch_bytes: int
+
+    @property
+    def settings_id(self) -> str:
+        """Names the settings that decide bytes; receipts and the run's end carry it."""
+        return fingerprint_id(self.fingerprint)
 
     @property
     def start(self) -> int:

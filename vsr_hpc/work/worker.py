@@ -369,6 +369,7 @@ class Worker:
             epoch=epoch,
             worker=self._beat.worker,
             generation=lease.generation,
+            settings=self._run.plan.settings_id,
             segments=work_done.segments,
             platform={**self._platform, "batch": str(bench.upscaler.batch)},
             seconds=work_done.seconds,
