@@ -340,8 +340,6 @@ def test_names_of_output_stills(tmp_path: Path) -> None:
     assert StillNames("out/x_%03d.png", None).name(1) == "x_002.png"
     assert StillNames("out/", None).name(0) == "000001.png"
     assert StillNames("big.png", replace(sequence, names=("a.png",))).name(0) == "big.png"
-    with pytest.raises(JobError, match=r"one file cannot hold several pictures"):
-        StillNames("big.png", sequence)
 
 
 def test_single_still_is_unpacked_to_the_file_named(tmp_path: Path) -> None:

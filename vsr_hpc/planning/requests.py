@@ -34,7 +34,8 @@ def upscale_request(job: JobSpec, picture: Picture) -> UpscaleRequest:
 
 
 def streams_request(job: JobSpec) -> StreamsRequest:
-    return StreamsRequest(audio=job.streams.audio, drop=job.streams.drop)
+    is_cut = any(each is not None for each in (job.range.start, job.range.stop, job.range.frames))
+    return StreamsRequest(audio=job.streams.audio, drop=job.streams.drop, is_cut=is_cut)
 
 
 def output_geometry_of(job: JobSpec, clip: Clip, card: Card, pixel: PixelFormat) -> Geometry:
