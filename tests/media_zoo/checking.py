@@ -1,4 +1,4 @@
-"""Compares a source and its output by ffprobe, ffmpeg's framemd5, mkvmerge and mediainfo, with nothing of ours."""
+"""Compares a source and its output by ffprobe, framemd5, mkvmerge and mediainfo, with nothing of ours."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class File:
     @cached_property
     def facts(self) -> dict[str, Any]:
         answer = said(
-            "ffprobe", "-v", "error", "-show_format", "-show_streams", "-show_chapters", "-of", "json", self.path
+            "ffprobe", "-v", "error", "-show_format", "-show_streams", "-show_chapters", "-of", "json",
+            self.path,
         )  # fmt: skip
         found: dict[str, Any] = json.loads(answer)
         return found
@@ -72,9 +73,11 @@ class File:
     @cached_property
     def frames(self) -> list[dict[str, Any]]:
         answer = said(
-            "ffprobe", "-v", "quiet", "-select_streams", str(self.video["index"]), "-show_frames", "-of", "json",
-            "-show_entries", "frame=best_effort_timestamp,pkt_duration,color_range,color_space,"
-            "color_primaries,color_transfer,chroma_location,pix_fmt,sample_aspect_ratio:frame_side_data", self.path,
+            "ffprobe", "-v", "quiet", "-select_streams", str(self.video["index"]),
+            "-show_frames", "-of", "json", "-show_entries",
+            "frame=best_effort_timestamp,pkt_duration,color_range,color_space,color_primaries,color_transfer,"
+            "chroma_location,pix_fmt,sample_aspect_ratio:frame_side_data",
+            self.path,
         )  # fmt: skip
         found: list[dict[str, Any]] = json.loads(answer)["frames"]
         return [each for each in found if "pix_fmt" in each]
@@ -94,8 +97,8 @@ class File:
         """A hash of each picture in a layout; every second sample of every second line where it is halved."""
         chain = f"scale=iw/2:ih/2:flags=neighbor,format={layout}" if halved else f"format={layout}"
         answer = said(
-            "ffmpeg", "-v", "quiet", "-nostdin", "-noautorotate", "-i", self.path, "-map", f"0:{self.video['index']}",
-            "-vf", chain, "-vsync", "passthrough", "-f", "framemd5", "-",
+            "ffmpeg", "-v", "quiet", "-nostdin", "-noautorotate", "-i", self.path,
+            "-map", f"0:{self.video['index']}", "-vf", chain, "-vsync", "passthrough", "-f", "framemd5", "-",
         )  # fmt: skip
         return [
             line.split(",")[-1].strip() for line in answer.splitlines() if line and not line.startswith("#")
@@ -104,7 +107,8 @@ class File:
     def samples(self, stream: dict[str, Any]) -> str:
         """A hash of the decoded sound of one stream."""
         return said(
-            "ffmpeg", "-v", "quiet", "-nostdin", "-i", self.path, "-map", f"0:{stream['index']}", "-f", "md5", "-"
+            "ffmpeg", "-v", "quiet", "-nostdin", "-i", self.path, "-map", f"0:{stream['index']}",
+            "-f", "md5", "-",
         )  # fmt: skip
 
     def packets(self, stream: dict[str, Any]) -> list[tuple[Fraction, str]]:
@@ -122,7 +126,8 @@ class File:
 
     def text(self, stream: dict[str, Any]) -> str:
         return said(
-            "ffmpeg", "-v", "quiet", "-nostdin", "-i", self.path, "-map", f"0:{stream['index']}", "-f", "srt", "-"
+            "ffmpeg", "-v", "quiet", "-nostdin", "-i", self.path, "-map", f"0:{stream['index']}",
+            "-f", "srt", "-",
         )  # fmt: skip
 
 
@@ -271,8 +276,7 @@ def _chapters(before: File, after: File) -> list[str]:
 def _attached(before: File, after: File) -> list[str]:
     def counted(file: File) -> tuple[int, int]:
         covers = [each for each in file.of("video") if each["disposition"]["attached_pic"]]
-        fonts = [each for each in file.of("attachment")]
-        return len(covers), len(fonts)
+        return len(covers), len(file.of("attachment"))
 
     return [] if counted(before) == counted(after) else [f"{counted(before)} became {counted(after)}"]
 
@@ -351,8 +355,8 @@ def _container(before: File, after: File) -> list[str]:
     if after.path.suffix in (".mkv", ".mp4", ".mov", ".webm"):
         seen = json.loads(said("mkvmerge", "-J", after.path))
         faults += [*seen["errors"], *seen["warnings"]]
-        tracks = sum(not each["disposition"]["attached_pic"] for each in after.streams if each["codec_type"] in
-                     ("video", "audio", "subtitle"))  # fmt: skip
+        shown = [each for kind in ("video", "audio", "subtitle") for each in after.of(kind)]
+        tracks = sum(not each["disposition"]["attached_pic"] for each in shown)
         known = [each for each in seen["tracks"] if each["type"] in ("video", "audio", "subtitles")]
         if after.path.suffix in (".mkv", ".webm") and len(known) != tracks:
             faults.append(f"mkvmerge counts {len(known)} tracks, ffprobe {tracks}")

@@ -38,7 +38,7 @@ def visit(source: Source, folder: Path) -> Visit:
     made = folder / f"in{source.suffix}"
     for line in source.lines:
         command = line.replace("{out}", shlex.quote(str(made))).replace("{t}", shlex.quote(str(folder)))
-        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True, timeout=600)
         if done.returncode:
             return Visit(source=source, outcome="not made", said=done.stderr.strip()[-200:])
     output = folder / f"out{source.output}"

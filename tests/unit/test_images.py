@@ -324,7 +324,7 @@ def test_stills_of_all_segments_are_unpacked_under_their_names(tmp_path: Path) -
         f"shot_{n:04d}.png" for n in range(41, 47)
     ]
     assert extract_archives(parts, tmp_path / "again").sha256 == report.sha256
-    frames = list(read_archive(tmp_path / "two.tar"))
+    frames = list(read_archive(tmp_path / "two.tar", picture("gbrp")))
     np.testing.assert_array_equal(frames[0].planes[0], noise(picture("gbrp"), 3)[0])
 
 

@@ -21,6 +21,7 @@ from vsr_hpc.media.encode.resolution import resolve_encoding
 from vsr_hpc.media.merge.container_plan import check_container, lost_layout_notes
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.source import Source
+from vsr_hpc.media.stills.gif import gif_findings, gif_notes, gif_picture, is_animation
 from vsr_hpc.media.stills.names import StillNames
 from vsr_hpc.media.stills.still import still_picture
 from vsr_hpc.media.timeline import parse_position
@@ -182,10 +183,23 @@ def _output(
     except JobError as exc:
         findings.append(str(exc))
         return clip.picture, None
+    if is_animation(job.output):
+        picture = gif_picture(geometry.picture)
+        findings += (
+            gif_findings(clip.picture)
+            + _video_findings(job.video)
+            + _colour_findings(card, clip.picture, picture)
+        )
+        notes += [
+            *geometry.notes,
+            *gif_notes(geometry.picture, clip.frame_rate),
+            *_left_out_of_stills(job, clip, "a GIF holds"),
+        ]
+        return picture, None
     if makes_images(job, clip):
         names = StillNames(job.output, clip.images)
         findings += stills_findings(job, clip, names) + _video_findings(job.video)
-        notes += _left_out_of_stills(job, clip)
+        notes += _left_out_of_stills(job, clip, "images hold")
         picture = still_picture(names.name(0), geometry.picture)
         findings += _colour_findings(card, clip.picture, picture)
         notes += geometry.notes
@@ -230,11 +244,9 @@ def _video_findings(video: VideoSection) -> list[str]:
     return [f"{asked}: the output is images, which no video encoder makes; leave that out"] * bool(asked)
 
 
-def _left_out_of_stills(job: JobSpec, clip: Clip) -> list[str]:
+def _left_out_of_stills(job: JobSpec, clip: Clip, holder: str) -> list[str]:
     others = {each.kind for each in clip.streams if each.index != clip.video} - set(job.streams.drop)
-    return [f"images hold pictures only, these streams are left out: {', '.join(sorted(others))}"] * bool(
-        others
-    )
+    return [f"{holder} pictures only, these streams are left out: {', '.join(sorted(others))}"] * bool(others)
 
 
 def _colour_findings(card: Card, source: Picture, output: Picture) -> list[str]:

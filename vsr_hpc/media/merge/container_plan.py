@@ -47,6 +47,7 @@ DROP_KINDS = {
     "hdr10plus": "HDR10+ dynamic metadata",
     "dolby-vision": "Dolby Vision's second layer and dynamic metadata",
     "film-grain": "film grain parameters",
+    "timing": "the exact times of frames that a GIF cannot show for so short a time",
 }
 # Formats that a muxer lists but refuses when it writes its header.
 _LISTED_BUT_REFUSED = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -218,7 +217,6 @@ class _Merge:
         self.is_cut = (self.start, self.stop) != (0, len(timeline))
 
     def run(self, segments: Sequence[SegmentPart]) -> MergeReport:
-        began = time.monotonic()
         for _ in self.write(segments, str(self.output)):
             pass
         if self.edits:
@@ -235,7 +233,6 @@ class _Merge:
                 self.notes.append(f"{track.name}: holds nothing in what was asked for")
             if track.mended:
                 self.notes.append(f"{track.name}: {track.mended} packets had timestamps out of order, mended")
-        copied = time.monotonic()
         size, digest = flush_and_hash(self.output)
         log.info("merge done output=%s frames=%d size=%d", self.output, self.stop - self.start, size)
         return MergeReport(
@@ -246,8 +243,6 @@ class _Merge:
             tick=self.tick,
             reorder_depth=self.depth,
             notes=tuple(self.notes),
-            copy_s=copied - began,
-            hash_s=time.monotonic() - copied,
         )
 
     def write(self, segments: Sequence[SegmentPart], target: str | Outlet) -> Iterator[None]:
