@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import overload
 
 from vsr_hpc.errors import BackendError, JobError, VerifyError, VsrError
-from vsr_hpc.media.encode.still_archive import extract_archives
+from vsr_hpc.media.encode.still_archive import extract_archives, join_animation
 from vsr_hpc.media.merge.merge import merge
 from vsr_hpc.media.segment import MergeReport, SegmentPart
-from vsr_hpc.planning.requests import streams_request
+from vsr_hpc.media.stills.gif import is_animation, read_loops
+from vsr_hpc.planning.requests import gif_delays_of, streams_request
 from vsr_hpc.planning.source_stamps import SourceGuard
 from vsr_hpc.report.report import write_at_end
 from vsr_hpc.run.claims import is_taken_over, take_single
@@ -304,6 +305,15 @@ def _part(run: Run, segment: SegmentFacts) -> SegmentPart:
 
 def _merge(run: Run, parts: tuple[SegmentPart, ...], partial: Path) -> MergeReport:
     plan = run.plan
+    if plan.encoding is None and is_animation(plan.job.output):
+        source = open_source(plan.clip.uri, etag=plan.source_etag)
+        return join_animation(
+            parts,
+            partial,
+            (plan.picture.width, plan.picture.height),
+            gif_delays_of(plan.job, run.timeline, plan.start, plan.stop),
+            read_loops(source) if plan.clip.container == "gif" else 0,
+        )
     if plan.encoding is None:
         return extract_archives(parts, partial)
     return merge(

@@ -53,7 +53,7 @@ def _new_writer(plan: Plan, path: Path) -> ChunkWriter:
 
 def _read_back(plan: Plan, path: Path) -> tuple[Picture, Iterator[Frame]]:
     if plan.encoding is None:
-        return plan.picture, read_archive(path)
+        return plan.picture, read_archive(path, plan.picture)
     if plan.encoding.codec == "prores":  # FFmpeg decodes 4444 to 12 bits, whatever went in
         return probe_clip(local_source(path)).picture, read_segment(path)
     return plan.picture, read_segment(path, plan.picture)
