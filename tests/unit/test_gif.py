@@ -94,7 +94,8 @@ def test_a_gif_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
 def timeline(*pts: int, last: int = 1) -> Timeline:
     none = np.zeros(0, np.int64)
     return Timeline(
-        time_base=Fraction(1, 1000), pts=np.array(pts, np.int64), last_duration=last, key_pts=none, key_dts=none,
+        time_base=Fraction(1, 1000), pts=np.array(pts, np.int64), last_duration=last,
+        key_pts=none, key_dts=none,
         reading="scan",
     )  # fmt: skip
 
