@@ -16,6 +16,7 @@ from vsr_hpc.job.reading import with_absolute_paths
 from vsr_hpc.job.spec import JobSpec, RangeSection, RunSection, StreamsSection, run_folder
 from vsr_hpc.media.clip.probe import content_hash
 from vsr_hpc.media.encode.segment_writer import encoder_build
+from vsr_hpc.models.weights import fetch_weights
 from vsr_hpc.planning.cutting import window_of
 from vsr_hpc.planning.fingerprint import check_same, fingerprint
 from vsr_hpc.planning.plan import Plan, PlanError
@@ -63,7 +64,10 @@ def submit(job: JobSpec, *, is_new: bool = False, after: Run | None = None) -> S
             return Submitted(run=present, notes=notes, is_continued=True)
         log.warning("the finished output is gone, starting over output=%s", done.output)
     notes = (f"{job.input} is looked at once {after.uri} has made it",) if after and makes_input else ()
-    notes = notes or prepare(job).notes
+    if not notes:
+        prepared = prepare(job)
+        fetch_weights(prepared.card)
+        notes = prepared.notes
     if present is not None:
         _refuse_living(present)
     # Only now: a job that is refused throws nothing away.

@@ -23,8 +23,10 @@ from vsr_hpc.errors import BackendError, ModelError, SpaceError
 from vsr_hpc.models.cards import Card, Weights, card_name, card_of_file, write_card
 from vsr_hpc.models.recognition import UnknownNetworkError, pick_state, plain_names
 from vsr_hpc.system.files import sha256_of_file, write_atomically
+from vsr_hpc.system.network import PATIENCE_S, connection_problem, reason_text
 from vsr_hpc.system.progress import tick
 from vsr_hpc.system.user_folders import user_folder
+from vsr_hpc.wording import size as size_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,12 +44,16 @@ _PAUSE_S = 0.5
 
 
 def cache_folder() -> Path:
-    """Where weights lie: <sha256>/<file>."""
+    """Where weights lie: <sha256>/<file>, or <file> where a person placed it."""
     return user_folder("cache") / "weights"
 
 
-def ensure(card: Card, progress: Progress | None = None) -> Path:
-    """The card's weights as a checked file: ours, from the cache, the user's, or downloaded now."""
+def ensure(card: Card, progress: Progress | None = None, *, patience_s: float = PATIENCE_S) -> Path:
+    """The card's weights as a checked file: ours, from the cache, the user's, or downloaded now.
+
+    Where they must be downloaded and no connection is made within `patience_s`, ModelError says at once
+    which file to place where; nothing is created.
+    """
     weights = card.weights
     if weights is None:
         raise ModelError(f"model {card.name} is a filter and has no weights")
@@ -62,6 +68,9 @@ def ensure(card: Card, progress: Progress | None = None) -> Path:
                 return cached
             log.warning("cached weights are damaged, fetching again path=%s", cached)
             cached.unlink()
+        placed = cache_folder() / weights.file
+        if placed.is_file():
+            return check_file(card, placed, sha256)
     if weights.url is None and shipped.is_file():
         raise ModelError(f"model {card.name}: {shipped} is not the card's file; reinstall vsr-hpc")
     if weights.url is None:
@@ -71,7 +80,54 @@ def ensure(card: Card, progress: Progress | None = None) -> Path:
         )
     if weights.url.startswith("file://"):
         return check_file(card, Path(unquote(urlsplit(weights.url).path)), sha256)
+    problem = connection_problem(weights.url, patience_s)
+    if problem is not None:
+        raise WeightsMissingError(_missing_text(card, weights, problem))
     return _download(card, weights, sha256, progress)
+
+
+def fetch_weights(card: Card) -> None:
+    """Bring every file that the card's network needs to this disk, or raise before any work begins."""
+    if card.weights is not None:
+        ensure(card)
+    ensure_mix(card)
+
+
+class WeightsMissingError(ModelError):
+    """The weights are not on this disk, and no connection to their site was made."""
+
+
+def find_weights(card: Card) -> Path | None:
+    """The file of the card's weights on this disk, by name and size; None where it must be downloaded."""
+    weights = card.weights
+    if weights is None:
+        return None
+    sha256 = weights.sha256 or _read_recorded_sha256(weights)
+    places = [_SHIPPED / weights.file] if weights.url is None else []
+    if weights.url is not None and weights.url.startswith("file://"):
+        places.append(Path(unquote(urlsplit(weights.url).path)))
+    if sha256 is not None:
+        places += [cache_folder() / sha256 / weights.file, cache_folder() / weights.file]
+    return next((path for path in places if _fits(path, weights)), None)
+
+
+def is_at_hand(card: Card) -> bool:
+    """Whether the model runs on this machine without a download; a filter always does."""
+    if card.network == "spandrel" and importlib.util.find_spec("spandrel") is None:
+        return False
+    return card.weights is None or find_weights(card) is not None
+
+
+def _fits(path: Path, weights: Weights) -> bool:
+    return path.is_file() and weights.size_bytes in (None, path.stat().st_size)
+
+
+def _missing_text(card: Card, weights: Weights, problem: str) -> str:
+    amount = f" ({size_text(weights.size_bytes)})" if weights.size_bytes else ""
+    return (
+        f"model {card.name} is not on this disk and cannot be downloaded ({problem}); fetch {weights.url}"
+        f"{amount} on a machine with network and place it at {cache_folder() / weights.file}"
+    )
 
 
 def import_weights(path: str | Path, name: str | None = None) -> Card:
@@ -235,13 +291,16 @@ def check_file(card: Card, path: Path, sha256: str | None = None) -> Path:
 def _download(card: Card, weights: Weights, sha256: str | None, progress: Progress | None) -> Path:
     assert weights.url is not None
     folder = cache_folder() / "incoming"
-    folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{hashlib.sha256(weights.url.encode()).hexdigest()[:16]}-{weights.file}.part"
     with _lock_file(part.with_suffix(".lock")):
         if sha256 is not None and (done := cache_folder() / sha256 / weights.file).is_file():
             return check_file(card, done)  # another process fetched it meanwhile
         log.info("download started model=%s url=%s", card.name, weights.url)
-        _fetch(card, weights, part, progress)
+        try:
+            _fetch(card, weights, part, progress)
+        except WeightsMissingError:
+            _remove_lock(part.with_suffix(".lock"))
+            raise
         found = sha256_of_file(part)
         if sha256 is not None and found != sha256:
             part.unlink()
@@ -276,6 +335,8 @@ def _fetch(card: Card, weights: Weights, part: Path, progress: Progress | None) 
                 raise SpaceError(
                     f"{part.parent}: no space left for {weights.file}; free some and call again"
                 ) from exc
+            if isinstance(exc, urllib.error.URLError) and not part.exists():
+                raise WeightsMissingError(_missing_text(card, weights, reason_text(exc.reason))) from exc
             cause = exc
         else:
             cause = "the connection ended early"
@@ -348,9 +409,23 @@ def _copy(
 @contextlib.contextmanager
 def _lock_file(path: Path) -> Iterator[None]:
     """One process at a time; others wait, since both would append to one file."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                yield
+                return
+
+
+def _remove_lock(path: Path) -> None:
+    """Remove a lock that this process holds, and the folders that are empty without it."""
+    path.unlink()
+    for folder in (path.parent, path.parent.parent, path.parent.parent.parent):
+        try:
+            folder.rmdir()
+        except OSError:  # other files lie in it
+            return
 
 
 def _record_path(weights: Weights) -> Path:
