@@ -82,7 +82,7 @@ def preview(
     on_model: Callable[[str], None] = lambda name: None,
     on_left_out: Callable[[str], None] = lambda reason: None,
 ) -> Preview:
-    """The pictures of these models; by default, of our model for the clip and of every other one on this disk.
+    """The pictures of these models; by default, of our model for the clip and every other one on this disk.
 
     JobError with every finding, before anything is decoded. A model whose weights cannot be fetched is left
     out, and `on_left_out` is told why; where all are, that is the error.
