@@ -18,6 +18,7 @@ from vsr_hpc.cli import (
     batch,
     bench,
     cluster,
+    doctor,
     ec2,
     endpoint,
     image,
@@ -101,6 +102,8 @@ app.command(rich_help_panel=_MODELS)(bench.bench)
 app.command(no_args_is_help=True, rich_help_panel=_LOOK)(report.preview)
 app.command(no_args_is_help=True, rich_help_panel=_LOOK)(report.report)
 app.command(rich_help_panel=_LOOK)(report.dashboard)
+
+app.command(rich_help_panel=_LOOK)(doctor.doctor)
 
 app.add_typer(cluster.app, name="cluster", rich_help_panel=_ELSEWHERE)
 app.add_typer(cluster.storage_app, name="storage", rich_help_panel=_ELSEWHERE)

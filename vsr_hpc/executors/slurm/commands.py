@@ -48,8 +48,29 @@ class QueuedTask:
         return self.state in _ENDED
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """A partition with the number of its nodes and their GPUs as Slurm writes them, `gpu:a10g:1`."""
+
+    name: str
+    nodes: int
+    gpus: tuple[str, ...]
+
+
 def has_slurm() -> bool:
     return shutil.which("sbatch") is not None
+
+
+def partitions() -> tuple[Partition, ...]:
+    """The partitions that this user sees, in Slurm's order; none where Slurm does not answer."""
+    nodes: dict[str, int] = {}
+    gpus: dict[str, dict[str, None]] = {}
+    for line in (_said("sinfo", "-h", "-o", "%R|%D|%G") or "").splitlines():
+        name, count, resources = line.split("|", 2)
+        nodes[name] = nodes.get(name, 0) + number_in(count, 0)
+        found = (each.partition("(")[0] for each in resources.split(",") if each.startswith("gpu"))
+        gpus.setdefault(name, {}).update(dict.fromkeys(found))
+    return tuple(Partition(name=name, nodes=nodes[name], gpus=tuple(gpus[name])) for name in nodes)
 
 
 def queue(names: Iterable[str]) -> tuple[QueuedTask, ...]:
