@@ -277,9 +277,10 @@ def prices_show(
     vsr prices show g5.xlarge g6.xlarge --region eu-west-1
     """
     from vsr_hpc.aws.instances import find_instance
-    from vsr_hpc.aws.prices import PURCHASES, prices
+    from vsr_hpc.aws.prices import PURCHASES, check_region, prices
     from vsr_hpc.forecast.job_ways import CPU_TYPES, GPU_TYPES
 
+    check_region(region)
     table = prices(region)
     names = types or [*GPU_TYPES, *CPU_TYPES]
     rows = {
@@ -304,11 +305,11 @@ def prices_refresh(region: Region = "", is_json: IsJson = False) -> None:
     vsr prices refresh --region eu-west-1
     """
     from vsr_hpc.aws import price_list
-    from vsr_hpc.aws.prices import prices, refreshed_path, save
+    from vsr_hpc.aws.prices import check_region, prices, save
     from vsr_hpc.system.aws_region import need_region
 
     region = region or need_region()
-    refreshed_path(region)  # refused before AWS is asked
+    check_region(region)
     found = price_list.refresh(region, prices(region).on_demand)
     path = save(found)
     if is_json:

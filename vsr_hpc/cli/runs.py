@@ -367,6 +367,8 @@ def verify(
     from vsr_hpc.job.reading import parse_job
     from vsr_hpc.launch import verify_here
 
+    for place in (source, output):
+        _need_file(place)
     job = parse_job(build_document(given_options(context), source, output), "", spell=spell_option)
     result = verify_here(
         source,
@@ -382,6 +384,12 @@ def verify(
             typer.echo(line)
     if not result.ok:
         raise VerifyError(f"{output} is not a complete and true output of {source}; the findings are above")
+
+
+def _need_file(place: str) -> None:
+    """A place on this machine that names one file or folder must exist; a pattern is looked at later."""
+    if "://" not in place and not set("*?%[") & set(place) and not Path(place).exists():
+        raise JobError(f"{place}: there is no such file")
 
 
 def _launch(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None) -> None:
