@@ -24,12 +24,14 @@ from vsr_hpc.planning.planner import frame_range
 from vsr_hpc.planning.preparation import Prepared, prepare
 from vsr_hpc.planning.space import check_space
 from vsr_hpc.run.documents import Done, Heartbeat
-from vsr_hpc.run.known_runs import remember
+from vsr_hpc.run.known_runs import remember, remembered_runs
+from vsr_hpc.run.notification import Event, notify
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import RunStatus, read_status, with_costs
 from vsr_hpc.storage.opening import open_source, open_store
 from vsr_hpc.system import processes
 from vsr_hpc.system.interrupts import StopFlag
+from vsr_hpc.wording import plural
 from vsr_hpc.work.finish import is_in_place
 
 if TYPE_CHECKING:
@@ -170,9 +172,12 @@ def _run_round(
         threads = max(1, (how.threads or len(os.sched_getaffinity(0))) // workers)
         local.run_workers(run, workers=workers, gpus=gpus, threads=threads, stop=stop, on_tick=on_tick)
     if run.missing() and stop.is_set():
+        why = stop.reason.value if stop.reason else "stopped"
+        notify(run, "stopped", f"{run.job().output}: {why}; the same command continues")
         return None
     poisoned = run.poisoned()
     if poisoned:
+        notify(run, "stuck", f"{run.job().output}: {len(poisoned)} shards cannot be made")
         raise MediaError(
             "\n".join(f"shard {each.shard:05d} cannot be made: {each.reason}" for each in poisoned)
         )
@@ -218,6 +223,7 @@ def cancel(run: Run) -> bool:
     if run.done() is not None:
         return False
     run.cancel()
+    notify_if_own(run, "stopped", f"{run.job().output}: the run was cancelled; `vsr resume` continues it")
     where = executor_of(run)
     if where == "slurm":
         from vsr_hpc.executors.slurm import queue as slurm
@@ -228,6 +234,36 @@ def cancel(run: Run) -> bool:
 
         aws_batch.cancel(run)
     return True
+
+
+def notify_if_own(run: Run, event: Event, text: str) -> None:
+    """Notify from a command that only looks at a run, or stops it: never for a run that others began.
+
+    A command in another person's run would otherwise be run as whoever looks at it.
+    """
+    if run.uri in remembered_runs():
+        notify(run, event, text)
+
+
+def watched_status(run: Run) -> RunStatus:
+    """The whole status; where nobody works on the run any more and no process said so, this one does."""
+    found = whole_status(run)
+    output = run.job().output
+    if found.state == "complete" and found.done is not None:
+        notify_if_own(run, "complete", f"{found.done.output}, {plural(found.done.frames, 'frame')}")
+    elif found.state == "poisoned":
+        notify_if_own(run, "stuck", f"{output}: {plural(found.shards_poisoned, 'shard')} cannot be made")
+    elif found.state == "incomplete" and _has_worked(found):
+        missing = plural(found.shards_missing, "shard")
+        notify_if_own(run, "stuck", f"{output}: {missing} missing and no worker is alive")
+    return found
+
+
+def _has_worked(found: RunStatus) -> bool:
+    """Whether the latest round had a worker, which is gone by now; before that, the first is on its way."""
+    return bool(found.rounds) and any(
+        worker.heartbeat.round == found.rounds[-1].number for worker in found.workers
+    )
 
 
 def whole_status(run: Run) -> RunStatus:

@@ -27,7 +27,7 @@ class JobCommand(TyperCommand):
     """A command that takes the options of a job; `given_options` has those that were typed."""
 
     keys: tuple[str, ...] | None = None
-    """The keys of the job whose options it takes; all of them by default."""
+    """The keys of the job whose options it takes; by default all but those for Slurm."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """All parameters: arguments, the job's options by panel, and the command's own."""
@@ -54,7 +54,19 @@ class JobCommand(TyperCommand):
     def _job_keys(self) -> tuple[JobKey, ...]:
         from vsr_hpc.job.options import job_options
 
-        return tuple(key for key in job_options() if self.keys is None or key.key in self.keys)
+        return tuple(key for key in job_options() if self._takes(key))
+
+    def _takes(self, key: JobKey) -> bool:
+        if self.keys is not None:
+            return key.key in self.keys
+        return key.option is not None and key.option.panel != "Slurm"
+
+
+class SubmitCommand(JobCommand):
+    """Takes all options of a job, those for Slurm among them."""
+
+    def _takes(self, key: JobKey) -> bool:
+        return True
 
 
 class VerifyCommand(JobCommand):

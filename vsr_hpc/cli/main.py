@@ -30,7 +30,7 @@ from vsr_hpc.cli import (
     workflow,
 )
 from vsr_hpc.cli.answers import fail
-from vsr_hpc.cli.job_options import JobCommand, VerifyCommand
+from vsr_hpc.cli.job_options import JobCommand, SubmitCommand, VerifyCommand
 from vsr_hpc.errors import BackendError, JobError, SpaceError, VsrError
 from vsr_hpc.job.inputs import looks_like_input
 from vsr_hpc.system.environment import set_identity, set_thread_policy
@@ -84,7 +84,7 @@ _UPSCALE, _RUNS, _MODELS, _LOOK = "Upscale", "Runs", "Models", "Look"
 _ELSEWHERE = "Clusters and clouds"
 
 app.command(cls=JobCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(runs.upscale)
-app.command(cls=JobCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(runs.submit)
+app.command(cls=SubmitCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(runs.submit)
 app.command(cls=JobCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(plan.plan)
 app.command(cls=VerifyCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(runs.verify)
 

@@ -221,13 +221,13 @@ def status(
     vsr status out.mkv --watch
     """
     from vsr_hpc.cli.progress import say_status, watch
-    from vsr_hpc.launch import whole_status
+    from vsr_hpc.launch import watched_status
 
     run = _open(run_uri)
     if is_watched and not is_json:
-        watch(lambda: whole_status(run))
+        watch(lambda: watched_status(run))
         return
-    found = whole_status(run)
+    found = watched_status(run)
     if is_json:
         answer(found)
         return

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.run.notification import notify
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
 from vsr_hpc.system.interrupts import Reason, StopFlag, signals_set
@@ -106,6 +107,7 @@ def _ended_by(exc: BackendError, run: Run, place: Place) -> int:
         raise exc
     others = [each for each in read_status(run).alive if each.heartbeat.task != place.task]
     if not others:
+        notify(run, "stuck", f"{run.job().output}: the last worker ended with: {exc}")
         raise exc
     log.error("%s", exc)
     log.warning("the last attempt is over and %d others are at work: leaving to them", len(others))

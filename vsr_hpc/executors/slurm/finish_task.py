@@ -12,6 +12,7 @@ from vsr_hpc.executors.slurm.jobs import RoundJobs, failure_lines, jobs_of, name
 from vsr_hpc.executors.slurm.submission import start
 from vsr_hpc.executors.slurm.worker_task import Place, record_failure
 from vsr_hpc.run.documents import Done, Heartbeat
+from vsr_hpc.run.notification import Event, notify
 from vsr_hpc.run.run import Run
 from vsr_hpc.system.interrupts import StopFlag, signals_set
 
@@ -27,9 +28,11 @@ def conclude(run: Run, number: int, *, task: str, node: str) -> Done | RoundJobs
         return done
     if run.control().is_stopped or run.control().is_cancelled(number):
         log.info("cancelled, nothing follows round=%d", number)
+        notify(run, "stopped", f"{run.job().output}: the run was cancelled; `vsr resume` continues it")
         return None
     if not run.has_plan():
         failures = failure_lines(run, number)
+        notify(run, "stuck", f"{run.job().output}: round {number} ended without a plan")
         raise VerifyError(f"{run.uri}: round {number} ended without a plan\n{failures}".rstrip())
     if not run.missing():
         return finish_patiently(run, node, task=task)
@@ -42,6 +45,9 @@ def conclude(run: Run, number: int, *, task: str, node: str) -> Done | RoundJobs
         return start(run, job, then=FinishTask)
     poisoned = run.poisoned()
     lines = [f"{run.uri}: {len(run.missing())} of {run.plan.shard_count} shards are missing; {reason}"]
+    if run.round_number() == number:
+        event: Event = "stopped" if was_cancelled_by_user(run, number) else "stuck"
+        notify(run, event, f"{run.job().output}: {len(run.missing())} shards are missing; {reason}")
     lines += [f"  shard {each.shard:05d} was set aside: {each.reason}" for each in poisoned]
     raise VerifyError("\n".join([*lines, *failure_lines(run, number).splitlines()]))
 

@@ -210,6 +210,12 @@ def _submit(run: Run, job: JobSpec, begun: Round, folder: Path, then: Sequel) ->
     )
 
 
+def _mail(section: SlurmSection) -> dict[str, str]:
+    """Slurm's own mail: sbatch's --mail-type and --mail-user."""
+    given = {"mail-type": ",".join(section.mail_type), "mail-user": section.mail_user or ""}
+    return {name: value for name, value in given.items() if value}
+
+
 def parameters(
     section: SlurmSection,
     *,
@@ -245,7 +251,7 @@ def parameters(
             *_unpack_lines(section.packed),
         ],
         "slurm_srun_args": [f"--cpus-per-task={section.cpus}"],
-        "slurm_additional_parameters": {"requeue": True, **flags, **section.sbatch},
+        "slurm_additional_parameters": {"requeue": True, **_mail(section), **flags, **section.sbatch},
     }
 
 
