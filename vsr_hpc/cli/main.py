@@ -22,6 +22,7 @@ from vsr_hpc.cli import (
     ec2,
     endpoint,
     image,
+    init,
     models,
     plan,
     report,
@@ -85,6 +86,7 @@ _ELSEWHERE = "Clusters and clouds"
 
 app.command(cls=JobCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(runs.upscale)
 app.command(cls=SubmitCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(runs.submit)
+app.command(rich_help_panel=_UPSCALE)(init.init)
 app.command(cls=JobCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(plan.plan)
 app.command(cls=VerifyCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(runs.verify)
 
