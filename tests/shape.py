@@ -2,6 +2,7 @@
 
 python -m tests.shape                          this checkout
 python -m tests.shape --root ../old            another one
+python -m tests.shape --list                   also names the functions that are over a bound
 """
 
 from __future__ import annotations
@@ -65,9 +66,13 @@ def _parameters(node: Function) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1])
-    root: Path = parser.parse_args().root
+    parser.add_argument("--list", action="store_true", help="name the functions that are over a bound")
+    given = parser.parse_args()
+    root: Path = given.root
     top = [path for path in (root / "vsr_hpc").iterdir() if path.is_dir() or path.suffix == ".py"]
     found = [(path, node, (node.end_lineno or 0) - node.lineno + 1) for path, node in functions(root)]
     longest = max(found, key=lambda each: each[2])
@@ -76,6 +81,10 @@ def main() -> None:
     print(f"functions: {len(found)}; longest: {longest[0]}:{longest[1].name}, {longest[2]} lines")
     print(f"functions over {_LONG} lines: {sum(lines > _LONG for _, _, lines in found)}")
     print(f"functions over {_MANY} parameters: {sum(_parameters(node) > _MANY for _, node, _ in found)}")
+
+    for path, node, lines in sorted(found, key=lambda each: -each[2]) if given.list else ():
+        if lines > _LONG or _parameters(node) > _MANY:
+            print(f"  {path}:{node.lineno} {node.name}: {lines} lines, {_parameters(node)} parameters")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ import json
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
-from tests.containers.files import FOLDER, part
+from tests.containers.files import FOLDER, ROOT, part
 
 entrypoint, healthcheck, sbom = part("entrypoint"), part("healthcheck"), part("sbom")
 
@@ -170,6 +171,26 @@ def test_the_list_of_contents_names_packages_of_both_kinds() -> None:
     assert "gone" not in found
     assert found["torch"]["purl"].startswith("pkg:pypi/torch@")
     assert json.loads(json.dumps(found["pydantic"]))["version"] == found["pydantic"]["version"]
+
+
+def test_every_library_inside_a_wheel_is_listed_with_its_licence_and_named_in_the_notice() -> None:
+    """Among them are the encoders that make an image GPL software."""
+    found = {each["name"]: each for each in sbom.bundled_libraries(Path(sysconfig.get_path("platlib")))}
+    assert {"x264", "x265", "SvtAv1Enc", "dav1d", "avcodec"} <= set(found)
+    for name in ("x264", "x265"):
+        assert found[name]["licenses"] == [{"expression": "GPL-2.0-or-later"}]
+    notice = " ".join((ROOT / "NOTICE").read_text().split())
+    for name in found:
+        project, _ = sbom.LIBRARIES[name]
+        for word in project.partition(", with")[0].split():
+            assert word in notice, f"NOTICE does not name {project}"
+
+
+def test_a_library_of_unknown_licence_ends_the_build(tmp_path: Path) -> None:
+    (tmp_path / "odd.libs").mkdir()
+    (tmp_path / "odd.libs" / "libodd-0123abcd.so.1.0").touch()
+    with pytest.raises(SystemExit, match=r"libodd.*licence"):
+        list(sbom.bundled_libraries(tmp_path))
 
 
 def test_health_follows_the_server() -> None:

@@ -83,7 +83,7 @@ def test_its_labels_are_those_that_sagemaker_reads(facts: dict[str, Any]) -> Non
     labels = facts["Labels"]
     for name in ("multi-models", "accept-bind-to-port"):
         assert labels[f"com.amazonaws.sagemaker.capabilities.{name}"] == "true"
-    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0 AND GPL-3.0-or-later"
     assert re.match(r"[0-9a-f]{40}", labels["org.opencontainers.image.revision"])
     assert labels["org.opencontainers.image.version"] != "0"
 
@@ -140,6 +140,8 @@ def test_its_packages_are_the_pinned_ones_and_listed_in_it(image: str) -> None:
     contents = json.loads(shown(image, "cat /opt/vsr/share/sbom.cdx.json"))["components"]
     listed = {each["purl"].partition("@")[0] for each in contents}
     assert {"pkg:pypi/torch", "pkg:pypi/vsr-hpc", "pkg:deb/debian/libc6"} <= listed
+    assert {"x264", "x265", "SvtAv1Enc", "dav1d"} <= {each["name"] for each in contents}
+    assert "GPL-3.0-or-later" in shown(image, "cat /opt/vsr/share/licenses/vsr-hpc/NOTICE")
 
 
 def test_its_code_is_compiled(image: str) -> None:

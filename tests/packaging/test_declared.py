@@ -79,5 +79,5 @@ def test_the_head_node_needs_every_dependency_but_torch() -> None:
 def test_no_extra_brings_packages_that_nothing_uses() -> None:
     """An extra cannot say --no-deps, and these ask for another torch, OpenCV or training tools."""
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"serve", "test"}
+    assert set(extras) == {"serve", "real-esrgan", "test"}
     assert not OPTIONAL & {name_of(each) for extra in extras.values() for each in extra}

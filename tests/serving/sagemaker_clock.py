@@ -206,7 +206,7 @@ class World:
                 )
 
     def _scale(self, name: str, variant: str, count: int, cooldown: int) -> None:
-        target = self._targets().get(f"endpoint/{name}/variant/{variant}")
+        target = self.targets().get(f"endpoint/{name}/variant/{variant}")
         if target is None or self.minute - self.scaled.get((name, variant), -1000) < cooldown:
             return
         count = max(target.min_capacity, min(target.max_capacity, count))
@@ -338,7 +338,7 @@ class World:
     def _policies(self) -> list[Any]:
         return list(applicationautoscaling_backends[ACCOUNT][REGION].policies.values())
 
-    def _targets(self) -> dict[str, Any]:
+    def targets(self) -> dict[str, Any]:
         targets = applicationautoscaling_backends[ACCOUNT][REGION].targets
         return dict(targets.get("sagemaker:variant:DesiredInstanceCount", {}))
 

@@ -148,7 +148,6 @@ def invoke_endpoint_async(self: Any) -> tuple[int, dict[str, Any], str]:
     failure = f"{outputs.get('S3FailurePath', outputs['S3OutputPath']).rstrip('/')}/{name}-error.out"
     s3 = s3_backends[self.current_account][self.partition]
     bucket, _, key = self.headers["X-Amzn-SageMaker-InputLocation"][5:].partition("/")
-    body = s3.get_object(bucket, key).value
     headers = {
         "Content-Type": self.headers.get("X-Amzn-SageMaker-Content-Type", ""),
         "Accept": self.headers.get("X-Amzn-SageMaker-Accept", "*/*"),
@@ -158,8 +157,16 @@ def invoke_endpoint_async(self: Any) -> tuple[int, dict[str, Any], str]:
         headers["X-Amzn-SageMaker-Custom-Attributes"] = attributes
 
     def work() -> None:
-        status, _, answer = _forwarded(f"{url}/invocations", body, headers)
-        bucket, _, key = (output if status == 200 else failure)[5:].partition("/")
+        """Read the input only now, when an instance takes the request, as SageMaker does."""
+        found = s3.get_object(bucket, key)
+        if found is None:
+            status, answer = 404, b"the input object does not exist"
+        else:
+            status, _, answer = _forwarded(f"{url}/invocations", found.value, headers)
+        _put_answer(output if status == 200 else failure, answer)
+
+    def _put_answer(place: str, answer: bytes) -> None:
+        bucket, _, key = place[5:].partition("/")
         s3.put_object(bucket, key, answer)
 
     backend = sagemaker_backends[self.current_account][self.region]
@@ -183,9 +190,28 @@ def update_endpoint(self: Any) -> ActionResult:
         raise AWSValidationException(f"Cannot update in-progress endpoint {endpoint.arn}.")
     if self._get_param("EndpointConfigName") == endpoint.endpoint_config_name:
         raise AWSValidationException("The endpoint already serves this configuration.")
+    _check_scaled_types_stay(endpoint, self._get_param("EndpointConfigName"))
     names = ("EndpointName", "EndpointConfigName", "DeploymentConfig", "RetainAllVariantProperties")
     world.begin(endpoint.endpoint_name, {name: self._get_param(name) for name in names})
     return ActionResult({"EndpointArn": endpoint.arn})
+
+
+def _check_scaled_types_stay(endpoint: Any, wanted: str) -> None:
+    """SageMaker refuses another instance type for a variant that Application Auto Scaling has as a target.
+
+    docs.aws.amazon.com/sagemaker/latest/dg/endpoint-auto-scaling-update.html, looked up 2026-12-01
+    """
+    types = [
+        {each["VariantName"]: each.get("InstanceType") for each in world.config(name).production_variants}
+        for name in (endpoint.endpoint_config_name, wanted)
+    ]
+    for variant in types[0].keys() & types[1].keys():
+        is_target = f"endpoint/{endpoint.endpoint_name}/variant/{variant}" in world.targets()
+        if is_target and types[0][variant] != types[1][variant]:
+            raise AWSValidationException(
+                f"The instance type of variant {variant} cannot be changed while it is registered as a "
+                "scalable target with Application Auto Scaling. Deregister it first."
+            )
 
 
 _create_endpoint, _describe_endpoint = SageMakerResponse.create_endpoint, SageMakerResponse.describe_endpoint

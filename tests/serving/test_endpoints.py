@@ -15,9 +15,11 @@ from tests.moto_server import Moto
 from tests.serving.endpoint_files import HURRY, ROLE, TOPIC, apply, document, kinds, pass_time, spec
 from tests.serving.samples import still
 from tests.serving.served import Served
+from vsr_hpc.aws.calls import Clients
 from vsr_hpc.aws.endpoint import endpoint as endpoints
 from vsr_hpc.aws.endpoint import requests as wanted
 from vsr_hpc.aws.endpoint import spec_file, transform
+from vsr_hpc.aws.steps import Call
 from vsr_hpc.cli import endpoint as cli_endpoint
 from vsr_hpc.errors import BackendError, JobError
 from vsr_hpc.serving.client import Question, invoke
@@ -25,7 +27,8 @@ from vsr_hpc.serving.client import Question, invoke
 
 def asked(folder: Path, **more: Any) -> Question:
     (folder / "in.png").write_bytes(still())
-    return Question(source=folder / "in.png", output=folder / "out.png", timeout_s=60, **more)
+    chosen = {"source": folder / "in.png", "output": folder / "out.png", "timeout_s": 60.0, **more}
+    return Question(**chosen)
 
 
 def everything(aws: Moto) -> dict[str, list[str]]:
@@ -267,6 +270,21 @@ def test_a_sleeping_endpoint_wakes_for_its_backlog_works_it_off_and_sleeps_again
     assert (ended["queued"], ended["instances"]) == ({"film": 0}, {"film": {"all": 0}})
 
 
+def test_an_input_stays_until_an_instance_has_read_it(account: Moto, server: Served, tmp_path: Path) -> None:
+    account.make_bucket("films")
+    apply(full(server.url))
+    pass_time(account, 20)  # nobody asks: the first instance goes
+    with pytest.raises(BackendError, match=r"no answer at s3://films/out/\S+ within 1 s"):
+        invoke("film", asked(tmp_path, payload_bytes=10, timeout_s=1.0))
+    s3 = account.client("s3")
+    inputs = [each["Key"] for each in s3.list_objects_v2(Bucket="films", Prefix="out/inputs/")["Contents"]]
+    assert len(inputs) == 1
+    pass_time(account, 10)  # an instance comes and reads the input
+    keys = {each["Key"] for each in s3.list_objects_v2(Bucket="films")["Contents"]} - set(inputs)
+    (answer,) = keys
+    assert answer.startswith("out/") and not answer.endswith("-error.out")
+
+
 def test_work_that_waits_in_vain_wakes_somebody(account: Moto, server: Served) -> None:
     account.make_bucket("films")
     apply(full(server.url))
@@ -293,6 +311,55 @@ def test_real_time_instances_follow_the_invocations(account: Moto, server: Serve
     assert endpoints.status("film")["variants"][0]["instances"] == 3
     pass_time(account, 40)
     assert endpoints.status("film")["variants"][0]["instances"] == 1
+
+
+def test_another_instance_type_under_autoscaling_keeps_serving_and_scaling(
+    account: Moto, server: Served
+) -> None:
+    scaled = {"autoscale": {"least": 1, "most": 4, "invocations_per_instance": 3}}
+    apply(spec(server.url, instance_type="ml.g4dn.xlarge", **scaled))
+    larger = spec(server.url, instance_type="ml.g5.xlarge", **scaled)
+    done = kinds(apply(larger))
+    assert done.index("remove autoscaling") < done.index("update endpoint") < done.index("create autoscaling")
+    made = everything(account)
+    assert len(made["targets"]) == 1 and len(made["policies"]) == 1
+    assert kinds(endpoints.plan(larger)) == []
+
+
+@pytest.mark.parametrize(
+    "stops_before", ["update_endpoint", "register_scalable_target", "put_scaling_policy"]
+)
+def test_an_interrupted_change_of_the_instance_type_is_completed_by_the_next_call(
+    account: Moto, server: Served, stops_before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account.make_bucket("films")
+    apply(full(server.url, instance_type="ml.g4dn.xlarge"))
+    larger = full(server.url, instance_type="ml.g5.xlarge")
+    make = Clients.make
+
+    def stop(self: Clients, call: Call) -> Any:
+        if call.operation == stops_before:
+            raise KeyboardInterrupt
+        return make(self, call)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Clients, "make", stop)
+        with pytest.raises(KeyboardInterrupt):
+            apply(larger)
+    apply(larger)
+    assert kinds(endpoints.plan(larger)) == []
+    wake = account.client("cloudwatch").describe_alarms(AlarmNames=["vsr/film/no-instances", "vsr/film/wake"])
+    policies = account.client("application-autoscaling").describe_scaling_policies(
+        ServiceNamespace="sagemaker"
+    )
+    arns = {each["PolicyARN"] for each in policies["ScalingPolicies"]}
+    started = {
+        action
+        for each in wake["MetricAlarms"]
+        for action in each["AlarmActions"]
+        if ":scalingPolicy:" in action
+    }
+    assert started and started <= arns
 
 
 def test_alarms_tell_of_slow_answers_of_errors_and_of_missing_instances(

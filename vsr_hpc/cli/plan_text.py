@@ -39,10 +39,11 @@ def forecast_lines(found: Forecast) -> Iterator[str]:
 def table(found: Forecast) -> Iterator[str]:
     """A table with one row for each place."""
     rows = [("where", "with", "time", "cost")]
-    rows.append(("this machine", plural(found.here.workers, "worker"), _time(found.here), "-"))
-    for each in found.elsewhere:
+    for each in (found.here, *found.elsewhere):
         if isinstance(each, RefusedPlace):
             rows.append((each.label, f"no: {each.reason}", "", ""))
+        elif each.where == "local":
+            rows.append((each.label, plural(each.workers, "worker"), _time(each), "-"))
         else:
             kind = f"ml.{each.instance}" if each.where == "sagemaker-async" else each.instance
             rows.append((each.label, f"{each.workers} x {kind}", _time(each), _cost(each)))
@@ -55,6 +56,8 @@ def table(found: Forecast) -> Iterator[str]:
 
 def _pace(found: Forecast) -> str:
     sample, here = found.sample, found.here
+    if sample is None or isinstance(here, RefusedPlace):
+        return "not measured, because torch is not installed here; it is estimated from profiles and rates"
     whole = 1 / sample.seconds_per_frame(workers=here.workers, cores=found.cores)
     slowest = {"device": "the model", "encode": "encoding", "decode": "decoding", "check": "checking"}
     share = sample.wall_s[sample.slowest] / sum(sample.wall_s.values())
@@ -107,7 +110,7 @@ def forecast_document(found: Forecast) -> dict[str, Any]:
             "is_certain": found.choice.is_certain,
             "text": found.choice.text,
         },
-        "sample": found.sample.model_dump(mode="json"),
+        "sample": None if found.sample is None else found.sample.model_dump(mode="json"),
         "bytes_out": found.bytes_out,
         "memory_bytes": found.memory_bytes,
         "cores": found.cores,

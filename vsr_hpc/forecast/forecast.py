@@ -5,6 +5,7 @@ Also keeps, with a run, what was expected of it when it began.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import time
@@ -69,11 +70,12 @@ class Forecast:
 
     plan: Plan
     notes: tuple[str, ...]
-    sample: Sample
+    sample: Sample | None
+    """The frames that were tried here; None on a machine without torch."""
     busy_cores: float
-    """What other work keeps busy on this machine now, by the kernel's own count."""
+    """How many cores other work keeps busy on this machine now, by the kernel's own count."""
     cores: int
-    here: Option
+    here: Option | RefusedPlace
     elsewhere: tuple[Option | RefusedPlace, ...]
     """The best way of each place, or why there is none."""
     choice: Choice | None
@@ -92,15 +94,18 @@ def forecast(
     deadline_s: float | None = None,
     budget_usd: float | None = None,
 ) -> Forecast:
-    """Check and plan a job, try some of its frames here, weigh where it could run. Writes nothing."""
+    """Check and plan a job, try some of its frames here, weigh where it could run. Writes nothing.
+
+    A machine without torch tries no frames; figures for other places then come from profiles and rates.
+    """
     from vsr_hpc.work.run_plan import try_frames
 
     busy = os.getloadavg()[0]  # before this command adds to it
     prepared = prepare(job)
     cores = len(os.sched_getaffinity(0))
     threads = _threads_of_one(job, cores)
+    can_try = _has_torch()
     found: list[Sample] = []
-
     tried_cpu: list[float] = []
 
     def try_and_measure(ready: Prepared, timeline: Timeline) -> float:
@@ -110,18 +115,24 @@ def forecast(
         return found[0].seconds_per_frame()
 
     began, began_cpu = time.perf_counter(), time.process_time()
-    plan, timeline = make_plan(prepared, try_and_measure)
-    if not found:  # too short a clip for its plan to need it
+    plan, timeline = make_plan(prepared, try_and_measure if can_try else lambda _ready, _timeline: None)
+    if can_try and not found:  # the clip is too short for its plan to need a measurement
         try_and_measure(prepared, Timeline.from_bytes(timeline))
-    sample = found[0]
-    planning_s = time.perf_counter() - began - sample.spent_s
+    sample = found[0] if found else None
+    planning_s = time.perf_counter() - began - (sample.spent_s if sample else 0.0)
     if busy > _BUSY:  # other work's time is not this job's
-        planning_s = min(planning_s, time.process_time() - began_cpu - tried_cpu[0])
-    work = _work(plan, frame_work(plan, sample), int(sample.bytes_per_frame * plan.frames), planning_s)
+        planning_s = min(planning_s, time.process_time() - began_cpu - sum(tried_cpu))
+    frame = frame_work(plan, sample)
+    work = _work(plan, frame, int(frame.bytes_out * plan.frames), planning_s)
     table, profiles = prices(region), load_profiles()
-    workers = _workers_here(job, plan)
-    here = local_option(work, _pace_here(sample, workers, cores, plan), workers)
-    every: list[Option] = [here]
+    here: Option | RefusedPlace = RefusedPlace(
+        where="local", label="this machine", reason="torch is not installed here; pip install torch"
+    )
+    every: list[Option] = []
+    if sample is not None:
+        workers = _workers_here(job, plan)
+        here = local_option(work, _pace_here(sample, workers, cores, plan), workers)
+        every.append(here)
     elsewhere: list[Option | RefusedPlace] = []
     is_free = deadline_s is not None or budget_usd is not None
     for place in places(plan.card.is_filter):
@@ -135,6 +146,16 @@ def forecast(
         elsewhere=tuple(elsewhere), choice=choice,
         bytes_out=work.bytes_out, memory_bytes=memory_bytes(plan), prices=table.text(), region=region,
     )  # fmt: skip
+
+
+def _has_torch() -> bool:
+    try:
+        importlib.import_module("torch")
+    except ModuleNotFoundError as exc:
+        if exc.name != "torch":
+            raise
+        return False
+    return True
 
 
 def _refuse_unpriced(place: JobPlace) -> RefusedPlace:

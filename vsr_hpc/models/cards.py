@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+import importlib.util
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -32,7 +33,7 @@ from vsr_hpc.system.user_folders import user_folder
 Kind = Literal["filter", "image", "recurrent"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Network = Literal[
-    "nearest", "bicubic", "lanczos", "compact", "rrdb", "swinir", "basicvsr", "iconvsr", "spandrel"
+    "nearest", "bicubic", "lanczos", "compact", "rrdb", "span", "swinir", "basicvsr", "iconvsr", "spandrel"
 ]
 
 IMPORT_HINT = "`vsr models import` tries spandrel's networks (pip install --no-deps spandrel einops)"
@@ -47,7 +48,8 @@ class Weights(_Strict):
     """Where a network's weights come from and what they must hash to."""
 
     file: str = Field(min_length=1, pattern=r"^[^/\\]+$")
-    url: str | None = Field(default=None, pattern=r"^(https?|file)://")
+    url: str | None = Field(default=None, pattern=r"^(https?|file|package)://")
+    """package://NAME/PATH is a file inside an installed Python package."""
     size_bytes: int | None = Field(default=None, gt=0)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """None: not established; recorded at the first download and checked from then on."""
@@ -71,6 +73,8 @@ class Card(_Strict):
     """The network's own factor; for a filter, the one used when none is asked for."""
     parameters: tuple[tuple[str, int | str], ...] = ()
     weights: Weights | None = None
+    packaged: Weights | None = None
+    """The same network's weights in a Python package; where that is installed they are taken instead."""
     licence: str
     overlap: int = Field(default=0, ge=0)
     """Input pixels that a tile sees beyond its core."""
@@ -136,7 +140,7 @@ def user_cards_folder() -> Path:
 
 def all_cards() -> tuple[Card, ...]:
     """The package's cards, then the user's own; a user's card never hides one of the package's."""
-    ours = _package_cards()
+    ours = tuple(_with_installed_weights(card) for card in _package_cards())
     taken = {card.name for card in ours}
     folder = user_cards_folder()
     users = (read_card(path) for path in sorted(folder.glob("*.yaml")))
@@ -181,6 +185,10 @@ def card_of_file(path: Path, name: str | None = None) -> Card:
     """Recognise the network in a file of weights by its keys and shapes, without running any of it."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file of weights")
+    if path.suffix in (".param", ".bin"):
+        raise ModelError(
+            f"{path}: ncnn's files are imported first: vsr models import {path.with_suffix('.param')}"
+        )
     try:
         found = recognise(read_shapes(path), where=str(path))
     except UnknownNetworkError as exc:
@@ -235,6 +243,21 @@ def write_card(card: Card, folder: Path | None = None) -> Path:
 def _package_cards() -> tuple[Card, ...]:
     text = resources.files("vsr_hpc.models").joinpath("cards.yaml").read_text(encoding="utf-8")
     return _CARDS.validate_python(yaml.safe_load(text))
+
+
+def find_packaged_file(weights: Weights) -> Path | None:
+    """Where an installed package holds the weights; the package is not imported."""
+    name, _, inner = str(weights.url).removeprefix("package://").partition("/")
+    spec = importlib.util.find_spec(name)
+    folders = spec.submodule_search_locations if spec is not None else None
+    found = [Path(folder) / inner for folder in folders or ()]
+    return next((path for path in found if path.is_file()), None)
+
+
+def _with_installed_weights(card: Card) -> Card:
+    if card.packaged is None or find_packaged_file(card.packaged) is None:
+        return card
+    return card.model_copy(update={"weights": card.packaged, "packaged": None})
 
 
 def card_name(stem: str) -> str:

@@ -16,6 +16,8 @@ def theoretical_radius(network: str, scale: int, parameters: Parameters) -> int:
     """Input pixels in each direction that an output pixel can depend on."""
     if network == "compact":
         return int(parameters["num_conv"]) + 2
+    if network == "span":  # 21 convolutions of three by three stand in a row
+        return 21
     if network == "rrdb":
         # conv_first, 15 per block, conv_body at the body's size; two at 2x and two at 4x of it add at most 2.
         return (int(parameters["num_block"]) * 15 + 2 + 2) * unshuffle(scale)
@@ -35,6 +37,9 @@ def operations_per_pixel(network: str, scale: int, parameters: Parameters) -> in
         body = 3 * shrink * feat + block * 3 * dense + feat * feat
         up = 4 * feat * feat + 16 * (2 * feat * feat + 3 * feat)
         return 2 * 9 * (body + up) // shrink
+    if network == "span":
+        feat = int(parameters["num_feat"])
+        return 2 * (9 * (3 * feat + 19 * feat * feat + feat * 3 * scale * scale) + 4 * feat * feat)
     if network in ("basicvsr", "iconvsr"):
         return _recurrent_operations(network, parameters)
     if network == "swinir":
@@ -53,6 +58,8 @@ def activation_bytes_per_pixel(network: str, scale: int, parameters: Parameters,
     ends = 4 * 3 * 6 * (1 + scale * scale)  # fp32 RGB in and out, conversions beside them
     if network == "compact":
         return sample_bytes * (4 * int(parameters["num_feat"]) + 6 * scale * scale) + ends
+    if network == "span":  # four results that are kept for the end, four on their way
+        return sample_bytes * (12 * int(parameters["num_feat"]) + 6 * scale * scale) + ends
     if network == "rrdb":
         feat, grow = int(parameters["num_feat"]), int(parameters["num_grow_ch"])
         body = 4 * feat + 2 * (feat + 4 * grow)

@@ -1,6 +1,6 @@
-"""Compact (SRVGG) and RRDB (ESRGAN) of our own with BasicSR's keys, and the one lean import of basicsr.
+"""Compact (SRVGG), RRDB (ESRGAN) and SPAN of our own, and the one lean import of basicsr.
 
-SwinIR, BasicVSR and IconVSR are basicsr's own.
+Compact and RRDB have BasicSR's keys. SwinIR, BasicVSR and IconVSR are basicsr's own.
 """
 
 from __future__ import annotations
@@ -135,6 +135,44 @@ class Rrdb(nn.Module):
         return last.to(x.dtype)
 
 
+class _SpanBlock(nn.Module):
+    """SPAN's block: three convolutions whose result is weighted by itself, without learnt attention."""
+
+    def __init__(self, num_feat: int) -> None:
+        super().__init__()
+        self.c1, self.c2, self.c3 = (_conv(num_feat, num_feat) for _ in range(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        inner = functional.silu(self.c1(x))
+        out: Tensor = self.c3(functional.silu(self.c2(inner)))
+        return (out + x) * (torch.sigmoid(out) - 0.5), inner
+
+
+class Span(nn.Module):
+    """SPAN with each of its re-parameterised convolutions folded into one, as files for inference hold it."""
+
+    def __init__(self, *, num_feat: int = 48, scale: int = 4) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(3))
+        self.conv_1, self.conv_2 = _conv(3, num_feat), _conv(num_feat, num_feat)
+        for number in range(1, 7):
+            self.add_module(f"block_{number}", _SpanBlock(num_feat))
+        self.conv_cat = nn.Conv2d(4 * num_feat, num_feat, 1)
+        self.upsampler = nn.Sequential(_conv(num_feat, 3 * scale * scale), nn.PixelShuffle(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - self.mean.to(x.dtype).view(1, 3, 1, 1)
+        first: Tensor = self.conv_1(centred.to(_dtype(self.conv_1)))
+        out, inner, blocks = first, first, []
+        for number in range(1, 7):
+            out, inner = getattr(self, f"block_{number}")(out)
+            blocks.append(out)
+        seen = torch.cat((first, self.conv_2(out), blocks[0], inner), 1)
+        enlarged: Tensor = self.upsampler(self.conv_cat(seen))
+        return enlarged.to(x.dtype)
+
+
 def build(card: Card) -> nn.Module:
     """The card's network, weights not yet loaded, ready for inference."""
     parameters = dict(card.parameters)
@@ -143,6 +181,8 @@ def build(card: Card) -> nn.Module:
             return Compact(scale=card.scale, **parameters).eval()  # type: ignore[arg-type]
         if card.network == "rrdb":
             return Rrdb(scale=card.scale, **parameters).eval()  # type: ignore[arg-type]
+        if card.network == "span":
+            return Span(scale=card.scale, **parameters).eval()  # type: ignore[arg-type]
         if card.network == "swinir":
             return _swinir(card.scale, parameters).eval()
         if card.network in ("basicvsr", "iconvsr"):
@@ -175,7 +215,7 @@ def _recurrent(name: str, parameters: dict[str, int | str]) -> nn.Module:
 
 def expected_shapes(card: Card) -> dict[str, tuple[int, ...]]:
     """Key -> shape of every weight that the card's network has."""
-    is_ours = card.network in ("compact", "rrdb")  # basicsr's compute numbers while they are built
+    is_ours = card.network in ("compact", "rrdb", "span")  # basicsr's compute numbers while they are built
     with torch.device("meta" if is_ours else "cpu"):
         return {key: tuple(value.shape) for key, value in build(card).state_dict().items()}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from vsr_hpc.errors import ModelError
-from vsr_hpc.models.network_costs import unshuffle
+from vsr_hpc.models.network_costs import theoretical_radius, unshuffle
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -27,7 +27,7 @@ _WRAPPERS = ("params_ema", "params", "state_dict", "model")
 class RecognisedNetwork:
     """A network that its keys and shapes gave away."""
 
-    network: Literal["compact", "rrdb", "swinir", "basicvsr", "iconvsr"]
+    network: Literal["compact", "rrdb", "span", "swinir", "basicvsr", "iconvsr"]
     scale: int
     parameters: tuple[tuple[str, int | str], ...]
     overlap: int
@@ -47,14 +47,16 @@ def recognise(shapes: Shapes, where: str = "the file") -> RecognisedNetwork:
         return _recognise_compact(shapes, where)
     if "conv_first.weight" in shapes and "body.0.rdb1.conv1.weight" in shapes:
         return _recognise_rrdb(shapes, where)
+    if "block_6.c3.weight" in shapes and "conv_cat.weight" in shapes:
+        return _recognise_span(shapes, where)
     if "spynet.basic_module.0.basic_module.0.weight" in shapes and "backward_trunk.main.0.weight" in shapes:
         return _recognise_recurrent(shapes, where)
     if "layers.0.residual_group.blocks.0.attn.relative_position_bias_table" in shapes:
         return _recognise_swinir(shapes, where)
     first = ", ".join(sorted(shapes)[:4]) or "none"
     raise UnknownNetworkError(
-        f"{where}: not a Compact (SRVGG), RRDB (ESRGAN), SwinIR, BasicVSR or IconVSR network; its first keys "
-        f"are {first}"
+        f"{where}: not a Compact (SRVGG), RRDB (ESRGAN), SPAN, SwinIR, BasicVSR or IconVSR network; its "
+        f"first keys are {first}"
     )
 
 
@@ -141,6 +143,21 @@ def _recognise_rrdb(shapes: Shapes, where: str) -> RecognisedNetwork:
         parameters=(("num_block", block), ("num_feat", feat), ("num_grow_ch", grow)),
         overlap=32 * step,
         multiple_of=step,
+    )
+
+
+def _recognise_span(shapes: Shapes, where: str) -> RecognisedNetwork:
+    feat, out = shapes["block_6.c3.weight"][0], shapes.get("upsampler.0.weight", (0,))[0]
+    scale = round((out / 3) ** 0.5)
+    if out != 3 * scale * scale or not scale or shapes.get("mean") != (3,):
+        raise ModelError(f"{where}: looks like SPAN, but does not end in three colours")
+    return RecognisedNetwork(
+        network="span",
+        scale=scale,
+        parameters=(("num_feat", feat),),
+        overlap=theoretical_radius("span", scale, {}),
+        multiple_of=1,
+        precisions=("fp16", "fp32"),
     )
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import pickle
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -19,8 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+
 from vsr_hpc.errors import BackendError, ModelError, SpaceError
-from vsr_hpc.models.cards import Card, Weights, card_name, card_of_file, write_card
+from vsr_hpc.models import ncnn
+from vsr_hpc.models.cards import Card, Weights, card_name, card_of_file, find_packaged_file, write_card
 from vsr_hpc.models.recognition import UnknownNetworkError, pick_state, plain_names
 from vsr_hpc.system.files import sha256_of_file, write_atomically
 from vsr_hpc.system.network import PATIENCE_S, connection_problem, reason_text
@@ -41,6 +45,7 @@ _SHIPPED = Path(__file__).parent / "shipped"
 _TIMEOUT_S = 30
 _TRIES = 5
 _PAUSE_S = 0.5
+_EXTRA = "pip install 'vsr-hpc[real-esrgan]'"
 
 
 def cache_folder() -> Path:
@@ -73,6 +78,8 @@ def ensure(card: Card, progress: Progress | None = None, *, patience_s: float = 
             return check_file(card, placed, sha256)
     if weights.url is None and shipped.is_file():
         raise ModelError(f"model {card.name}: {shipped} is not the card's file; reinstall vsr-hpc")
+    if weights.url is not None and weights.url.startswith("package://"):
+        return _check_packaged(card, weights)
     if weights.url is None:
         raise ModelError(
             f"model {card.name}: {weights.file} is not in the cache and the card names no URL; "
@@ -106,6 +113,9 @@ def find_weights(card: Card) -> Path | None:
     places = [_SHIPPED / weights.file] if weights.url is None else []
     if weights.url is not None and weights.url.startswith("file://"):
         places.append(Path(unquote(urlsplit(weights.url).path)))
+    if weights.url is not None and weights.url.startswith("package://"):
+        packaged = find_packaged_file(weights)
+        places += [] if packaged is None else [packaged]
     if sha256 is not None:
         places += [cache_folder() / sha256 / weights.file, cache_folder() / weights.file]
     return next((path for path in places if _fits(path, weights)), None)
@@ -124,15 +134,28 @@ def _fits(path: Path, weights: Weights) -> bool:
 
 def _missing_text(card: Card, weights: Weights, problem: str) -> str:
     amount = f" ({size_text(weights.size_bytes)})" if weights.size_bytes else ""
+    extra = f"; or {_EXTRA}" if card.packaged is not None else ""
     return (
         f"model {card.name} is not on this disk and cannot be downloaded ({problem}); fetch {weights.url}"
-        f"{amount} on a machine with network and place it at {cache_folder() / weights.file}"
+        f"{amount} on a machine with network and place it at {cache_folder() / weights.file}{extra}"
     )
+
+
+def _check_packaged(card: Card, weights: Weights) -> Path:
+    """The file inside an installed package, if it is what the card says."""
+    found = find_packaged_file(weights)
+    if found is None:
+        raise ModelError(
+            f"model {card.name}: its weights come from a Python package that is not installed here; {_EXTRA}"
+        )
+    return check_file(card, found, weights.sha256)
 
 
 def import_weights(path: str | Path, name: str | None = None) -> Card:
     """Recognise a file of weights, copy it into the cache and write a card for it."""
     source = Path(path)
+    if source.suffix == ".param":
+        return _import_ncnn(source, name)
     try:
         found = card_of_file(source, name)
     except UnknownNetworkError as exc:
@@ -152,6 +175,26 @@ def import_weights(path: str | Path, name: str | None = None) -> Card:
         }
     )
     write_card(card)
+    return card
+
+
+def _import_ncnn(param: Path, name: str | None) -> Card:
+    """Import a network from ncnn's pair of files: its weights are kept by our keys, as safetensors."""
+    from safetensors.numpy import save_file
+
+    found = ncnn.read_network(param)
+    with tempfile.TemporaryDirectory(prefix="vsr-import-") as folder:
+        converted = Path(folder) / f"{card_name(param.stem)}.safetensors"
+        save_file({key: np.ascontiguousarray(value) for key, value in found.state.items()}, converted)
+        card = import_weights(converted, name or card_name(param.stem))
+    assert dict(card.parameters) == dict(found.parameters)
+    if found.shrinks_by == 1:
+        return card
+    factor = found.scale * found.shrinks_by
+    log.warning(
+        "%s enlarges %d times and then shrinks; the imported model only enlarges, so ask for --scale %g",
+        param, found.scale, factor,
+    )  # fmt: skip
     return card
 
 
@@ -220,10 +263,14 @@ def _load_file(path: Path, card: Card) -> dict[str, Tensor]:
 
     from vsr_hpc.models.networks import expected_shapes
 
+    wanted = expected_shapes(card)
+    if path.suffix == ".bin":
+        return {
+            key: torch.from_numpy(value) for key, value in ncnn.read_weights(path, wanted.items()).items()
+        }
     state = pick_state(_read(path), str(path))
     names = plain_names(dict.fromkeys(state), str(path))
     tensors = {names[key]: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    wanted = expected_shapes(card)
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     if found != wanted:
         raise ModelError(f"{path}: does not fit model {card.name}: {_difference(found, wanted)}")

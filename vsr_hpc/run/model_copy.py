@@ -1,6 +1,6 @@
 """Weights travel with the run: put into its store at submission, so that no worker needs the internet.
 
-So does the card of a model that only the submitting machine knows: an imported one, or a file of weights.
+So does the card, unless the model lies in our own package: other machines may know another file of that name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CARD = "card.json"
 def stage(run: Run, model: str, denoise: float | None = None) -> None:
     """Put the model's weights into the run's store, under their sha256."""
     card = find_card(model)
-    if model not in packaged_models():
+    if model not in packaged_models() or (card.weights is not None and card.weights.url is not None):
         run.store.create(_CARD, card.model_dump_json().encode())
     if card.denoise_partner is not None and denoise not in (None, 1):
         stage(run, card.denoise_partner)
@@ -41,7 +41,7 @@ def stage(run: Run, model: str, denoise: float | None = None) -> None:
 
 
 def card_of(run: Run) -> Card | None:
-    """The card that came with the run; None where every installation has the job's model."""
+    """The card that came with the run; None where the job's model lies in our own package."""
     return Card.model_validate_json(run.store.read(_CARD)) if run.store.exists(_CARD) else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vsr_hpc.aws.endpoint import autoscaling as autoscale
@@ -32,6 +32,8 @@ class Endpoint:
     is_ours: bool
     weights: Mapping[str, float | None] = field(default_factory=dict)
     counts: Mapping[str, int | None] = field(default_factory=dict)
+    instance_types: Mapping[str, str] = field(default_factory=dict)
+    """By variant; a variant without instances (serverless) is left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +57,15 @@ class EndpointInventory:
 def steps(spec: EndpointSpec, found: EndpointInventory, *, at_once: bool = False) -> tuple[Step, ...]:
     """What applying the file does now, in order; empty where all is as wanted."""
     _check_ours(found, spec.name)
+    resized = _resized(spec, found)
     return (
         *_new_models(spec, found),
         *_new_config(spec, found),
         *_alarms(alarm_requests(spec), found, tags(spec)),
-        *_old_scaling(spec, found),
+        *_old_scaling(spec, found, resized),
         *_endpoint(spec, found, at_once),
         *_weights(spec, found),
-        *_scaling(spec, found),
+        *_scaling(spec, _without_scaling(found, resized)),
         *_schedule(spec, found),
         *_leftovers(spec, found),
     )
@@ -171,10 +174,50 @@ def _alarms(
         yield _step(action, "alarm", each["AlarmName"], "cloudwatch", "put_metric_alarm", request)
 
 
-def _old_scaling(spec: EndpointSpec, found: EndpointInventory) -> Iterator[Step]:
+def _resized(spec: EndpointSpec, found: EndpointInventory) -> frozenset[str]:
+    """The scalable targets whose variants get another instance type.
+
+    SageMaker refuses an update that changes the instance type of a variant while it is a scalable target, so
+    they are deregistered before the update and registered again after it. An interruption in between leaves
+    a target missing, which the next call registers.
+    """
+    config = config_request(spec)
+    if config is None or found.endpoint is None:
+        return frozenset()
+    wanted = {each["VariantName"]: each.get("InstanceType") for each in config["ProductionVariants"]}
+    changed = (
+        name
+        for name, old in found.endpoint.instance_types.items()
+        if wanted.get(name, old) not in (old, None)
+    )
+    return frozenset(autoscale.resource_id(spec.name, name) for name in changed) & found.targets.keys()
+
+
+def _without_scaling(found: EndpointInventory, resources: frozenset[str]) -> EndpointInventory:
+    """What is left once these targets are deregistered: no policy of theirs, no alarm that starts one."""
+    if not resources:
+        return found
+    lost = {f"{autoscale.POLICY}{name}" for resource, name in found.policies if resource in resources}
+    alarms = {
+        name: {**each, "AlarmActions": [action for action in each["AlarmActions"] if action not in lost]}
+        for name, each in found.alarms.items()
+    }
+    return replace(
+        found,
+        targets={key: each for key, each in found.targets.items() if key not in resources},
+        policies={key: each for key, each in found.policies.items() if key[0] not in resources},
+        alarms=alarms,
+    )
+
+
+def _old_scaling(spec: EndpointSpec, found: EndpointInventory, resized: frozenset[str]) -> Iterator[Step]:
     """Targets and policies that are not wanted go first: an update refuses variants that still have them."""
-    targets = {each["ResourceId"] for each in autoscale.target_requests(spec)}
-    policies = {(each["ResourceId"], each["PolicyName"]) for each in autoscale.policy_requests(spec)}
+    targets = {each["ResourceId"] for each in autoscale.target_requests(spec)} - resized
+    policies = {
+        (each["ResourceId"], each["PolicyName"])
+        for each in autoscale.policy_requests(spec)
+        if each["ResourceId"] not in resized
+    }
     yield from (_remove_policy(*key) for key in sorted(set(found.policies) - policies))
     yield from (_remove_target(each) for each in sorted(set(found.targets) - targets))
 

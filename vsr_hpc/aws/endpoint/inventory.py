@@ -48,12 +48,18 @@ def endpoint(clients: Clients, name: str) -> Endpoint | None:
     if found is None:
         return None
     variants = found.get("ProductionVariants", [])
+    config = clients.of("sagemaker").describe_endpoint_config(EndpointConfigName=found["EndpointConfigName"])
     return Endpoint(
         config=found["EndpointConfigName"],
         status=found["EndpointStatus"],
         is_ours=_is_ours(clients.of("sagemaker"), found["EndpointArn"], name),
         weights={each["VariantName"]: each.get("DesiredWeight") for each in variants},
         counts={each["VariantName"]: each.get("DesiredInstanceCount") for each in variants},
+        instance_types={
+            each["VariantName"]: each["InstanceType"]
+            for each in config["ProductionVariants"]
+            if each.get("InstanceType")
+        },
     )
 
 

@@ -120,7 +120,10 @@ def _read_events(request: Invocation, stream: Any, model_error: ModelError) -> I
 
 
 def _invoke_async(request: Invocation, model_error: ModelError) -> EndpointAnswer:
-    """Upload the input, invoke, wait for the output or the failure, read it, remove the upload."""
+    """Upload the input, invoke, wait for the output or the failure, read it, remove the upload.
+
+    SageMaker reads the input when an instance takes the request, so the input stays while no answer is there.
+    """
     with _translate_errors(request, model_error):
         bucket, prefix = _input_location(request)
         key = f"{prefix}{hashlib.sha256(request.body).hexdigest()[:16]}-{os.getpid()}-{time.time_ns():x}"
@@ -132,31 +135,39 @@ def _invoke_async(request: Invocation, model_error: ModelError) -> EndpointAnswe
                 InvocationTimeoutSeconds=max(1, min(3600, int(request.timeout_s))),
                 **request.parameters,
             )
-            log.info("asynchronous request begun output=%s", begun["OutputLocation"])
-            answer, kind = _wait_for_output(
-                s3, request, begun["OutputLocation"], begun.get("FailureLocation"), model_error
+        except BaseException:
+            s3.delete_object(Bucket=bucket, Key=key)  # no request knows of it
+            raise
+        output = begun["OutputLocation"]
+        log.info("asynchronous request begun output=%s", output)
+        found, is_refused = _wait_for_output(s3, request, output, begun.get("FailureLocation"))
+        if found is None:
+            raise BackendError(
+                f"{request.endpoint}: no answer at {output} within {request.timeout_s:g} s; the endpoint may "
+                "be starting its first instance. The answer will lie there once an instance has read "
+                f"s3://{bucket}/{key}; delete that object then. --timeout waits longer"
             )
-        finally:
-            s3.delete_object(Bucket=bucket, Key=key)
+        s3.delete_object(Bucket=bucket, Key=key)
+        answer, kind = found
+        if is_refused:
+            raise model_error(request.endpoint, 424, answer)
     return EndpointAnswer(pieces=[answer], media_type=kind or request.accept)
 
 
 def _wait_for_output(
-    s3: Any, request: Invocation, output: str, failure: str | None, model_error: ModelError
-) -> tuple[bytes, str]:
+    s3: Any, request: Invocation, output: str, failure: str | None
+) -> tuple[tuple[bytes, str] | None, bool]:
+    """The answer, or the model's refusal and True; None where neither came in time."""
     until, pause_s = time.monotonic() + request.timeout_s, 0.25
     while True:
         found = _read_object(s3, output)
         if found is not None:
-            return found
+            return found, False
         refusal = _read_object(s3, failure) if failure else None
         if refusal is not None:
-            raise model_error(request.endpoint, 424, refusal[0])
+            return refusal, True
         if time.monotonic() + pause_s > until:
-            raise BackendError(
-                f"{request.endpoint}: no answer at {output} within {request.timeout_s:g} s; the endpoint may "
-                "be scaling up from zero. The answer will lie there once it is done; --timeout waits longer"
-            )
+            return None, False
         time.sleep(pause_s)
         pause_s = min(5.0, pause_s * 1.5)
 
