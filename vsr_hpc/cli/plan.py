@@ -76,6 +76,14 @@ def plan(
         ),
     ] = None,
     region: Region = "us-east-1",
+    shows_aws: Annotated[
+        bool,
+        typer.Option(
+            "--aws",
+            help="Show AWS and its prices on a Slurm cluster of your own, too.",
+            rich_help_panel=_CHOICE,
+        ),
+    ] = False,
     serve: Annotated[
         bool,
         typer.Option(
@@ -156,6 +164,7 @@ def plan(
         deadline_s=None if deadline is None else seconds(deadline, "--deadline"),
         budget_usd=budget,
         region=region,
+        shows_aws=shows_aws,
         is_json=is_json,
     )
 
@@ -167,11 +176,13 @@ def show_plan(
     deadline_s: float | None = None,
     budget_usd: float | None = None,
     region: str = "us-east-1",
+    shows_aws: bool = False,
 ) -> None:
+    """Print the forecast of a job."""
     from vsr_hpc.cli.plan_text import forecast_document, forecast_lines
     from vsr_hpc.forecast.forecast import forecast
 
-    found = forecast(job, region=region, deadline_s=deadline_s, budget_usd=budget_usd)
+    found = forecast(job, region=region, deadline_s=deadline_s, budget_usd=budget_usd, shows_aws=shows_aws)
     if is_json:
         answer = json.loads(found.plan.to_json()) | {"estimate": forecast_document(found)}
         typer.echo(json.dumps(answer, indent=1))

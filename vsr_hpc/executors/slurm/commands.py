@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,20 @@ class Partition:
     nodes: int
     gpus: tuple[str, ...]
 
+    @property
+    def gpu_types(self) -> tuple[str, ...]:
+        """The GPUs' types, `a10g`; none where Slurm's configuration names no type."""
+        parts = (each.split(":") for each in self.gpus)
+        return tuple(dict.fromkeys(words[1] for words in parts if len(words) > 2))
+
 
 def has_slurm() -> bool:
     return shutil.which("sbatch") is not None
+
+
+def is_own_cluster() -> bool:
+    """Whether a Slurm answers here that AWS ParallelCluster did not make: nobody pays for it by the hour."""
+    return has_slurm() and not Path("/opt/parallelcluster").is_dir() and bool(partitions())
 
 
 def partitions() -> tuple[Partition, ...]:
