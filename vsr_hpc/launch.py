@@ -108,6 +108,18 @@ def ensure_plan(run: Run, *, is_new: bool = False) -> None:
         raise
 
 
+def fewer_workers_note(run: Run, how: RunSection) -> str | None:
+    """Why fewer workers start than were asked for; None where all of them do, or the plan is not made yet."""
+    missing = len(run.missing()) if run.has_plan() else 0
+    if not 0 < missing < how.workers:
+        return None
+    left = "is 1 shard" if missing == 1 else f"are {missing} shards"
+    return (
+        f"{how.workers} workers were asked for and {missing} will start, because there {left} left to make; "
+        "--new with a shorter --chunk-s (and --shard-s) divides the clip more finely"
+    )
+
+
 def already_done(run: Run) -> Done | None:
     """The end of a finished run; None where something is left to do. JobError where its output is gone."""
     done = run.done()

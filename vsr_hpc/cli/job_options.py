@@ -7,6 +7,7 @@ options that were typed are passed on: the job has the defaults, and an option o
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from vsr_hpc.cli.completion import complete_models
 from vsr_hpc.errors import JobError
 
 if TYPE_CHECKING:
@@ -110,9 +112,16 @@ def _declaration(key: JobKey) -> Any:
         help=key.description,
         metavar=key.metavar or None,
         rich_help_panel=key.option.panel,
-        autocompletion=(lambda: list(key.choices)) if key.choices else None,
+        autocompletion=_completion(key),
         show_default=bool(key.metavar),
     )
+
+
+def _completion(key: JobKey) -> Callable[..., Any] | None:
+    """What the shell offers for the option's value."""
+    if key.key == "model":
+        return complete_models
+    return (lambda: list(key.choices)) if key.choices else None
 
 
 def _parameter_name(key: JobKey) -> str:

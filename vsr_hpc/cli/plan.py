@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vsr_hpc.cli.answers import IsJson, IsJsonOfJob
+from vsr_hpc.cli.completion import complete_files
 from vsr_hpc.cli.job_options import given_options, read_job
 from vsr_hpc.errors import JobError
 
@@ -55,7 +56,9 @@ def plan(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="JOB.yaml | IN OUT", help="A job file, or an input and an output. Neither with --serve."
+            metavar="JOB.yaml | IN OUT",
+            help="A job file, or an input and an output. Neither with --serve.",
+            autocompletion=complete_files,
         ),
     ] = None,
     deadline: Annotated[

@@ -9,13 +9,17 @@ from typing import Annotated
 import typer
 
 from vsr_hpc.cli.answers import say
-from vsr_hpc.cli.completion import complete_models
+from vsr_hpc.cli.completion import complete_models, complete_runs
 from vsr_hpc.errors import JobError
 from vsr_hpc.system.files import write_atomically
 
 RunUri = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="The run: its folder (.vsr/OUT), s3://bucket/prefix, or the output."),
+    typer.Argument(
+        metavar="RUN",
+        help="The run: its folder (.vsr/OUT), s3://bucket/prefix, or the output.",
+        autocompletion=complete_runs,
+    ),
 ]
 
 
