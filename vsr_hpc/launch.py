@@ -17,6 +17,7 @@ from vsr_hpc.job.reading import with_absolute_paths
 from vsr_hpc.job.spec import JobSpec, RangeSection, RunSection, StreamsSection, run_folder
 from vsr_hpc.media.clip.probe import content_hash
 from vsr_hpc.media.encode.segment_writer import encoder_build
+from vsr_hpc.models.weights import fetch_weights
 from vsr_hpc.planning.cutting import window_of
 from vsr_hpc.planning.fingerprint import check_same, fingerprint
 from vsr_hpc.planning.plan import PlanError
@@ -24,7 +25,8 @@ from vsr_hpc.planning.planner import frame_range
 from vsr_hpc.planning.preparation import Prepared, prepare
 from vsr_hpc.planning.space import check_space
 from vsr_hpc.run.documents import Done, Heartbeat
-from vsr_hpc.run.known_runs import remember
+from vsr_hpc.run.known_runs import remember, remembered_runs
+from vsr_hpc.run.notification import Event, notify
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.settings_proof import find_other_settings
 from vsr_hpc.run.status import RunStatus, read_status, with_costs
@@ -32,6 +34,7 @@ from vsr_hpc.storage.opening import open_output, open_source, open_store
 from vsr_hpc.storage.output import is_there
 from vsr_hpc.system import processes
 from vsr_hpc.system.interrupts import StopFlag
+from vsr_hpc.wording import plural
 from vsr_hpc.work.finish import is_in_place
 
 if TYPE_CHECKING:
@@ -66,7 +69,10 @@ def submit(job: JobSpec, *, is_new: bool = False, after: Run | None = None) -> S
             return Submitted(run=present, notes=notes, is_continued=True)
         log.warning("the finished output is gone, starting over output=%s", done.output)
     notes = (f"{job.input} is looked at once {after.uri} has made it",) if after and makes_input else ()
-    notes = notes or prepare(job).notes
+    if not notes:
+        prepared = prepare(job)
+        fetch_weights(prepared.card)
+        notes = prepared.notes
     if present is not None:
         _refuse_living(present)
     # Only now: a job that is refused throws nothing away.
@@ -103,6 +109,18 @@ def ensure_plan(run: Run, *, is_new: bool = False) -> None:
         if is_new and not run.rounds() and not run.leases():
             run.withdraw()
         raise
+
+
+def fewer_workers_note(run: Run, how: RunSection) -> str | None:
+    """Why fewer workers start than were asked for; None where all of them do, or the plan is not made yet."""
+    missing = len(run.missing()) if run.has_plan() else 0
+    if not 0 < missing < how.workers:
+        return None
+    left = "is 1 shard" if missing == 1 else f"are {missing} shards"
+    return (
+        f"{how.workers} workers were asked for and {missing} will start, because there {left} left to make; "
+        "--new with a shorter --chunk-s (and --shard-s) divides the clip more finely"
+    )
 
 
 def already_done(run: Run) -> Done | None:
@@ -169,9 +187,12 @@ def _run_round(
         threads = max(1, (how.threads or len(os.sched_getaffinity(0))) // workers)
         local.run_workers(run, workers=workers, gpus=gpus, threads=threads, stop=stop, on_tick=on_tick)
     if run.missing() and stop.is_set():
+        why = stop.reason.value if stop.reason else "stopped"
+        notify(run, "stopped", f"{run.job().output}: {why}; the same command continues")
         return None
     poisoned = run.poisoned()
     if poisoned:
+        notify(run, "stuck", f"{run.job().output}: {len(poisoned)} shards cannot be made")
         raise MediaError(
             "\n".join(f"shard {each.shard:05d} cannot be made: {each.reason}" for each in poisoned)
         )
@@ -217,6 +238,7 @@ def cancel(run: Run) -> bool:
     if run.done() is not None:
         return False
     run.cancel()
+    notify_if_own(run, "stopped", f"{run.job().output}: the run was cancelled; `vsr resume` continues it")
     where = executor_of(run)
     if where == "slurm":
         from vsr_hpc.executors.slurm import queue as slurm
@@ -227,6 +249,36 @@ def cancel(run: Run) -> bool:
 
         aws_batch.cancel(run)
     return True
+
+
+def notify_if_own(run: Run, event: Event, text: str) -> None:
+    """Notify from a command that only looks at a run, or stops it: never for a run that others began.
+
+    A command in another person's run would otherwise be run as whoever looks at it.
+    """
+    if run.uri in remembered_runs():
+        notify(run, event, text)
+
+
+def watched_status(run: Run) -> RunStatus:
+    """The whole status; where nobody works on the run any more and no process said so, this one does."""
+    found = whole_status(run)
+    output = run.job().output
+    if found.state == "complete" and found.done is not None:
+        notify_if_own(run, "complete", f"{found.done.output}, {plural(found.done.frames, 'frame')}")
+    elif found.state == "poisoned":
+        notify_if_own(run, "stuck", f"{output}: {plural(found.shards_poisoned, 'shard')} cannot be made")
+    elif found.state == "incomplete" and _has_worked(found):
+        missing = plural(found.shards_missing, "shard")
+        notify_if_own(run, "stuck", f"{output}: {missing} missing and no worker is alive")
+    return found
+
+
+def _has_worked(found: RunStatus) -> bool:
+    """Whether the latest round had a worker, which is gone by now; before that, the first is on its way."""
+    return bool(found.rounds) and any(
+        worker.heartbeat.round == found.rounds[-1].number for worker in found.workers
+    )
 
 
 def whole_status(run: Run) -> RunStatus:

@@ -194,7 +194,7 @@ def test_json_is_one_document_on_stdout(made: Path) -> None:
     assert vsr("verify", "in.mkv", "out.mkv", "--json").json["findings"] == []
     assert [each["state"] for each in vsr("runs", "--json").json] == ["complete"]
     assert {each["name"] for each in vsr("models", "list", "--json").json} >= {"bicubic", "RealESRGAN_x4plus"}
-    assert vsr("models", "show", "bicubic").json["network"] == "bicubic"
+    assert vsr("models", "show", "bicubic", "--json").json["network"] == "bicubic"
 
 
 def test_a_reader_that_closes_the_pipe_early_is_no_error(made: Path) -> None:

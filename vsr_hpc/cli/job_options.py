@@ -7,6 +7,7 @@ options that were typed are passed on: the job has the defaults, and an option o
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from vsr_hpc.cli.completion import complete_models
 from vsr_hpc.errors import JobError
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class JobCommand(TyperCommand):
     """A command that takes the options of a job; `given_options` has those that were typed."""
 
     keys: tuple[str, ...] | None = None
-    """The keys of the job whose options it takes; all of them by default."""
+    """The keys of the job whose options it takes; by default all but those for Slurm."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """All parameters: arguments, the job's options by panel, and the command's own."""
@@ -54,7 +56,19 @@ class JobCommand(TyperCommand):
     def _job_keys(self) -> tuple[JobKey, ...]:
         from vsr_hpc.job.options import job_options
 
-        return tuple(key for key in job_options() if self.keys is None or key.key in self.keys)
+        return tuple(key for key in job_options() if self._takes(key))
+
+    def _takes(self, key: JobKey) -> bool:
+        if self.keys is not None:
+            return key.key in self.keys
+        return key.option is not None and key.option.panel != "Slurm"
+
+
+class SubmitCommand(JobCommand):
+    """Takes all options of a job, those for Slurm among them."""
+
+    def _takes(self, key: JobKey) -> bool:
+        return True
 
 
 class VerifyCommand(JobCommand):
@@ -98,9 +112,16 @@ def _declaration(key: JobKey) -> Any:
         help=key.description,
         metavar=key.metavar or None,
         rich_help_panel=key.option.panel,
-        autocompletion=(lambda: list(key.choices)) if key.choices else None,
+        autocompletion=_completion(key),
         show_default=bool(key.metavar),
     )
+
+
+def _completion(key: JobKey) -> Callable[..., Any] | None:
+    """What the shell offers for the option's value."""
+    if key.key == "model":
+        return complete_models
+    return (lambda: list(key.choices)) if key.choices else None
 
 
 def _parameter_name(key: JobKey) -> str:

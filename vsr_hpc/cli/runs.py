@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from vsr_hpc.cli.answers import IsJson, IsJsonOfJob, answer, fail, say
+from vsr_hpc.cli.completion import complete_files, complete_runs
 from vsr_hpc.cli.job_options import build_document, given_options, read_jobs
 from vsr_hpc.cli.plan import show_plan
 from vsr_hpc.errors import JobError, MediaError, VerifyError, VsrError
@@ -64,7 +65,11 @@ Inputs = Annotated[
 ]
 Output = Annotated[str | None, typer.Option("-o", "--output", hidden=True, help="The output, as OUT.")]
 RunUri = Annotated[
-    str, typer.Argument(help="The run: its folder (.vsr/OUT), s3://bucket/prefix, or the output.")
+    str,
+    typer.Argument(
+        help="The run: its folder (.vsr/OUT), s3://bucket/prefix, or the output.",
+        autocompletion=complete_runs,
+    ),
 ]
 
 
@@ -111,6 +116,7 @@ def submit(
         list[str] | None,
         typer.Argument(
             metavar="[JOB.yaml] [IN... OUT]",
+            autocompletion=complete_files,
             help="A job file (jobs/ has examples), inputs and an output, or both.",
         ),
     ] = None,
@@ -134,6 +140,7 @@ def submit(
             "--after",
             metavar="RUN",
             help="Start when this run is complete. Its output may be the input.",
+            autocompletion=complete_runs,
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -221,13 +228,13 @@ def status(
     vsr status out.mkv --watch
     """
     from vsr_hpc.cli.progress import say_status, watch
-    from vsr_hpc.launch import whole_status
+    from vsr_hpc.launch import watched_status
 
     run = _open(run_uri)
     if is_watched and not is_json:
-        watch(lambda: whole_status(run))
+        watch(lambda: watched_status(run))
         return
-    found = whole_status(run)
+    found = watched_status(run)
     if is_json:
         answer(found)
         return
@@ -367,6 +374,8 @@ def verify(
     from vsr_hpc.job.reading import parse_job
     from vsr_hpc.launch import verify_here
 
+    for place in (source, output):
+        _need_file(place)
     job = parse_job(build_document(given_options(context), source, output), "", spell=spell_option)
     result = verify_here(
         source,
@@ -382,6 +391,12 @@ def verify(
             typer.echo(line)
     if not result.ok:
         raise VerifyError(f"{output} is not a complete and true output of {source}; the findings are above")
+
+
+def _need_file(place: str) -> None:
+    """A place on this machine that names one file or folder must exist; a pattern is looked at later."""
+    if "://" not in place and not set("*?%[") & set(place) and not Path(place).exists():
+        raise JobError(f"{place}: there is no such file")
 
 
 def _launch(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None) -> None:
@@ -436,7 +451,7 @@ def _carry_out(
 ) -> Done | None:
     """Carry a run to its end. None where it continues on another machine."""
     from vsr_hpc.cli.progress import Watching
-    from vsr_hpc.launch import already_done, ensure_plan, run_here
+    from vsr_hpc.launch import already_done, ensure_plan, fewer_workers_note, run_here
     from vsr_hpc.system.interrupts import StopFlag, signals_set
 
     done = already_done(run)
@@ -450,6 +465,9 @@ def _carry_out(
     stop = StopFlag()
     try:
         ensure_plan(run, is_new=is_new)
+        fewer = None if is_quiet else fewer_workers_note(run, job.run)
+        if fewer is not None:
+            typer.echo(f"note: {fewer}", err=True)
         with signals_set(stop), Watching(run, stop, is_quiet=is_quiet) as watching:
             done = run_here(run, stop, how=job.run, on_beat=watching.on_beat, on_tick=watching.on_tick)
     except KeyboardInterrupt:  # while planning, or for the second time
@@ -464,10 +482,13 @@ def _start_elsewhere(
     run: Run, job: JobSpec, *, is_quiet: bool, is_json: bool, after: Run | None = None
 ) -> None:
     """Start the workers and return: the run continues without this process."""
-    from vsr_hpc.launch import start_elsewhere
+    from vsr_hpc.launch import fewer_workers_note, start_elsewhere
 
     begun = start_elsewhere(run, job, after)
+    fewer = fewer_workers_note(run, job.run)
     if not is_quiet:
+        if fewer is not None:
+            typer.echo(f"note: {fewer}", err=True)
         typer.echo(f"{begun}\n`vsr status {run.uri} --watch` shows its progress", err=True)
     if is_json:
         answer({"uri": run.uri, "begun": begun})

@@ -10,6 +10,7 @@ A job that loads is well-formed. `vsr_hpc.planning` decides whether it fits its 
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from pydantic import (
 
 from vsr_hpc.storage.store import RUNS_FOLDER
 
-Panel = Literal["Picture", "Model", "Encoding", "Streams", "Part of a clip", "Machine", "Run"]
+Panel = Literal["Picture", "Model", "Encoding", "Streams", "Part of a clip", "Machine", "Slurm", "Run"]
 """A group of options in the help of a command; the help shows them in this order."""
 
 
@@ -150,6 +151,35 @@ def _check_place(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as exc:
         raise ValueError(f"{text!r} is not UTF-8, which a run's files need; rename it") from exc
+    return text
+
+
+def _parse_minutes(value: object) -> object:
+    """Minutes from sbatch's MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS, rounded up."""
+    if not isinstance(value, str) or value.strip().isdecimal():
+        return value
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", value.strip())
+    if not match:
+        raise ValueError(f"{value!r} is not a time limit; write minutes, H:MM:SS or D-HH:MM:SS")
+    days, *parts = match.groups()
+    numbers = [int(part) for part in parts if part is not None]
+    if days is not None:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    else:
+        hours, minutes, seconds = numbers if len(numbers) == 3 else (0, *numbers)
+    return (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
+
+
+def _check_notify(text: str | None) -> str | None:
+    """A command is split into words as a shell would, but no shell runs it."""
+    if text is None or text.startswith(("http://", "https://")):
+        return text
+    try:
+        words = shlex.split(text)
+    except ValueError as exc:
+        raise ValueError(f"{text!r} is not a command: {exc}") from exc
+    if not words:
+        raise ValueError("is empty; name a command or an address that begins with http:// or https://")
     return text
 
 
@@ -363,6 +393,12 @@ class RunSection(_Section):
         "mixed",
         description="Only accept workers with the first one's device and software, so that bytes are equal.",
     )
+    notify: Annotated[Text | None, AfterValidator(_check_notify), Option("Run", metavar="COMMAND|URL")] = (
+        Field(
+            None,
+            description="Command or webhook to call once when the run is complete, stopped or stuck.",
+        )
+    )
     keep_segments: Annotated[bool, Option("Run")] = Field(
         False, description="Keep the segments of the run after the merge."
     )
@@ -399,7 +435,7 @@ _SET_BY_VSR = frozenset(
 class SlurmSection(_Section):
     """How Slurm starts the workers (`run.workers` says how many). Changes no byte of the output."""
 
-    partitions: tuple[str, ...] = Field(
+    partitions: Annotated[tuple[str, ...], Option("Slurm", name="--partition", metavar="NAME")] = Field(
         (), description="Partitions in order of preference, Spot first. The cluster's default if empty."
     )
     standby_after_min: float = Field(
@@ -408,18 +444,24 @@ class SlurmSection(_Section):
         le=10_000,
         description="Minutes without a working Spot worker after which workers start on the next partition.",
     )
-    gpus: int | None = Field(
+    gpus: Annotated[int | None, Option("Slurm", name="--gpus-per-node")] = Field(
         None, ge=0, le=64, description="GPUs of each worker. By default 1 for a network, 0 for a filter."
     )
     cpus: int = Field(4, ge=1, le=1024, description="CPU cores of each worker.")
     memory_gib: float | None = Field(None, gt=0, description="Memory of each worker.")
-    time_limit_min: int = Field(
-        240, ge=1, description="Time limit of one task, in minutes. It requeues itself before that."
+    time_limit_min: Annotated[
+        int, BeforeValidator(_parse_minutes), Option("Slurm", name="--time", metavar="MIN|[D-]H:MM:SS")
+    ] = Field(
+        240,
+        ge=1,
+        description="Time limit of one task: minutes, or as sbatch takes it. It requeues itself before that.",
     )
     warning_s: int = Field(
         120, ge=10, le=3600, description="Seconds before the time limit at which a worker is warned."
     )
-    account: Text | None = Field(None, description="The Slurm account to charge.")
+    account: Annotated[Text | None, Option("Slurm", metavar="NAME")] = Field(
+        None, description="The Slurm account to charge."
+    )
     qos: Text | None = Field(None, description="The quality of service.")
     constraint: Text | None = Field(None, description="Features that a node must have.")
     exclude: tuple[str, ...] = Field((), description="Nodes that are not used.")
@@ -434,6 +476,12 @@ class SlurmSection(_Section):
     container: ContainerSection | None = Field(None, description="A container image in which workers run.")
     setup: tuple[str, ...] = Field(
         (), description="Lines of shell that run before the worker, for example `module load cuda`."
+    )
+    mail_type: Annotated[tuple[str, ...], Option("Slurm", metavar="EVENT")] = Field(
+        (), description="Events of its jobs that Slurm mails: END, FAIL, TIME_LIMIT … May be repeated."
+    )
+    mail_user: Annotated[Text | None, Option("Slurm", metavar="ADDRESS")] = Field(
+        None, description="Who gets Slurm's mail; whoever submits by default."
     )
     sbatch: dict[str, Text] = Field(
         default_factory=dict, description="More options of sbatch: {reservation: night}."

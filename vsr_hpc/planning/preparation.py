@@ -74,7 +74,7 @@ def prepare(job: JobSpec, *, card: Card | None = None) -> Prepared:
     findings += _interlace_findings(job, clip) + _rate_findings(job, clip)
     notes: list[str] = list(clip.findings)
     if job.model == AUTO and not is_given:
-        card = find_card(_usual_model(job, clip))
+        card = find_card(_model_of_job(job, clip))
         notes.append(f"the model is {card.name}; --model names another (`vsr models list`)")
     # Without its model a job is refused, but a stand-in lets the other findings be told with that one.
     picture, encoding = _output(job, clip, card or find_card("bicubic"), findings, notes)
@@ -123,16 +123,21 @@ def _time_findings(job: JobSpec, card: Card) -> list[str]:
     return findings
 
 
-def _usual_model(job: JobSpec, clip: Clip) -> str:
+def usual_model(clip: Clip, factor: Fraction | float) -> str:
+    """What `auto` means for this clip at this enlargement."""
+    if clip.images is None:
+        return default_model("video", factor)
+    return default_model(kind_of_still(clip.images.path(0).suffix), factor)
+
+
+def _model_of_job(job: JobSpec, clip: Clip) -> str:
     """What `auto` means for this clip and the wished size."""
     picture, wanted = clip.picture, job.picture
     factor = Fraction(str(wanted.scale)) if wanted.scale is not None else Fraction(2)
     if wanted.size is not None:
         sides = zip(wanted.size, (picture.width, picture.height), strict=True)
         factor = max(Fraction(side, have) for side, have in sides if side is not None)
-    if clip.images is None:
-        return default_model("video", factor)
-    return default_model(kind_of_still(clip.images.path(0).suffix), factor)
+    return usual_model(clip, factor)
 
 
 def _range_findings(wanted: RangeSection) -> list[str]:

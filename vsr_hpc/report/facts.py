@@ -162,6 +162,7 @@ def _picture_checks(receipts: Sequence[Receipt], frames: int) -> list[Check]:
 def reproduce(job: JobSpec) -> Reproduce:
     """The command that does it again, and the job as a file."""
     document = job.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    document.get("run", {}).pop("notify", None)  # an address can hold a secret, and reports are shared
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     return Reproduce(command=command_line(job), job=text)
 

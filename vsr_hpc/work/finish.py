@@ -25,6 +25,7 @@ from vsr_hpc.report.report import write_at_end
 from vsr_hpc.run.claims import is_taken_over, take_single
 from vsr_hpc.run.documents import Done, Lease, Receipt, SegmentFacts
 from vsr_hpc.run.liveness import Liveness, Process, new_worker_id
+from vsr_hpc.run.notification import notify
 from vsr_hpc.run.run import READERS, DamagedObjectError, Run
 from vsr_hpc.run.settings_proof import receipt_fault
 from vsr_hpc.storage.opening import open_output, open_source
@@ -147,6 +148,7 @@ def finish(run: Run, lease: Lease | None = None) -> Done:
     """
     done = run.done()
     if done is not None and is_in_place(done):
+        notify_complete(run, done)
         return done
     began = time.monotonic()
     _refuse_superseded(run)
@@ -197,7 +199,12 @@ def finish(run: Run, lease: Lease | None = None) -> Done:
         _sweep(run)
     log.info("run finished output=%s frames=%d sha256=%s", output.uri, done.frames, done.sha256)
     write_at_end(run, receipts)
+    notify_complete(run, done)
     return done
+
+
+def notify_complete(run: Run, done: Done) -> None:
+    notify(run, "complete", f"{done.output}, {plural(done.frames, 'frame')}")
 
 
 def _repeats_note(repeated: int, frames: int) -> tuple[str, ...]:
