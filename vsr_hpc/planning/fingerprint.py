@@ -39,10 +39,12 @@ def fingerprint(
         "pixel path": PIXEL_PATH_VERSION,
         "run.chunk_s": job.run.chunk_s,
     }
-    for key, value in job.picture.model_dump(exclude={"scale", "size", "batch", *_LATER}).items():
+    for key, value in job.picture.model_dump(exclude={"scale", "size", "stretch", "batch", *_LATER}).items():
         values[f"picture.{key}"] = value
     if job.picture.denoise is not None:
         values["picture.denoise"] = job.picture.denoise
+    if job.picture.stretch:
+        values["picture.stretch"] = True
     if job.picture.skip_duplicates:
         values["picture.skip_duplicates"] = True
     if card.mix is not None:

@@ -30,6 +30,7 @@ from vsr_hpc.planning.output_place import makes_images, place_findings, stills_f
 from vsr_hpc.planning.requests import (
     output_geometry_of,
     output_pixel_of,
+    requested_factor,
     streams_request,
     upscale_request,
     video_request,
@@ -124,11 +125,7 @@ def _time_findings(job: JobSpec, card: Card) -> list[str]:
 
 def _usual_model(job: JobSpec, clip: Clip) -> str:
     """What `auto` means for this clip and the wished size."""
-    picture, wanted = clip.picture, job.picture
-    factor = Fraction(str(wanted.scale)) if wanted.scale is not None else Fraction(2)
-    if wanted.size is not None:
-        sides = zip(wanted.size, (picture.width, picture.height), strict=True)
-        factor = max(Fraction(side, have) for side, have in sides if side is not None)
+    factor = requested_factor(job, clip.picture) or Fraction(2)
     if clip.images is None:
         return default_model("video", factor)
     return default_model(kind_of_still(clip.images.path(0).suffix), factor)
