@@ -14,7 +14,7 @@ from vsr_hpc.cli.answers import IsJson, IsJsonOfJob, answer, fail, say
 from vsr_hpc.cli.job_options import build_document, given_options, read_jobs
 from vsr_hpc.cli.plan import show_plan
 from vsr_hpc.errors import JobError, MediaError, VerifyError, VsrError
-from vsr_hpc.wording import plural
+from vsr_hpc.wording import duration, plural, size
 
 if TYPE_CHECKING:
     from vsr_hpc.job.spec import JobSpec
@@ -204,8 +204,8 @@ def resume(
     where = on.value if on else executor_of(run)
     job = job.model_copy(update={"run": how, "on": where})
     done = _carry_out(run, job, is_new=False, is_quiet=is_quiet, is_json=is_json)
-    if done is not None:
-        _report_done(done, is_quiet=is_quiet, is_json=is_json)
+    if done is not None and is_json:
+        answer(done)
 
 
 def status(
@@ -296,7 +296,10 @@ def work(
     task: Annotated[str, typer.Option("--task", help="The scheduler's name of this worker's task.")] = "",
     restart: Annotated[int, typer.Option("--restart", help="How often this task was started before.")] = 0,
     with_parent: Annotated[
-        int, typer.Option("--with-parent", help="Exit when the process with this number has ended.")
+        int,
+        typer.Option(
+            "--with-parent", help="The process that started this worker and merges. The worker ends with it."
+        ),
     ] = 0,
     metrics: Annotated[
         Metrics | None,
@@ -324,6 +327,7 @@ def work(
         task=task,
         restart=restart,
         parent=with_parent,
+        does_finish=not with_parent,
         metrics=metrics.value if metrics else None,
         prometheus=prometheus,
     )
@@ -343,7 +347,13 @@ def finish(run_uri: RunUri, is_json: IsJson = False) -> None:
     """
     from vsr_hpc.launch import finish_here
 
-    _report_done(finish_here(_open(run_uri)), is_quiet=False, is_json=is_json)
+    run = _open(run_uri)
+    done = finish_here(run)
+    if is_json:
+        answer(done)
+        return
+    _answer_with_output(done, is_json=False)
+    _say_end(run, done)
 
 
 def verify(
@@ -386,8 +396,8 @@ def verify(
 
 def _launch(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None) -> None:
     done = _begin(job, is_new=is_new, is_quiet=is_quiet, is_json=is_json, after=after)
-    if done is not None:
-        _report_done(done, is_quiet=is_quiet, is_json=is_json)
+    if done is not None and is_json:
+        answer(done)
 
 
 def _launch_each(
@@ -408,8 +418,6 @@ def _launch_each(
             continue
         if done is not None:
             answers.append(done)
-            if not is_json:
-                _report_done(done, is_quiet=is_quiet, is_json=False)
     is_here = jobs[0].on == "local"
     if is_json and is_here:
         answer(answers)
@@ -421,43 +429,81 @@ def _launch_each(
 def _begin(
     job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None
 ) -> Done | None:
+    from vsr_hpc.launch import describe_job
     from vsr_hpc.launch import submit as begin
 
     submitted = begin(job, is_new=is_new, after=after)
-    if not is_quiet:
+    run = submitted.run
+    if not is_quiet and run.done() is None:
+        if submitted.prepared is not None:
+            frames = run.plan.frames if run.has_plan() else None
+            typer.echo(describe_job(submitted.prepared, frames), err=True)
         for note in submitted.notes:
             typer.echo(f"note: {note}", err=True)
     is_fresh = not submitted.is_continued
-    return _carry_out(submitted.run, job, is_new=is_fresh, is_quiet=is_quiet, is_json=is_json, after=after)
+    return _carry_out(run, job, is_new=is_fresh, is_quiet=is_quiet, is_json=is_json, after=after)
 
 
 def _carry_out(
     run: Run, job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None
 ) -> Done | None:
-    """Carry a run to its end. None where it continues on another machine."""
+    """Carry a run to its end and print its output. None where it continues on another machine."""
     from vsr_hpc.cli.progress import Watching
-    from vsr_hpc.launch import already_done, ensure_plan, run_here
+    from vsr_hpc.launch import already_done, run_here
     from vsr_hpc.system.interrupts import StopFlag, signals_set
 
     done = already_done(run)
     if done is not None:
         if not is_quiet:
             typer.echo("already complete, nothing to do", err=True)
+        _answer_with_output(done, is_json=is_json)
         return done
     if job.on != "local":
         _start_elsewhere(run, job, is_quiet=is_quiet, is_json=is_json, after=after)
         return None
     stop = StopFlag()
+    announced: list[Done] = []
+
+    def announce(done: Done) -> None:
+        announced.append(done)
+        _answer_with_output(done, is_json=is_json)
+
     try:
-        ensure_plan(run, is_new=is_new)
-        with signals_set(stop), Watching(run, stop, is_quiet=is_quiet) as watching:
-            done = run_here(run, stop, how=job.run, on_beat=watching.on_beat, on_tick=watching.on_tick)
+        _make_plan(run, is_new=is_new, is_quiet=is_quiet)
+        with signals_set(stop), Watching(run, stop, is_quiet=is_quiet, on_output=announce) as watching:
+            done = run_here(
+                run,
+                stop,
+                how=job.run,
+                on_beat=watching.on_beat,
+                on_tick=watching.on_tick,
+                on_phase=watching.on_phase,
+            )
     except KeyboardInterrupt:  # while planning, or for the second time
         say("aborted; the same command continues from the last finished shard")
         os._exit(130)  # a normal exit would wait for a stage that is inside the network
     if done is None:
         _exit_stopped(run, stop)
+    if not announced:
+        _answer_with_output(done, is_json=is_json)
+    if not is_quiet:
+        _say_end(run, done)
     return done
+
+
+def _make_plan(run: Run, *, is_new: bool, is_quiet: bool) -> None:
+    """Make the plan, unless the run has one, and say what it is."""
+    from vsr_hpc.cli.progress import NamedPhase
+    from vsr_hpc.launch import ensure_plan
+
+    phase = NamedPhase("plan", is_quiet=is_quiet or run.has_plan())
+    try:
+        ensure_plan(run, is_new=is_new)
+    except BaseException:
+        phase.stop()
+        raise
+    plan = run.plan
+    phase.end(f"{plural(plan.frames, 'frame')} in {plural(plan.shard_count, 'shard')}")
 
 
 def _start_elsewhere(
@@ -486,14 +532,29 @@ def _exit_stopped(run: Run, stop: StopFlag) -> NoReturn:
     raise typer.Exit(130)
 
 
-def _report_done(done: Done, *, is_quiet: bool, is_json: bool) -> None:
-    if is_json:
-        answer(done)
-        return
-    if not is_quiet:
-        for note in done.notes:
-            typer.echo(f"note: {note}", err=True)
-    typer.echo(_relative(done.output))
+def _answer_with_output(done: Done, *, is_json: bool) -> None:
+    """Print where the output is, as the answer of a command that does not answer with JSON."""
+    if not is_json:
+        typer.echo(_relative(done.output))
+
+
+def _say_end(run: Run, done: Done) -> None:
+    """What the merge has to say, and the last line: the output, its size, its times, its report."""
+    from vsr_hpc.launch import report_of
+    from vsr_hpc.planning.summary import describe_size
+    from vsr_hpc.run.spending import read_spent
+
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
+    speed = f" at {done.fps:.2f} fps" if done.frames > 1 and done.fps else ""
+    parts = [
+        f"{_relative(done.output)} {describe_size(run.plan.picture)}",
+        f"{size(done.size_bytes)} ({done.size_bytes:,} bytes)",
+        f"{plural(done.frames, 'frame')}{speed}",
+        f"{duration(read_spent(run).seconds)} in all",
+    ]
+    report = report_of(run)
+    typer.echo(", ".join(parts) + (f"; report: {_relative(report)}" if report else ""), err=True)
 
 
 def _relative(place: str) -> str:

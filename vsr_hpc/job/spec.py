@@ -390,6 +390,9 @@ class RunSection(_Section):
         "mixed",
         description="Only accept workers with the first one's device and software, so that bytes are equal.",
     )
+    report: Annotated[Literal["html", "none"], Option("Run", name="--no-report", flag_value="none")] = Field(
+        "html", description="Make no report (before and after, times, checks) of the finished run."
+    )
     keep_segments: Annotated[bool, Option("Run")] = Field(
         False, description="Keep the segments of the run after the merge."
     )

@@ -99,4 +99,5 @@ def video_request(job: JobSpec, output: Path) -> VideoRequest:
         pix_fmt=video.pix_fmt,
         encoder_params=tuple(video.params.items()),
         threads=video.threads,
+        is_encoded_here=job.on == "local",
     )

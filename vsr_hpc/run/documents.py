@@ -122,6 +122,13 @@ class Done(_Document):
     """Frames that got an equal one's result (`skip_duplicates`)."""
     finished_s: float
     seconds: dict[str, float] = {}
+    """How long the shards were in the making (upscale) and how long the merge took."""
+
+    @property
+    def fps(self) -> float:
+        """Frames per second while shards were made; 0 where that is not known."""
+        seconds = self.seconds.get("upscale", 0.0)
+        return self.frames / seconds if seconds > 0 else 0.0
 
 
 class Poison(_Document):

@@ -197,6 +197,10 @@ class Run:
     def job(self) -> JobSpec:
         return JobSpec.model_validate_json(self.store.read("job.json"))
 
+    def begun_s(self) -> float | None:
+        """When the run was begun, on the store's clock."""
+        return next((facts.modified_s for facts in self.store.list("job.json")), None)
+
     @functools.cached_property
     def lease_window_s(self) -> float:
         """How long a worker's heartbeat may stand still before others take its shard."""

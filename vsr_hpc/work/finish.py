@@ -41,15 +41,28 @@ class ShardsLostError(VerifyError):
     """Finished shards whose segments or receipts are gone or damaged; their receipts were voided."""
 
 
+Conclusion = Callable[[Run, tuple[Receipt, ...]], None]
+"""What follows once the output is in place, while the `finish` lease is still held."""
+
+
 @overload
 def finish_patiently(run: Run, node: str, *, task: str = "") -> Done: ...
 
 
 @overload
-def finish_patiently(run: Run, node: str, *, task: str = "", stop: StopFlag) -> Done | None: ...
+def finish_patiently(
+    run: Run, node: str, *, task: str = "", stop: StopFlag, then: Conclusion | None = None
+) -> Done | None: ...
 
 
-def finish_patiently(run: Run, node: str, *, task: str = "", stop: StopFlag | None = None) -> Done | None:
+def finish_patiently(
+    run: Run,
+    node: str,
+    *,
+    task: str = "",
+    stop: StopFlag | None = None,
+    then: Conclusion | None = None,
+) -> Done | None:
     """Finish the run, or wait for the process that is at it and take over where that one dies.
 
     `task` is the scheduler's name of this place: whoever had it before is dead. None only where the flag was
@@ -59,7 +72,9 @@ def finish_patiently(run: Run, node: str, *, task: str = "", stop: StopFlag | No
     liveness = Liveness(run=run, task=task, worker=worker)
     is_told = False
     while True:
-        done = try_finish(run, worker, node, liveness, lambda: _keep_beating(run, worker, node, task))
+        done = try_finish(
+            run, worker, node, liveness, lambda: _keep_beating(run, worker, node, task), then=then
+        )
         if done is not None:
             return done
         if not is_told:
@@ -76,6 +91,8 @@ def try_finish(
     node: str,
     liveness: Liveness,
     beating: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    *,
+    then: Conclusion | None = None,
 ) -> Done | None:
     """Finish the run unless another worker does; the end of it, or None where somebody else is at it.
 
@@ -90,7 +107,7 @@ def try_finish(
         return None
     try:
         with beating():
-            return finish(run)
+            return finish(run, then)
     except BaseException as exc:
         run.give_back(lease, "stopped", node, str(exc))
         if not isinstance(exc, VsrError) or not is_taken_over(run, lease):
@@ -110,9 +127,10 @@ def _keep_beating(run: Run, worker: str, node: str, task: str) -> Iterator[None]
         yield
 
 
-def finish(run: Run) -> Done:
+def finish(run: Run, then: Conclusion | None = None) -> Done:
     """Merge a complete run into its output. VerifyError where something is missing or not as recorded.
 
+    `then` follows once the output is in place; by default, the report that the job asks for.
     ShardsLostError where finished shards have to be made again.
     """
     done = run.done()
@@ -150,14 +168,32 @@ def finish(run: Run) -> Done:
         repeated=repeated,
         platforms=len({tuple(sorted(receipt.platform.items())) for receipt in receipts}),
         finished_s=time.time(),
-        seconds={"merge": round(time.monotonic() - began, 3)},
+        seconds={
+            "upscale": round(upscaling_s(receipts), 3),
+            "merge": round(time.monotonic() - began, 3),
+        },
     )
     run.write_done(done)
     if not run.plan.job.run.keep_segments:
         _sweep(run)
     log.info("run finished output=%s frames=%d sha256=%s", output.uri, done.frames, done.sha256)
-    write_at_end(run, receipts)
+    (then or report_at_end)(run, receipts)
     return done
+
+
+def report_at_end(run: Run, receipts: tuple[Receipt, ...]) -> None:
+    """Make the report, unless the job asks for none."""
+    if run.plan.job.run.report != "none":
+        write_at_end(run, receipts)
+
+
+def upscaling_s(receipts: tuple[Receipt, ...]) -> float:
+    """How long at least one worker was making what these receipts prove; side by side counts once."""
+    total, until = 0.0, float("-inf")
+    for start, stop in sorted((each.started_s, each.finished_s) for each in receipts):
+        total += max(0.0, stop - max(start, until))
+        until = max(until, stop)
+    return total
 
 
 def _repeats_note(repeated: int, frames: int) -> tuple[str, ...]:
