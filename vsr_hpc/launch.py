@@ -29,6 +29,7 @@ from vsr_hpc.planning.preparation import Prepared, prepare
 from vsr_hpc.planning.space import check_space
 from vsr_hpc.planning.summary import summarise
 from vsr_hpc.run.documents import Done, Heartbeat, Receipt
+from vsr_hpc.run.keeping import keep_only
 from vsr_hpc.run.known_runs import remember
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import RunStatus, read_status, with_costs
@@ -154,6 +155,11 @@ def _check_executor(job: JobSpec) -> None:
         from vsr_hpc.executors.aws_batch import submission as aws_batch
 
         aws_batch.check(job)
+    if job.on != "local" and job.run.keep in ("report", "nothing"):
+        raise JobError(
+            f"--keep {job.run.keep}: other machines may still write into the run when it ends; leave it out, "
+            "and call `vsr clean OUT` afterwards"
+        )
     if job.on == "local" and (findings := gpu_findings(job.run.gpus or ())):
         raise JobError.from_findings("--gpus", findings)
 
@@ -218,6 +224,8 @@ def _run_round(
         on_phase("merge", None)
         then = functools.partial(_conclude, how, on_phase)
         done = finish_patiently(run, os.uname().nodename, stop=stop, then=then)
+    if done is not None and how.keep in ("auto", "report", "nothing"):
+        keep_only(run, "nothing" if how.keep == "nothing" else "report")
     if done is None and not stop.is_set():
         raise BackendError(f"{run.uri}: work is left but other workers hold it; `vsr status` shows them")
     return done
@@ -240,7 +248,7 @@ def _conclude(
         if not found.ok:
             lines = "".join(f"\n  - {each.text}" for each in found.findings)
             raise VerifyError(f"{done.output}: the output is kept, but it is not what was planned{lines}")
-    if how.report != "none":
+    if how.report != "none" and how.keep != "nothing":
         on_phase("report", done)
         write_at_end(run, receipts)
 

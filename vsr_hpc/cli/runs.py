@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from vsr_hpc.cli.answers import IsJson, IsJsonOfJob, answer, fail, say
+from vsr_hpc.cli.answers import IsJson, IsJsonOfJob, answer, ask, fail, say
 from vsr_hpc.cli.job_options import build_document, given_options, read_jobs
 from vsr_hpc.cli.plan import show_plan
 from vsr_hpc.errors import JobError, MediaError, VerifyError, VsrError
@@ -268,6 +268,77 @@ def runs(is_json: IsJson = False) -> None:
         typer.echo(f"{each.state:<11} {share}  {each.uri}")
     if not found:
         typer.echo("no runs yet", err=True)
+
+
+class CleanKept(StrEnum):
+    report = "report"
+    nothing = "nothing"
+
+
+def clean(
+    outputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OUT...]", help="Outputs or runs. All your finished runs if left out."),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option("--older-than", metavar="AGE", help="Only runs that ended so long ago: 12h, 7d, 2w."),
+    ] = None,
+    keep: Annotated[
+        CleanKept,
+        typer.Option("--keep", help="Keep each run's report and one file of its records, or nothing."),
+    ] = CleanKept.nothing,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Also remove a named run that is not finished.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    is_json: IsJson = False,
+) -> None:
+    """Remove what finished runs left beside their outputs. The outputs stay.
+
+    \b
+    vsr clean out.mkv
+    vsr clean --older-than 7d
+    """
+    from vsr_hpc.run.keeping import keep_only, look_at, refuse_removal
+    from vsr_hpc.run.known_runs import remembered_runs
+
+    least_s = 0.0 if older_than is None else _parse_age(older_than)
+    found = [look_at(_open(uri)) for uri in outputs or remembered_runs()]
+    if outputs:
+        for left in found:
+            refuse_removal(left, is_unfinished_too=unfinished)
+    else:
+        found = [left for left in found if left.state == "complete"]
+    found = [left for left in found if left.idle_s >= least_s]
+    whole = sum(left.size_bytes for left in found)
+    for left in found:
+        age = f"{_age(left.idle_s)} ago"
+        typer.echo(f"{size(left.size_bytes):>9}  {left.state:<10}  {age:<11}  {left.run.uri}", err=is_json)
+    if found:
+        what = f"{plural(len(found), 'run')}, {size(whole)}"
+        ask(f"remove {what}? The outputs stay." + (" Reports stay." * (keep == "report")), yes)
+        for left in found:
+            keep_only(left.run, keep.value)
+        typer.echo(f"removed: {what}", err=True)
+    else:
+        typer.echo("nothing to remove", err=True)
+    if is_json:
+        answer([{"uri": left.run.uri, "size_bytes": left.size_bytes} for left in found])
+
+
+_AGES_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def _parse_age(text: str) -> float:
+    unit = _AGES_S.get(text[-1:])
+    if unit is None or not text[:-1].isdecimal():
+        raise JobError(f"--older-than {text}: write a number and m, h, d or w, for example 7d")
+    return float(text[:-1]) * unit
+
+
+def _age(seconds: float) -> str:
+    return f"{seconds / 86_400:.0f} d" if seconds >= 2 * 86_400 else duration(seconds)
 
 
 def logs(
@@ -542,7 +613,6 @@ def _say_end(run: Run, done: Done) -> None:
     """What the merge has to say, and the last line: the output, its size, its times, its report."""
     from vsr_hpc.launch import report_of
     from vsr_hpc.planning.summary import describe_size
-    from vsr_hpc.run.spending import read_spent
 
     for note in done.notes:
         typer.echo(f"note: {note}", err=True)
@@ -551,7 +621,7 @@ def _say_end(run: Run, done: Done) -> None:
         f"{_relative(done.output)} {describe_size(run.plan.picture)}",
         f"{size(done.size_bytes)} ({done.size_bytes:,} bytes)",
         f"{plural(done.frames, 'frame')}{speed}",
-        f"{duration(read_spent(run).seconds)} in all",
+        f"{duration(done.seconds.get('all', 0.0))} in all",
     ]
     report = report_of(run)
     typer.echo(", ".join(parts) + (f"; report: {_relative(report)}" if report else ""), err=True)

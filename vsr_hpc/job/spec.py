@@ -393,8 +393,10 @@ class RunSection(_Section):
     report: Annotated[Literal["html", "none"], Option("Run", name="--no-report", flag_value="none")] = Field(
         "html", description="Make no report (before and after, times, checks) of the finished run."
     )
-    keep_segments: Annotated[bool, Option("Run")] = Field(
-        False, description="Keep the segments of the run after the merge."
+    keep: Annotated[Literal["auto", "segments", "run", "report", "nothing"], Option("Run")] = Field(
+        "auto",
+        description="What stays of a finished run: its segments too, its files, its report and one file of "
+        "records, or nothing. auto: report on this machine, run elsewhere.",
     )
     metrics: Literal["none", "emf"] = Field(
         "none", description="emf: workers write their figures for CloudWatch into their log."

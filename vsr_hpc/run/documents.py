@@ -122,7 +122,7 @@ class Done(_Document):
     """Frames that got an equal one's result (`skip_duplicates`)."""
     finished_s: float
     seconds: dict[str, float] = {}
-    """How long the shards were in the making (upscale) and how long the merge took."""
+    """How long shards were in the making (upscale), how long the merge took, and how long the run (all)."""
 
     @property
     def fps(self) -> float:

@@ -194,6 +194,10 @@ class Run:
         if self._folder is not None and self.number == 1:
             self._folder.remove_all()
 
+    def remove(self) -> None:
+        """Remove the run with all its editions; its output stays."""
+        (self._folder or self.store).remove_all()
+
     def job(self) -> JobSpec:
         return JobSpec.model_validate_json(self.store.read("job.json"))
 

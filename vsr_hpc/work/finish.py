@@ -158,6 +158,7 @@ def finish(run: Run, then: Conclusion | None = None) -> Done:
         finally:
             remove_partial(partial)
     _refuse_superseded(run)
+    now_s = time.time()
     done = Done(
         output=output.uri,
         frames=report.frames,
@@ -167,14 +168,15 @@ def finish(run: Run, then: Conclusion | None = None) -> Done:
         notes=(*report.notes, *_repeats_note(repeated, report.frames)),
         repeated=repeated,
         platforms=len({tuple(sorted(receipt.platform.items())) for receipt in receipts}),
-        finished_s=time.time(),
+        finished_s=now_s,
         seconds={
             "upscale": round(upscaling_s(receipts), 3),
             "merge": round(time.monotonic() - began, 3),
+            "all": round(now_s - (run.begun_s() or now_s), 3),
         },
     )
     run.write_done(done)
-    if not run.plan.job.run.keep_segments:
+    if run.plan.job.run.keep != "segments":
         _sweep(run)
     log.info("run finished output=%s frames=%d sha256=%s", output.uri, done.frames, done.sha256)
     (then or report_at_end)(run, receipts)
