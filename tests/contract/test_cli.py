@@ -435,7 +435,7 @@ def test_an_input_that_is_refused_does_not_stop_the_others(clip: Path, here: Pat
     shutil.copy(clip, "b.mkv")
     said = vsr("upscale", "a.mkv", "b.mkv", "big/", *_FAST, "-q")
     assert (said.code, said.out) == (3, "big/b.mkv\n")
-    assert said.err.startswith("vsr: a.mkv: FFmpeg cannot open this as a video")
+    assert said.err.startswith("vsr: 1 of 2: a.mkv: FFmpeg cannot open this as a video")
     assert said.err.endswith("vsr: 1 of 2 inputs were not upscaled\n")
 
 
@@ -494,6 +494,31 @@ def test_a_film_becomes_pictures_and_what_they_cannot_hold_is_said(clip: Path, h
     assert "these streams are left out: audio" in said.err
     names = sorted(path.name for path in (here / "frames").glob("*.png"))
     assert names == [f"f_{number:03d}.png" for number in range(1, 13)]
+
+
+def test_photographs_of_any_size_and_format_keep_their_names_and_a_broken_one_stops_nobody(
+    here: Path,
+) -> None:
+    (here / "photos").mkdir()
+    for name, size in (("beach.jpg", (40, 30)), ("Zoo.png", (24, 32)), ("cat.webp", (32, 24))):
+        shape = picture(size, "yuvj420p" if name == "beach.jpg" else "yuv420p" if "webp" in name else "gbrp")
+        write_image(here / "photos" / name, shape, numbered_planes(7, shape))
+    (here / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    (here / "photos" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    said = vsr("upscale", "photos", "big", "--scale", "2", "--no-report")
+    assert (said.code, said.out) == (3, "big/beach.jpg\nbig/cat.webp\nbig/Zoo.png\n"), said.err
+    lines = said.err.splitlines()
+    assert [line.split(" (")[0] for line in lines if " → " in line] == [
+        "1 of 5: beach.jpg 40×30 → beach.jpg 80×60, vsr-video-x2",
+        "3 of 5: cat.webp 32×24 → cat.webp 64×48, vsr-clean-x2",
+        "5 of 5: Zoo.png 24×32 → Zoo.png 48×64, vsr-clean-x2",
+    ]
+    assert sum("the model is vsr-clean-x2" in line for line in lines) == 1
+    assert any(line.startswith(f"vsr: 2 of 5: {here}/photos/broken.jpg: ") for line in lines)
+    assert any(line.startswith("vsr: 4 of 5: photos/phone.heic: this kind of picture") for line in lines)
+    assert lines[-1] == "vsr: 2 of 5 inputs were not upscaled"
+    assert not any(line.split()[0] in ("plan", "merge") for line in lines)
+    assert read_image(here / "big" / "Zoo.png")[0].height == 64
 
 
 def test_a_single_still_goes_in_and_out_with_its_16_bits(here: Path) -> None:

@@ -71,7 +71,8 @@ def phase_line(name: str, text: str, seconds: float) -> str:
 class Watching:
     """Shows a run's progress until the block ends. Speed and time left count only its own frames.
 
-    `on_output` is called once the output is in place and verified, before the report is made.
+    `on_output` is called once the output is in place and verified, before the report is made. `is_brief`
+    leaves out the lines that name phases, for one of many stills.
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class Watching:
         stop: StopFlag | None = None,
         *,
         is_quiet: bool = False,
+        is_brief: bool = False,
         on_output: Callable[[Done], None] = lambda done: None,
     ) -> None:
         self._run, self._stop, self._is_quiet, self._on_output = run, stop, is_quiet, on_output
+        self._is_brief = is_brief
         self._console = Console(stderr=True)
         self._phase: NamedPhase | None = None
         self._is_working = False
@@ -127,7 +130,7 @@ class Watching:
             self._end_bar()
         if phase == "report" and done is not None:
             self._on_output(done)
-        self._phase = NamedPhase(phase, is_quiet=self._is_quiet)
+        self._phase = NamedPhase(phase, is_quiet=self._is_quiet or self._is_brief)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -147,7 +150,7 @@ class Watching:
             self._live = None
         finished = sum(self._run.plan.shard(shard).frames for shard in self._run.finished())
         made = finished - self._frames_before  # frames of a shard that was lost do not count
-        if made > 0 and not self._is_quiet:
+        if made > 0 and not self._is_quiet and not self._is_brief:
             self._say(phase_line("upscale", plural(made, "frame"), time.monotonic() - self._entered))
 
     def on_beat(self, heartbeat: Heartbeat) -> None:

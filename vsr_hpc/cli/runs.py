@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from vsr_hpc.cli.answers import IsJson, IsJsonOfJob, answer, ask, fail, say
-from vsr_hpc.cli.job_options import build_document, given_options, read_jobs
+from vsr_hpc.cli.job_options import build_document, given_options, read_jobs, says_frames
 from vsr_hpc.cli.plan import show_plan
 from vsr_hpc.errors import JobError, MediaError, VerifyError, VsrError
 from vsr_hpc.wording import duration, plural, size
@@ -98,7 +100,8 @@ def upscale(
 
     given = given_options(context)
     places = [*inputs, *(paths or []), *([output] if output else [])]
-    jobs = [parse_job(build_document(given, *pair), "", spell=spell_option) for pair in expand(places)]
+    pairs = expand(places, are_frames=says_frames(given))
+    jobs = [parse_job(build_document(given, *pair), "", spell=spell_option) for pair in pairs]
     if len(jobs) == 1:
         _launch(jobs[0], is_new=new, is_quiet=is_quiet, is_json=is_json)
     else:
@@ -480,12 +483,15 @@ def _launch_each(
     find_card(jobs[0].model)  # all jobs have the same model, so one refusal is enough
     answers: list[Done] = []
     errors: list[VsrError] = []
-    for job in jobs:
+    began, notes = time.monotonic(), set[str]()
+    for number, job in enumerate(jobs, 1):
+        place = _Place(number=number, count=len(jobs), notes=notes)
         try:
-            done = _begin(job, is_new=is_new, is_quiet=is_quiet, is_json=is_json, after=after)
+            done = _begin(job, is_new=is_new, is_quiet=is_quiet, is_json=is_json, after=after, place=place)
         except (JobError, MediaError, VerifyError) as exc:
             errors.append(exc)
-            say(str(exc) if job.input in str(exc) else f"{job.input}: {exc}")
+            text = str(exc) if job.input in str(exc) else f"{job.input}: {exc}"
+            say(f"{number} of {len(jobs)}: {text}")
             continue
         if done is not None:
             answers.append(done)
@@ -495,10 +501,27 @@ def _launch_each(
     if errors:
         what = "upscaled" if is_here else "started"
         fail(f"{len(errors)} of {len(jobs)} inputs were not {what}", errors[0].exit_code)
+    if is_here and not is_quiet:
+        typer.echo(f"{plural(len(jobs), 'input')} upscaled in {duration(time.monotonic() - began)}", err=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """The place of a job among several, and the notes that those before it have printed."""
+
+    number: int
+    count: int
+    notes: set[str]
 
 
 def _begin(
-    job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None
+    job: JobSpec,
+    *,
+    is_new: bool,
+    is_quiet: bool,
+    is_json: bool,
+    after: Run | None = None,
+    place: _Place | None = None,
 ) -> Done | None:
     from vsr_hpc.launch import describe_job
     from vsr_hpc.launch import submit as begin
@@ -508,17 +531,34 @@ def _begin(
     if not is_quiet and run.done() is None:
         if submitted.prepared is not None:
             frames = run.plan.frames if run.has_plan() else None
-            typer.echo(describe_job(submitted.prepared, frames), err=True)
+            counted = f"{place.number} of {place.count}: " if place else ""
+            typer.echo(counted + describe_job(submitted.prepared, frames), err=True)
+        said = place.notes if place else set()
         for note in submitted.notes:
-            typer.echo(f"note: {note}", err=True)
+            if note not in said:
+                typer.echo(f"note: {note}", err=True)
+        said.update(submitted.notes)
     is_fresh = not submitted.is_continued
-    return _carry_out(run, job, is_new=is_fresh, is_quiet=is_quiet, is_json=is_json, after=after)
+    is_brief = place is not None and submitted.prepared is not None and submitted.prepared.makes_still
+    return _carry_out(
+        run, job, is_new=is_fresh, is_quiet=is_quiet, is_json=is_json, is_brief=is_brief, after=after
+    )
 
 
 def _carry_out(
-    run: Run, job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None
+    run: Run,
+    job: JobSpec,
+    *,
+    is_new: bool,
+    is_quiet: bool,
+    is_json: bool,
+    is_brief: bool = False,
+    after: Run | None = None,
 ) -> Done | None:
-    """Carry a run to its end and print its output. None where it continues on another machine."""
+    """Carry a run to its end and print its output. None where it continues on another machine.
+
+    `is_brief` leaves out the line of each phase and the last one: for one of many stills.
+    """
     from vsr_hpc.cli.progress import Watching
     from vsr_hpc.launch import already_done, run_here
     from vsr_hpc.system.interrupts import StopFlag, signals_set
@@ -540,8 +580,9 @@ def _carry_out(
         _answer_with_output(done, is_json=is_json)
 
     try:
-        _make_plan(run, is_new=is_new, is_quiet=is_quiet)
-        with signals_set(stop), Watching(run, stop, is_quiet=is_quiet, on_output=announce) as watching:
+        _make_plan(run, is_new=is_new, is_quiet=is_quiet or is_brief)
+        watching = Watching(run, stop, is_quiet=is_quiet, is_brief=is_brief, on_output=announce)
+        with signals_set(stop), watching:
             done = run_here(
                 run,
                 stop,
@@ -557,7 +598,7 @@ def _carry_out(
         _exit_stopped(run, stop)
     if not announced:
         _answer_with_output(done, is_json=is_json)
-    if not is_quiet:
+    if not is_quiet and not is_brief:
         _say_end(run, done)
     return done
 

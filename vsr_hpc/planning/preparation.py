@@ -13,6 +13,7 @@ from pathlib import Path
 from vsr_hpc.engine.geometry import check_rgb_path, is_planewise
 from vsr_hpc.engine.settings import request_findings
 from vsr_hpc.errors import JobError, MediaError
+from vsr_hpc.job.inputs import UNREAD_SUFFIXES
 from vsr_hpc.job.spec import JobSpec, RangeSection, VideoSection
 from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.clip.probe import probe_clip
@@ -52,6 +53,11 @@ class Prepared:
     encoding: Encoding | None
     notes: tuple[str, ...]
 
+    @property
+    def makes_still(self) -> bool:
+        """Whether one picture becomes one picture."""
+        return self.encoding is None and self.clip.images is not None and self.clip.images.is_still
+
 
 def prepare(job: JobSpec, *, card: Card | None = None) -> Prepared:
     """Check everything that can be known without decoding. Raises one error with all findings.
@@ -62,6 +68,10 @@ def prepare(job: JobSpec, *, card: Card | None = None) -> Prepared:
     card = _card_or_finding(job, findings, card)
     findings += _time_findings(job, card) if card is not None else []
     findings += _range_findings(job.range)
+    if Path(job.input).suffix.lower() in UNREAD_SUFFIXES:
+        raise MediaError(
+            f"{job.input}: this kind of picture is not read; save it as JPG, PNG, WebP or TIFF first"
+        )
     source = open_source(job.input)
     try:
         clip = probe_clip(source, frame_rate=job.images.frame_rate, allow_gaps=job.images.allow_gaps)

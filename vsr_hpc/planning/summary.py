@@ -91,7 +91,8 @@ def _input_parts(clip: Clip, wanted: RangeSection, frames: int | None) -> list[s
 
 def _stills_kind(prepared: Prepared) -> str:
     names = StillNames(prepared.job.output, prepared.clip.images)
-    return f"{SUFFIXES[names.suffix.lower()].upper()}{'' if names.is_single else ' images'}"
+    kind = SUFFIXES[names.suffix.lower()]
+    return f"{'WebP' if kind == 'webp' else kind.upper()}{'' if names.is_single else ' images'}"
 
 
 def _last_part(place: str) -> str:
