@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from vsr_hpc.errors import BackendError, JobError, MediaError
+from vsr_hpc.engine.device_facts import describe_device, device_facts, gpu_findings
+from vsr_hpc.engine.settings import choose_precision
+from vsr_hpc.errors import BackendError, JobError, MediaError, VerifyError
 from vsr_hpc.executors import local
 from vsr_hpc.executors.rounds import count_workers
 from vsr_hpc.forecast import forecast
@@ -17,14 +20,18 @@ from vsr_hpc.job.reading import with_absolute_paths
 from vsr_hpc.job.spec import JobSpec, RangeSection, RunSection, StreamsSection, run_folder
 from vsr_hpc.media.clip.probe import content_hash
 from vsr_hpc.media.encode.segment_writer import encoder_build
+from vsr_hpc.models.cards import Card
 from vsr_hpc.models.weights import fetch_weights
 from vsr_hpc.planning.cutting import window_of
-from vsr_hpc.planning.fingerprint import check_same, fingerprint
+from vsr_hpc.planning.differences import describe_changes, describe_differences
+from vsr_hpc.planning.fingerprint import fingerprint
 from vsr_hpc.planning.plan import PlanError
 from vsr_hpc.planning.planner import frame_range
 from vsr_hpc.planning.preparation import Prepared, prepare
 from vsr_hpc.planning.space import check_space
-from vsr_hpc.run.documents import Done, Heartbeat
+from vsr_hpc.planning.summary import summarise
+from vsr_hpc.run.documents import Done, Heartbeat, Receipt
+from vsr_hpc.run.keeping import keep_only
 from vsr_hpc.run.known_runs import remember, remembered_runs
 from vsr_hpc.run.notification import Event, notify
 from vsr_hpc.run.run import Run
@@ -34,13 +41,15 @@ from vsr_hpc.storage.opening import open_output, open_source, open_store
 from vsr_hpc.storage.output import is_there
 from vsr_hpc.system import processes
 from vsr_hpc.system.interrupts import StopFlag
-from vsr_hpc.wording import plural
+from vsr_hpc.wording import duration, plural
 from vsr_hpc.work.finish import is_in_place
 
 if TYPE_CHECKING:
     from vsr_hpc.verification.verify import Verification
 
 log = logging.getLogger(__name__)
+
+Phase = Literal["plan", "upscale", "merge", "verify", "report"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +59,8 @@ class Submitted:
     run: Run
     notes: tuple[str, ...]
     is_continued: bool
+    prepared: Prepared | None
+    """What the job's clip and settings come to; None where another run makes its input first."""
 
 
 def submit(job: JobSpec, *, is_new: bool = False, after: Run | None = None) -> Submitted:
@@ -65,21 +76,45 @@ def submit(job: JobSpec, *, is_new: bool = False, after: Run | None = None) -> S
         done = present.done()
         if done is None or is_in_place(done):
             _check_same_output(present, job)
-            notes = () if makes_input else _check_continues(present, job)
-            return Submitted(run=present, notes=notes, is_continued=True)
-        log.warning("the finished output is gone, starting over output=%s", done.output)
+            prepared, differing = (None, ()) if makes_input else _differences(present, job)
+            if not differing:
+                notes = prepared.notes if prepared else ()
+                return Submitted(run=present, notes=notes, is_continued=True, prepared=prepared)
+            _refuse_to_replace(present, done, job, differing)
+        else:
+            log.warning("the finished output is gone, starting over output=%s", done.output)
     notes = (f"{job.input} is looked at once {after.uri} has made it",) if after and makes_input else ()
-    if not notes:
-        prepared = prepare(job)
+    prepared = None if notes else prepare(job)
+    if prepared is not None:
         fetch_weights(prepared.card)
-        notes = prepared.notes
     if present is not None:
         _refuse_living(present)
     # Only now: a job that is refused throws nothing away.
     run = Run.create(folder, with_absolute_paths(job), replaces=present)
-    _check_same_job(run, job)  # another call may have been faster
+    if differing := _changes(run, job):
+        raise JobError.from_findings(
+            f"{run.uri} was begun by another call, with other settings", list(differing)
+        )
     remember(run)
-    return Submitted(run=run, notes=notes, is_continued=False)
+    notes = prepared.notes if prepared else notes
+    return Submitted(run=run, notes=notes, is_continued=False, prepared=prepared)
+
+
+def describe_job(prepared: Prepared, frames: int | None = None) -> str:
+    """What a job will do, in one line: clip, output, model, device and encoder."""
+    return summarise(prepared, device=_describe_device(prepared.job, prepared.card), frames=frames)
+
+
+def _describe_device(job: JobSpec, card: Card) -> str:
+    if job.on != "local":
+        where = {"slurm": "Slurm", "aws-batch": "AWS Batch"}[job.on]
+        return f"{where}: {plural(job.run.workers, 'worker')}"
+    gpus = processes.visible_gpus() if job.run.gpus is None else job.run.gpus
+    device = describe_device(gpus, job.run.threads or len(os.sched_getaffinity(0)))
+    if card.is_filter:
+        return device
+    wanted = job.picture.precision
+    return f"{choose_precision(card, device_facts()) if wanted == 'auto' else wanted}, {device}"
 
 
 def predecessor(uri: str, job: JobSpec) -> Run:
@@ -139,6 +174,13 @@ def _check_executor(job: JobSpec) -> None:
         from vsr_hpc.executors.aws_batch import submission as aws_batch
 
         aws_batch.check(job)
+    if job.on != "local" and job.run.keep in ("report", "nothing"):
+        raise JobError(
+            f"--keep {job.run.keep}: other machines may still write into the run when it ends; leave it out, "
+            "and call `vsr clean OUT` afterwards"
+        )
+    if job.on == "local" and (findings := gpu_findings(job.run.gpus or ())):
+        raise JobError.from_findings("--gpus", findings)
 
 
 def run_here(
@@ -148,17 +190,19 @@ def run_here(
     how: RunSection | None = None,
     on_beat: Callable[[Heartbeat], None] = lambda heartbeat: None,
     on_tick: Callable[[], None] = lambda: None,
+    on_phase: Callable[[Phase, Done | None], None] = lambda phase, done: None,
 ) -> Done | None:
     """Do what is missing on this machine and finish; None where the flag was set before the end.
 
     `how` says with how many workers, GPUs and threads this time; the plan's job where it is left out.
+    `on_phase` hears of each phase when it begins, and of the output once that is in place.
     Finished shards whose segments were lost are made again.
     """
     from vsr_hpc.work.finish import ShardsLostError
 
     while True:
         try:
-            return _run_round(run, stop, how or run.plan.job.run, on_beat, on_tick)
+            return _run_round(run, stop, how or run.plan.job.run, on_beat, on_tick, on_phase)
         except ShardsLostError as exc:
             log.warning("%s", exc)
 
@@ -169,6 +213,7 @@ def _run_round(
     how: RunSection,
     on_beat: Callable[[Heartbeat], None],
     on_tick: Callable[[], None],
+    on_phase: Callable[[Phase, Done | None], None],
 ) -> Done | None:
     from vsr_hpc.work import worker
     from vsr_hpc.work.finish import finish_patiently
@@ -180,8 +225,9 @@ def _run_round(
     run.begin_again()
     run.start_round("local", workers, len(missing))
     done: Done | None = None
+    on_phase("upscale", None)
     if missing and workers == 1 and not how.gpus:  # a process of its own sees only the GPU that is named
-        options = worker.WorkerOptions(threads=how.threads or 0)
+        options = worker.WorkerOptions(threads=how.threads or 0, does_finish=False)
         worker.work(run.place_uri, options, stop, on_beat)
     elif missing:
         threads = max(1, (how.threads or len(os.sched_getaffinity(0))) // workers)
@@ -197,10 +243,36 @@ def _run_round(
             "\n".join(f"shard {each.shard:05d} cannot be made: {each.reason}" for each in poisoned)
         )
     if not run.missing():
-        done = finish_patiently(run, os.uname().nodename, stop=stop)
+        on_phase("merge", None)
+        then = functools.partial(_conclude, how, on_phase)
+        done = finish_patiently(run, os.uname().nodename, stop=stop, then=then)
+    if done is not None and how.keep in ("auto", "report", "nothing"):
+        keep_only(run, "nothing" if how.keep == "nothing" else "report")
     if done is None and not stop.is_set():
         raise BackendError(f"{run.uri}: work is left but other workers hold it; `vsr status` shows them")
     return done
+
+
+def _conclude(
+    how: RunSection,
+    on_phase: Callable[[Phase, Done | None], None],
+    run: Run,
+    receipts: tuple[Receipt, ...],
+) -> None:
+    """After the merge: hold the output's packets against the source, then make the report."""
+    from vsr_hpc.report.report import write_at_end
+    from vsr_hpc.verification.of_plan import verify_output
+
+    done = run.done()
+    on_phase("verify", done)
+    if run.plan.encoding is not None and done is not None:
+        found = verify_output(run.plan, done.output, deep=False)
+        if not found.ok:
+            lines = "".join(f"\n  - {each.text}" for each in found.findings)
+            raise VerifyError(f"{done.output}: the output is kept, but it is not what was planned{lines}")
+    if how.report != "none" and how.keep != "nothing":
+        on_phase("report", done)
+        write_at_end(run, receipts)
 
 
 def start_elsewhere(run: Run, job: JobSpec, after: Run | None = None) -> str:
@@ -284,6 +356,8 @@ def _has_worked(found: RunStatus) -> bool:
 def whole_status(run: Run) -> RunStatus:
     """A run's state with what its scheduler says of it, and what it was expected to take."""
     found = with_costs(read_status(run), run)
+    if found.done is not None:
+        found = replace(found, report=report_of(run))
     where = found.rounds[-1].executor if found.rounds else "local"
     if where == "aws-batch":
         from vsr_hpc.executors.aws_batch import submission as aws_batch
@@ -297,6 +371,13 @@ def whole_status(run: Run) -> RunStatus:
         return found
     state = "waiting" if is_open and found.state == "incomplete" else found.state
     return replace(found, state=state, queue=lines)
+
+
+def report_of(run: Run) -> str:
+    """Where the report of a run lies; empty where there is none."""
+    from vsr_hpc.report.report import NAME
+
+    return f"{run.place_uri}/{NAME}" if run.store.exists(NAME) else ""
 
 
 def retry(run: Run, *, retries_poisoned: bool = False) -> int:
@@ -369,24 +450,38 @@ def _check_same_output(run: Run, job: JobSpec) -> None:
     )
 
 
-def _check_continues(run: Run, job: JobSpec) -> tuple[str, ...]:
-    """Compare what decides bytes; how many workers do it may change from call to call."""
+def _differences(run: Run, job: JobSpec) -> tuple[Prepared, tuple[str, ...]]:
+    """What decides bytes and differs from the run; how many workers do it may change from call to call."""
     prepared = prepare(job.model_copy(update={"overwrite": True}))
     if run.has_plan():
-        check_same(run.plan.fingerprint, _fingerprint(run, prepared), run.uri)
-    else:
-        _check_same_job(run, job)
-    return prepared.notes
+        return prepared, describe_differences(run.plan.fingerprint, _fingerprint(run, prepared))
+    return prepared, _changes(run, job)
 
 
-def _check_same_job(run: Run, job: JobSpec) -> None:
+def _changes(run: Run, job: JobSpec) -> tuple[str, ...]:
     """Before there is a plan, what a person wrote is all that can be compared."""
-    before, now = run.job().model_dump(), with_absolute_paths(job).model_dump()
-    differing = [key for key in now if before[key] != now[key] and key not in _NO_BYTES]
-    if differing:
-        raise JobError(
-            f"{run.uri} was begun with another {', '.join(differing)} and has no plan yet; "
-            "take that back, or start over with --new"
+    before, now = (
+        {key: value for key, value in each.model_dump(by_alias=True).items() if key not in _NO_BYTES}
+        for each in (run.job(), with_absolute_paths(job))
+    )
+    return describe_changes(before, now)
+
+
+def _refuse_to_replace(run: Run, done: Done | None, job: JobSpec, differing: tuple[str, ...]) -> None:
+    """Refuse to replace a run with other settings, unless a person said so: --new where shards are done."""
+    finished = run.receipts() if done is None and run.has_plan() else ()
+    if finished:
+        lost = duration(sum(each.finished_s - each.started_s for each in finished))
+        shards = f"{len(finished)} of {plural(run.plan.shard_count, 'shard')}"
+        raise JobError.from_findings(
+            f"{run.uri} holds {lost} of work ({shards}) that was done with other settings. The same settings "
+            "continue it; --new throws that work away",
+            list(differing),
+        )
+    if not job.overwrite:
+        what = f"{done.output} was made" if done is not None else f"{run.uri} was begun, nothing is done yet,"
+        raise JobError.from_findings(
+            f"{what} with other settings; --overwrite makes it anew", list(differing)
         )
 
 

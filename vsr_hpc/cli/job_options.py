@@ -153,6 +153,11 @@ def build_document(given: dict[str, Any], source: str, output: str) -> dict[str,
     return override({"input": source, "output": output}, given)
 
 
+def says_frames(given: dict[str, Any]) -> bool:
+    """Whether an option says that images are the frames of one clip."""
+    return "images.rate" in given or "images.allow_gaps" in given
+
+
 def read_job(paths: list[str], given: dict[str, Any]) -> JobSpec:
     """The one job of `JOB.yaml`, of `IN OUT`, or of both, with the given options laid over it."""
     jobs = read_jobs(paths, given)
@@ -171,12 +176,17 @@ def read_jobs(paths: list[str], given: dict[str, Any]) -> list[JobSpec]:
 
     has_file = len(paths) == 1 or Path(paths[0]).suffix.lower() in (".yaml", ".yml")
     if not has_file:
-        return [parse_job(build_document(given, *pair), "", spell=spell_option) for pair in expand(paths)]
+        pairs = expand(paths, are_frames=says_frames(given))
+        return [parse_job(build_document(given, *pair), "", spell=spell_option) for pair in pairs]
     job = load_job(Path(paths[0]))
     if len(paths) == 1 and not given:
         return [job]
     written = job.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    pairs = expand(paths[1:]) if len(paths) > 1 else ((written["input"], written["output"]),)
+    pairs = (
+        expand(paths[1:], are_frames=says_frames(given))
+        if len(paths) > 1
+        else ((written["input"], written["output"]),)
+    )
     if len(pairs) > 1 and job.run.location:
         raise JobError(
             f"{paths[0]}: run.location can hold one run only; leave it out for {len(pairs)} inputs"

@@ -195,8 +195,16 @@ class Run:
         if self._folder is not None and self.number == 1:
             self._folder.remove_all()
 
+    def remove(self) -> None:
+        """Remove the run with all its editions; its output stays."""
+        (self._folder or self.store).remove_all()
+
     def job(self) -> JobSpec:
         return JobSpec.model_validate_json(self.store.read("job.json"))
+
+    def begun_s(self) -> float | None:
+        """When the run was begun, on the store's clock."""
+        return next((facts.modified_s for facts in self.store.list("job.json")), None)
 
     @functools.cached_property
     def lease_window_s(self) -> float:

@@ -268,6 +268,7 @@ def _job(folder: Path, content: Content, answer: Content, model: Model, options:
     picture: dict[str, Any] = {
         "scale": options.scale,
         "size": options.size,
+        "stretch": options.size is not None,  # as for stills, the answer has exactly this size
         "blend": options.blend,
         "grain": options.grain,
         "seed": options.seed,

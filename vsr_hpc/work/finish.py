@@ -48,13 +48,23 @@ class ShardsLostError(VerifyError):
     """Finished shards whose segments or receipts are gone or damaged; their receipts were voided."""
 
 
+Conclusion = Callable[[Run, tuple[Receipt, ...]], None]
+"""What follows once the output is in place, while the `finish` lease is still held."""
+
+
 @overload
 def finish_patiently(run: Run, node: str, *, task: str = "") -> Done: ...
 
 
 @overload
 def finish_patiently(
-    run: Run, node: str, *, task: str = "", stop: StopFlag, exit_code_of_hang: ExitCode = ...
+    run: Run,
+    node: str,
+    *,
+    task: str = "",
+    stop: StopFlag,
+    exit_code_of_hang: ExitCode = ...,
+    then: Conclusion | None = None,
 ) -> Done | None: ...
 
 
@@ -65,6 +75,7 @@ def finish_patiently(
     task: str = "",
     stop: StopFlag | None = None,
     exit_code_of_hang: ExitCode = lambda text: BackendError.exit_code,
+    then: Conclusion | None = None,
 ) -> Done | None:
     """Finish the run, or wait for the process that finishes it and take over if that one dies.
 
@@ -81,6 +92,7 @@ def finish_patiently(
             node,
             liveness,
             lambda: _keep_beating(run, worker, node, task, stop, exit_code_of_hang),
+            then=then,
         )
         if done is not None:
             return done
@@ -98,6 +110,8 @@ def try_finish(
     node: str,
     liveness: Liveness,
     beating: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    *,
+    then: Conclusion | None = None,
 ) -> Done | None:
     """Finish the run unless another worker does; the end of it, or None where somebody else is at it.
 
@@ -113,7 +127,7 @@ def try_finish(
         return None
     try:
         with beating():
-            return finish(run, lease)
+            return finish(run, lease, then)
     except BaseException as exc:
         run.give_back(lease, "stopped", node, str(exc))
         if not isinstance(exc, VsrError):
@@ -140,9 +154,10 @@ def _keep_beating(
         yield
 
 
-def finish(run: Run, lease: Lease | None = None) -> Done:
+def finish(run: Run, lease: Lease | None = None, then: Conclusion | None = None) -> Done:
     """Merge a complete run into its output. VerifyError where something is missing or not as recorded.
 
+    `then` follows once the output is in place; by default, the report that the job asks for.
     ShardsLostError where finished shards have to be made again. BackendError where another process has taken
     over the `finish` lease.
     """
@@ -180,6 +195,7 @@ def finish(run: Run, lease: Lease | None = None) -> Done:
         if run.is_superseded():
             output.take_back(whole)
     _refuse_late(run, lease)
+    now_s = time.time()
     done = Done(
         output=output.uri,
         frames=report.frames,
@@ -191,20 +207,39 @@ def finish(run: Run, lease: Lease | None = None) -> Done:
         notes=(*report.notes, *_repeats_note(repeated, report.frames)),
         repeated=repeated,
         platforms=len({tuple(sorted(receipt.platform.items())) for receipt in receipts}),
-        finished_s=time.time(),
-        seconds={"merge": round(time.monotonic() - began, 3)},
+        finished_s=now_s,
+        seconds={
+            "upscale": round(upscaling_s(receipts), 3),
+            "merge": round(time.monotonic() - began, 3),
+            "all": round(now_s - (run.begun_s() or now_s), 3),
+        },
     )
     run.write_done(done)
-    if not run.plan.job.run.keep_segments:
+    if run.plan.job.run.keep != "segments":
         _sweep(run)
     log.info("run finished output=%s frames=%d sha256=%s", output.uri, done.frames, done.sha256)
-    write_at_end(run, receipts)
     notify_complete(run, done)
+    (then or report_at_end)(run, receipts)
     return done
 
 
 def notify_complete(run: Run, done: Done) -> None:
     notify(run, "complete", f"{done.output}, {plural(done.frames, 'frame')}")
+
+
+def report_at_end(run: Run, receipts: tuple[Receipt, ...]) -> None:
+    """Make the report, unless the job asks for none."""
+    if run.plan.job.run.report != "none":
+        write_at_end(run, receipts)
+
+
+def upscaling_s(receipts: tuple[Receipt, ...]) -> float:
+    """How long at least one worker was making what these receipts prove; side by side counts once."""
+    total, until = 0.0, float("-inf")
+    for start, stop in sorted((each.started_s, each.finished_s) for each in receipts):
+        total += max(0.0, stop - max(start, until))
+        until = max(until, stop)
+    return total
 
 
 def _repeats_note(repeated: int, frames: int) -> tuple[str, ...]:
