@@ -170,7 +170,14 @@ class Run:
                 return run
         place = new_place(present.number + 1 if present else 1)
         run = cls(folder.within(place.name), folder, place.number)
-        run.store.create("job.json", job.model_dump_json(by_alias=True).encode())
+        content = job.model_dump_json(by_alias=True).encode()
+        run.store.create("job.json", content)
+        if run.store.create("job.json", content):
+            run.store.remove_all()
+            raise JobError(
+                f"{folder.uri}: this store creates an object although it is there already (it ignores "
+                "If-None-Match), so workers could not share a run; put the run elsewhere with --run"
+            )
         if claim_place(folder, place):
             if replaces is not None:
                 replaces.retire()

@@ -21,7 +21,14 @@ from pathlib import Path
 from vsr_hpc.errors import JobError, VsrError
 from vsr_hpc.storage.store import RUNS_FOLDER, SCRATCH_FOLDER, MissingObject, ObjectFacts, check_name
 from vsr_hpc.system.file_systems import SHARED_FILE_SYSTEMS, file_system_of
-from vsr_hpc.system.files import TEMPORARY_PREFIX, flush_to_disk, make_folder, temporary_name, translated
+from vsr_hpc.system.files import (
+    TEMPORARY_PREFIX,
+    flush_folder,
+    flush_to_disk,
+    make_folder,
+    temporary_name,
+    translated,
+)
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +80,8 @@ class FolderStore:
             try:
                 os.link(temporary, target)
             except FileExistsError:
-                # NFS may lose the answer to a link that succeeded; the link count knows.
-                return temporary.stat().st_nlink == 2
+                # NFS may lose the answer to a link that succeeded.
+                return _is_same_file(temporary, target)
             except OSError as exc:
                 if exc.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
                     raise JobError(
@@ -82,6 +89,7 @@ class FolderStore:
                         "put the run elsewhere with --run"
                     ) from exc
                 raise translated(exc, target) from exc
+            flush_folder(target.parent)
         return True
 
     def read(self, name: str) -> bytes:
@@ -129,6 +137,7 @@ class FolderStore:
         try:
             flush_to_disk(path)
             path.replace(target)
+            flush_folder(target.parent)
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise translated(exc, target) from exc
@@ -137,6 +146,7 @@ class FolderStore:
                 shutil.copyfile(path, temporary)
                 flush_to_disk(temporary)
                 temporary.replace(target)
+                flush_folder(target.parent)
                 path.unlink()
             except OSError as copying:
                 temporary.unlink(missing_ok=True)
@@ -278,3 +288,9 @@ class FolderStore:
             raise translated(exc, target) from exc
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    """Whether two names are of one file. NFS asks its server at each opening; a link count may be cached."""
+    with one.open("rb") as mine, other.open("rb") as theirs:
+        return os.path.sameopenfile(mine.fileno(), theirs.fileno())
