@@ -295,6 +295,8 @@ def play(state: Round, wanted: tuple[str, ...], *, patience_s: float = 420.0) ->
     ahead = list(wanted)
     while time.monotonic() < until and state.film.run.done() is None:
         state.mend()
+        if not ahead and not state.mends:
+            state.film.speed_up()
         targets = state.targets() if ahead else []
         if targets:
             if FAULTS[ahead[-1]](state, state.chance.choice(targets)):
