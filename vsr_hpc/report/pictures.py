@@ -49,6 +49,8 @@ class Scene:
     width: int
     height: int
     """Of the output on a screen of square dots."""
+    focus: tuple[float, float]
+    """The middle of the part with the most detail, as shares of width and height."""
     is_reduced: bool
     """Whether both were made smaller for the report."""
 
@@ -199,6 +201,7 @@ def _shown(side: Side, start: int, stop: int) -> list[Image.Image]:
 
 def scene(before: Side, after: Side, number: int, small: Image.Image, big: Image.Image) -> Scene:
     width, height = shown_size(after.picture)
+    left, top, right, bottom = busiest(small, (max(1, small.width // 4), max(1, small.height // 4)))
     return Scene(
         frame=number,
         time_s=float(before.timeline.time_of(number)),
@@ -206,6 +209,7 @@ def scene(before: Side, after: Side, number: int, small: Image.Image, big: Image
         after=data_uri(within(big, _LONGEST_SIDE), _AFTER_BYTES),
         width=width,
         height=height,
+        focus=((left + right) / 2 / small.width, (top + bottom) / 2 / small.height),
         is_reduced=max(big.size) > _LONGEST_SIDE,
     )
 

@@ -26,7 +26,7 @@ export function runPage(page, number, listen, send) {
     parts.head,
     parts.trouble,
     card("Workers", null, parts.workers),
-    card("Who did what, when", "Speed above, one line for each worker below", line),
+    card("Workers over time", "Speed above, one line for each worker below", line),
     el("section", { class: "card", "aria-label": "Where the time goes" }, el("header", { class: "card-head" }, el("h2", {}, "Where the time goes"), parts.verdict), parts.stages),
     card("Log", "The last lines of all workers", parts.log),
   );

@@ -29,7 +29,7 @@ export function folded(title, content) {
 
 export function checkList(found) {
   const marks = { good: "✓", note: "i", bad: "✕" };
-  const words = { good: "holds", note: "note", bad: "fails" };
+  const words = { good: "passed", note: "note", bad: "failed" };
   return el(
     "ul",
     { class: "checks" },
