@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.executors import local
+from vsr_hpc.executors.rounds import count_workers
 from vsr_hpc.forecast import forecast
 from vsr_hpc.job.reading import with_absolute_paths
 from vsr_hpc.job.spec import JobSpec, RangeSection, RunSection, StreamsSection, run_folder
@@ -18,15 +19,17 @@ from vsr_hpc.media.clip.probe import content_hash
 from vsr_hpc.media.encode.segment_writer import encoder_build
 from vsr_hpc.planning.cutting import window_of
 from vsr_hpc.planning.fingerprint import check_same, fingerprint
-from vsr_hpc.planning.plan import Plan, PlanError
+from vsr_hpc.planning.plan import PlanError
 from vsr_hpc.planning.planner import frame_range
 from vsr_hpc.planning.preparation import Prepared, prepare
 from vsr_hpc.planning.space import check_space
 from vsr_hpc.run.documents import Done, Heartbeat
 from vsr_hpc.run.known_runs import remember
 from vsr_hpc.run.run import Run
+from vsr_hpc.run.settings_proof import find_other_settings
 from vsr_hpc.run.status import RunStatus, read_status, with_costs
-from vsr_hpc.storage.opening import open_source, open_store
+from vsr_hpc.storage.opening import open_output, open_source, open_store
+from vsr_hpc.storage.output import is_there
 from vsr_hpc.system import processes
 from vsr_hpc.system.interrupts import StopFlag
 from vsr_hpc.work.finish import is_in_place
@@ -154,7 +157,7 @@ def _run_round(
 
     gpus = processes.visible_gpus() if how.gpus is None else how.gpus
     missing = run.missing()
-    workers = max(1, min(max(how.workers, len(gpus)), len(missing)))
+    workers = count_workers(max(how.workers, len(gpus)), len(missing))
     forecast.note(run, run.plan.job.model_copy(update={"run": how, "on": "local"}))
     run.begin_again()
     run.start_round("local", workers, len(missing))
@@ -257,13 +260,13 @@ def finish_here(run: Run) -> Done:
     return already_done(run) or finish_patiently(run, os.uname().nodename)
 
 
-def _plan_beside(output: str) -> Plan | None:
-    """What was asked for, where the run still stands and this version can read it."""
+def _run_beside(output: str) -> Run | None:
+    """The run that tells what was asked for, where it still stands and this version can read it."""
     run = Run.find(open_store(run_folder(output)))
     if run is None or not run.has_plan():
         return None
     try:
-        return run.plan
+        return run if run.plan else None
     except PlanError as exc:
         log.warning("the run beside the output is not asked: %s", exc)
         return None
@@ -272,13 +275,22 @@ def _plan_beside(output: str) -> Plan | None:
 def verify_here(
     source: str, output: str, *, is_deep: bool, streams: StreamsSection, wanted: RangeSection
 ) -> Verification:
-    """Compare an output with its source; a run beside the output tells what was asked for."""
-    from vsr_hpc.verification.of_plan import promise_of_options, verify_output
-    from vsr_hpc.verification.verify import verify
+    """Compare an output with its source; a run beside the output tells what was asked for.
 
-    plan = _plan_beside(output)
-    if plan is not None and Path(plan.clip.uri).resolve() == Path(source).resolve():
-        return verify_output(plan, output, deep=is_deep)
+    Such a run is compared as well: its receipts and its end must be of its plan's settings, and the output
+    must be the file that it published.
+    """
+    from vsr_hpc.verification.of_plan import promise_of_options, verify_output
+    from vsr_hpc.verification.verify import Finding, verify
+
+    run = _run_beside(output)
+    if run is not None and Path(run.plan.clip.uri).resolve() == Path(source).resolve():
+        found = verify_output(run.plan, output, deep=is_deep)
+        faults = [Finding(check="run", text=text) for text in find_other_settings(run)]
+        done = run.done()
+        if done is not None and not is_there(open_output(output), done.published):
+            faults.append(Finding(check="run", text="the output is not the file that the run published"))
+        return replace(found, findings=(*found.findings, *faults))
     promise = promise_of_options(streams, wanted)
     return verify(open_source(source), open_source(output), promise, deep=is_deep)
 

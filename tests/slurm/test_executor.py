@@ -208,6 +208,46 @@ def test_round_whose_only_worker_was_killed_is_followed_by_another(cluster: DevC
     assert sha256 == film.alone()
 
 
+def test_hung_worker_is_replaced_by_its_own_task(cluster: DevCluster) -> None:
+    film = Submitted(cluster, "hung", **BUSY, run={"workers": 1, "hang_s": 5})
+    film.submit()
+    film.hang(film.job())
+    sha256 = film.wait_done()
+    assert film.run.round_number() == 1
+    beats = sorted(film.run.heartbeats(), key=lambda beat: beat.restart)
+    assert [beat.restart for beat in beats] == [0, 1] and beats[0].state == "working"
+    assert "the work hangs" in "\n".join(film.status()["queue"])
+    assert sha256 == film.alone()
+
+
+def test_merge_that_the_time_limit_cuts_off_is_requeued_and_ends(cluster: DevCluster) -> None:
+    film = Submitted(cluster, "merge", **BUSY, run={"workers": 1, "lease_window_s": 3})
+    film.submit()
+    film.hold_merge()
+    wait_merging(film, "workers")
+    for pid in cluster.job_pids(film.job()):
+        os.kill(pid, signal.SIGKILL)
+    wait_merging(film, "finish")
+    finish = film.job(kind="finish")
+    cluster.run_as_user(["scancel", "--signal=USR2", finish])
+    film.wait_done()
+    assert film.run.round_number() == 1
+    cluster.wait_until(lambda: film.states(kind="finish") == ["COMPLETED"], "the job", timeout_s=PATIENCE_S)
+    assert cluster.task(finish).restarts == 1
+    end = film.run.ending("finish", film.run.leases()["finish"].generation - 1)
+    assert end is not None and end.cause == "stopped", "the merge that was cut off gave its lease back"
+
+
+def wait_merging(film: Submitted, kind: str) -> None:
+    """Wait until a process of the round's workers, or of its last job, merges."""
+
+    def is_merging() -> bool:
+        beats = (beat for beat in film.run.heartbeats() if beat.state == "finishing")
+        return any(beat.task.removeprefix("dev-").startswith(film.job(kind=kind)) for beat in beats)
+
+    film.cluster.wait_until(is_merging, f"the merge by {kind}", timeout_s=PATIENCE_S)
+
+
 def test_worker_in_a_container_hears_of_the_time_limit(cluster: DevCluster) -> None:
     tools = cluster.home / "tools"
     cluster.run_as_user(["mkdir", "-p", str(tools)])

@@ -200,6 +200,8 @@ def status_lines(status: RunStatus) -> list[RenderableType]:
     if status.state in _NEXT:
         lines.append(Text(_NEXT[status.state].format(uri=status.uri), style="yellow"))
     if status.done is not None:
+        if status.output_state == "touched":
+            lines.append(Text("the output has another modification time than when it was published"))
         lines.append(
             Text(
                 f"output: {status.done.output}  {status.done.frames} frames  sha256 {status.done.sha256[:16]}"
@@ -223,6 +225,9 @@ _NEXT = {
     "incomplete": "no worker is running: `vsr resume {uri}` continues",
     "cancelled": "`vsr resume {uri}` continues",
     "poisoned": "`vsr resume {uri} --retry-poisoned` tries again what was set aside",
+    "output gone": "the output of this run is not there: the same `vsr upscale` or `vsr submit` starts over",
+    "output changed": "the output is not the file that this run published: move it away, then the same "
+    "`vsr upscale` or `vsr submit` starts over",
     "merging": "all shards are done: `vsr finish {uri}` merges them, unless another process does already",
 }
 

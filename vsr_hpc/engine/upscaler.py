@@ -150,7 +150,7 @@ class Upscaler:
         made = path([frame.planes for frame in frames])
         self._count(sum(int(outside) for *_, outside in made))
         return [
-            Frame(index=frame.index, planes=tuple(planes), hdr10plus=frame.hdr10plus)
+            Frame(index=frame.index, planes=tuple(planes))
             for frame, (*planes, _) in zip(frames, made, strict=True)
         ]
 
@@ -275,7 +275,7 @@ class Upscaler:
         rounded = [quantise(codes, depth) if codes.is_floating_point() else codes for codes in results]
         finished = [_download(codes, self._out.pixel.dtype) for codes in rounded]
         return [
-            Frame(index=frame.index, planes=tuple(plane[i] for plane in finished), hdr10plus=frame.hdr10plus)
+            Frame(index=frame.index, planes=tuple(plane[i] for plane in finished))
             for i, frame in enumerate(frames)
         ]
 

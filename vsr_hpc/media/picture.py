@@ -12,6 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+Siting = Literal["unspecified", "left", "center", "topleft", "top", "bottomleft", "bottom"]
+"""Where a chroma sample lies among the luma samples that it belongs to."""
+
 Plane = NDArray[Any]
 """A 2-D array of samples: uint8 (depth 8), uint16 (9 to 16, native endian) or float32 (32). May be a view."""
 
@@ -70,7 +73,7 @@ class Colour:
     transfer: int = 2
     is_full_range: bool = False
     is_range_tagged: bool = False
-    siting: Literal["unspecified", "left", "center", "topleft", "top", "bottomleft", "bottom"] = "unspecified"
+    siting: Siting = "unspecified"
 
     def decoding_matrix(self, height: int) -> int:
         """The matrix to compute with: the tag, or what players assume from the height where it is missing."""
@@ -119,4 +122,3 @@ class Frame:
 
     index: int
     planes: tuple[Plane, ...]
-    hdr10plus: bytes | None = None

@@ -16,11 +16,12 @@ from vsr_hpc.errors import JobError, MediaError
 from vsr_hpc.job.spec import JobSpec, RangeSection, VideoSection
 from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.clip.probe import probe_clip
-from vsr_hpc.media.encode.encoding import Encoding
+from vsr_hpc.media.encode.encoding import Encoding, choose_siting
 from vsr_hpc.media.encode.resolution import resolve_encoding
-from vsr_hpc.media.merge.container_plan import check_container
+from vsr_hpc.media.merge.container_plan import check_container, lost_layout_notes
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.source import Source
+from vsr_hpc.media.stills.gif import gif_findings, gif_notes, gif_picture, is_animation
 from vsr_hpc.media.stills.names import StillNames
 from vsr_hpc.media.stills.still import still_picture
 from vsr_hpc.media.timeline import parse_position
@@ -182,14 +183,23 @@ def _output(
     except JobError as exc:
         findings.append(str(exc))
         return clip.picture, None
+    if is_animation(job.output):
+        picture = gif_picture(geometry.picture)
+        findings += (
+            gif_findings(clip.picture)
+            + _video_findings(job.video)
+            + _colour_findings(card, clip.picture, picture)
+        )
+        notes += [
+            *geometry.notes,
+            *gif_notes(geometry.picture, clip.frame_rate),
+            *_left_out_of_stills(job, clip, "a GIF holds"),
+        ]
+        return picture, None
     if makes_images(job, clip):
-        try:
-            names = StillNames(job.output, clip.images)
-        except JobError as exc:
-            findings.append(f"output: {exc}")
-            return geometry.picture, None
+        names = StillNames(job.output, clip.images)
         findings += stills_findings(job, clip, names) + _video_findings(job.video)
-        notes += _left_out_of_stills(job, clip)
+        notes += _left_out_of_stills(job, clip, "images hold")
         picture = still_picture(names.name(0), geometry.picture)
         findings += _colour_findings(card, clip.picture, picture)
         notes += geometry.notes
@@ -207,8 +217,23 @@ def _output(
     if encoding.pixel != geometry.picture.pixel:
         geometry = output_geometry_of(job, clip, card, encoding.pixel)
     findings += _colour_findings(card, clip.picture, geometry.picture)
-    notes += geometry.notes
-    return replace(geometry.picture, pixel=encoding.pixel), encoding
+    picture = _with_stated_siting(geometry.picture, encoding, notes)
+    notes += [*geometry.notes, *lost_layout_notes(clip, Path(job.output))]
+    return picture, encoding
+
+
+def _with_stated_siting(picture: Picture, encoding: Encoding, notes: list[str]) -> Picture:
+    """The picture as the encoder takes it, with chroma sited where the codec can state it."""
+    was, pixel = picture.colour.siting, encoding.pixel
+    siting = choose_siting(encoding.codec, pixel, was)
+    if siting != was and not (
+        siting == "left" and was in ("topleft", "bottomleft") and not pixel.log2_chroma_h
+    ):
+        notes.append(
+            f"chroma samples are moved from {was} to {siting}, since {encoding.codec} in {pixel.name} cannot "
+            f"state the source's chroma siting ({was})"
+        )
+    return replace(picture, pixel=pixel, colour=replace(picture.colour, siting=siting))
 
 
 def _video_findings(video: VideoSection) -> list[str]:
@@ -219,11 +244,9 @@ def _video_findings(video: VideoSection) -> list[str]:
     return [f"{asked}: the output is images, which no video encoder makes; leave that out"] * bool(asked)
 
 
-def _left_out_of_stills(job: JobSpec, clip: Clip) -> list[str]:
+def _left_out_of_stills(job: JobSpec, clip: Clip, holder: str) -> list[str]:
     others = {each.kind for each in clip.streams if each.index != clip.video} - set(job.streams.drop)
-    return [f"images hold pictures only, these streams are left out: {', '.join(sorted(others))}"] * bool(
-        others
-    )
+    return [f"{holder} pictures only, these streams are left out: {', '.join(sorted(others))}"] * bool(others)
 
 
 def _colour_findings(card: Card, source: Picture, output: Picture) -> list[str]:

@@ -14,6 +14,8 @@ from vsr_hpc.media.encode.encoding import VideoRequest
 from vsr_hpc.media.merge.container_plan import StreamsRequest
 from vsr_hpc.media.picture import Picture, PixelFormat
 from vsr_hpc.media.pixels import planar_format, without_alpha
+from vsr_hpc.media.stills.gif import gif_delays
+from vsr_hpc.media.timeline import Timeline
 from vsr_hpc.models.cards import Card
 
 
@@ -34,7 +36,8 @@ def upscale_request(job: JobSpec, picture: Picture) -> UpscaleRequest:
 
 
 def streams_request(job: JobSpec) -> StreamsRequest:
-    return StreamsRequest(audio=job.streams.audio, drop=job.streams.drop)
+    is_cut = any(each is not None for each in (job.range.start, job.range.stop, job.range.frames))
+    return StreamsRequest(audio=job.streams.audio, drop=job.streams.drop, is_cut=is_cut)
 
 
 def output_geometry_of(job: JobSpec, clip: Clip, card: Card, pixel: PixelFormat) -> Geometry:
@@ -61,6 +64,10 @@ def output_pixel_of(job: JobSpec, picture: Picture) -> PixelFormat:
         return planar_format(job.video.pix_fmt)
     except ValueError as exc:
         raise JobError(f"video.pix_fmt: {exc}") from exc
+
+
+def gif_delays_of(job: JobSpec, timeline: Timeline, start: int, stop: int) -> list[int]:
+    return gif_delays(timeline, start, stop, may_change_times="timing" in job.streams.drop)
 
 
 def video_request(job: JobSpec, output: Path) -> VideoRequest:

@@ -10,6 +10,7 @@
     workers/<id>.json                            heartbeats, each rewritten by its owner alone
     control/...                                  cancelled, poisoned, retried, avoid, stop, superseded
     rounds/1.json  done.json  logs/              submissions, the end, what workers logged
+    environment.json                             the packed environment of the first round, by its content
 
 What is missing is plan minus receipts; status, resume, finish and verify are readings of that one sum.
 A run's folder can hold several editions; see `places`.

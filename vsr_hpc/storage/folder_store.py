@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vsr_hpc.errors import JobError
+from vsr_hpc.errors import JobError, VsrError
 from vsr_hpc.storage.store import RUNS_FOLDER, SCRATCH_FOLDER, MissingObject, ObjectFacts, check_name
 from vsr_hpc.system.file_systems import SHARED_FILE_SYSTEMS, file_system_of
 from vsr_hpc.system.files import TEMPORARY_PREFIX, flush_to_disk, make_folder, temporary_name, translated
+
+log = logging.getLogger(__name__)
 
 _STALE_TRIES = 4
 
@@ -28,6 +32,7 @@ class FolderStore:
 
     def __init__(self, root: Path) -> None:
         self._root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links out of the name given
+        self._is_clock_missed = False
         self._is_shared = file_system_of(self._root) in SHARED_FILE_SYSTEMS
 
     @property
@@ -83,14 +88,14 @@ class FolderStore:
             except OSError as exc:
                 # NFS: another host put a new object in this one's place while we read the old one.
                 if exc.errno != errno.ESTALE or not left:
-                    raise translated(exc, path) from exc
+                    raise translated(exc, path, "read") from exc
         raise AssertionError("unreachable")
 
     def exists(self, name: str) -> bool:
         try:
             return self._path(name).exists()
         except OSError as exc:
-            raise translated(exc, self._path(name)) from exc
+            raise translated(exc, self._path(name), "read") from exc
 
     def list(self, prefix: str) -> tuple[ObjectFacts, ...]:
         return tuple(sorted(self._walk(prefix), key=lambda facts: facts.name))
@@ -134,12 +139,23 @@ class FolderStore:
         yield path
 
     def now_s(self) -> float:
-        probe = self.scratch / temporary_name()
+        """The file server's clock is read from a file that is written; a mere reader takes its own clock."""
         try:
-            probe.touch()
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink(missing_ok=True)
+            probe = self.scratch / temporary_name()
+            try:
+                probe.touch()
+                return probe.stat().st_mtime
+            finally:
+                probe.unlink(missing_ok=True)
+        except (OSError, VsrError) as exc:
+            if not self._is_clock_missed:
+                log.warning(
+                    "ages are those of this machine's clock: the store cannot be written to store=%s why=%s",
+                    self.uri,
+                    exc,
+                )
+            self._is_clock_missed = True
+            return time.time()
 
     def free_bytes(self) -> int | None:
         folder = self._root
@@ -169,7 +185,7 @@ class FolderStore:
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as exc:
-            raise translated(exc, base) from exc
+            raise translated(exc, base, "read") from exc
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
             if (

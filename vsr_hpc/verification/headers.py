@@ -10,7 +10,9 @@ from vsr_hpc.media.clip.clip import Chapter, Clip, Pairs, Stream
 from vsr_hpc.media.merge.container_plan import format_name
 from vsr_hpc.media.picture import MATRIX_NAMES, Colour, Picture
 
-Check = Literal["frames", "time", "streams", "sound", "tags", "colour", "geometry", "decode", "picture"]
+Check = Literal[
+    "frames", "time", "streams", "sound", "tags", "colour", "geometry", "decode", "picture", "run"
+]
 
 # Tags that FFmpeg makes up about a file or an encoder; no promise is attached to them.
 _STALE_TAGS = frozenset(

@@ -24,7 +24,7 @@ from vsr_hpc.media.pixels import without_alpha
 from vsr_hpc.media.source import Source, local_source
 from vsr_hpc.media.stills.names import ImageSequence, StillNames
 from vsr_hpc.media.timeline import Timeline, parse_position, select_range
-from vsr_hpc.verification.frame_match import REACH, ChunkFidelity, Matcher, thumbnail_shape
+from vsr_hpc.verification.frame_match import REACH, ChunkFidelity, Matcher, thumbnail, thumbnail_shape
 from vsr_hpc.verification.headers import (
     Check,
     chapter_faults,
@@ -36,6 +36,7 @@ from vsr_hpc.verification.headers import (
     tag_faults,
     timecode,
 )
+from vsr_hpc.verification.looks import Look
 from vsr_hpc.verification.packets import (
     Track,
     first_sound,
@@ -47,7 +48,7 @@ from vsr_hpc.verification.packets import (
     step_faults,
     text_faults,
 )
-from vsr_hpc.verification.picture_damage import DamageFinder, Look, look_at
+from vsr_hpc.verification.picture_damage import DamageFinder, MeasureName
 from vsr_hpc.verification.timing import common_offset, timing_faults
 
 Progress = Callable[[int, int], None]
@@ -72,13 +73,15 @@ class Finding:
 class Verification:
     """What was compared and what was found. The output is good where there are no findings.
 
-    `offset_s` was added to every timestamp; `worst_psnr` is that of small grey pictures, no measure of
-    quality. `undecided` frames look like their neighbours: nobody could tell them apart.
+    `offset_s` was added to every timestamp; `worst_psnr` is that of reduced pictures, no measure of quality.
+    `undecided` frames look like their neighbours: they cannot be told apart.
     """
 
     input: str
     output: str
     findings: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+    """What looks like damage, but may be in a true output too."""
     notes: tuple[str, ...]
     frames: int
     is_deep: bool
@@ -87,6 +90,8 @@ class Verification:
     worst_psnr: float | None
     worst_frame: int | None
     undecided: int
+    measures: dict[MeasureName, float | None]
+    """The worst frame's value of each measure of damage that docs/verify.md names."""
 
     @property
     def ok(self) -> bool:
@@ -95,20 +100,22 @@ class Verification:
     def lines(self) -> Iterator[str]:
         """The answer as text."""
         if self.ok:
-            yield f"{self.output}: {self.frames} frames, each with its timestamp{_shifted_by(self.offset_s)}"
+            yield f"{self.output}: {self.frames} frames, each with its timestamp{_shift_text(self.offset_s)}"
             yield f"  {self.packets} packets of other streams equal the source's"
             if self.worst_psnr is not None:
                 yield (
-                    f"  every picture matches its own input best; {self.undecided} cannot be told from their "
-                    f"neighbours; furthest: frame {self.worst_frame}, {self.worst_psnr:.1f} dB in small"
+                    f"  every picture matches its own input best; {self.undecided} look like their "
+                    f"neighbours; worst match: frame {self.worst_frame} "
+                    f"(PSNR {self.worst_psnr:.1f} dB, reduced)"
                 )
             elif not self.is_deep:
                 yield "  pictures were not compared"
         else:
             count = len(self.findings)
-            things = "1 thing is" if count == 1 else f"{count} things are"
-            yield f"{self.output}: {things} not as in {self.input}"
+            things = "1 thing differs" if count == 1 else f"{count} things differ"
+            yield f"{self.output}: {things} from {self.input}"
         yield from (f"  {each.check}: {each.text}" for each in self.findings)
+        yield from (f"  warning: {each.check}: {each.text}" for each in self.warnings)
         yield from (f"  note: {each}" for each in self.notes)
 
 
@@ -166,6 +173,7 @@ def verify(
         input=origin.uri,
         output=target.uri,
         findings=tuple(work.findings),
+        warnings=tuple(work.warnings),
         notes=tuple(work.notes),
         frames=work.counted,
         is_deep=deep,
@@ -174,6 +182,7 @@ def verify(
         worst_psnr=None if fidelity is None else round(fidelity.worst_psnr, 2),
         worst_frame=None if fidelity is None else fidelity.worst_frame,
         undecided=0 if fidelity is None else fidelity.undecided,
+        measures=dict(work.measures),
     )
 
 
@@ -193,6 +202,8 @@ class _Verify:
         self.start, self.stop = frames
         self.promise, self.request = promise, promise.streams
         self.findings: list[Finding] = []
+        self.warnings: list[Finding] = []
+        self.measures: dict[MeasureName, float | None] = {}
         self.notes: list[str] = []
         self.counted = 0
         self.packets = 0
@@ -284,10 +295,10 @@ class _Verify:
             self.clip, self.timeline, self.source, first, last, threads=threads, deinterlace=deinterlace
         )
         outputs = read_frames(made, shown, self.target, 0, len(shown), threads=threads)
-        shape = thumbnail_shape(self.clip.picture.width, self.clip.picture.height)
         matcher = Matcher(first_input=first, first_output=self.start, psnr_floor=self.promise.psnr_floor)
-        damage = DamageFinder(self.clip.picture, made.picture, first=self.start)
-        step = max(1, round(made.picture.width / self.clip.picture.width))
+        finder = DamageFinder(self.clip.picture, made.picture, first=self.start)
+        grid = finder.grid
+        shape = thumbnail_shape(*reversed(grid.luma))
         waiting: deque[Look] = deque()
         fed = first
         for place in range(len(shown)):
@@ -299,23 +310,26 @@ class _Verify:
             if place >= count:
                 continue
             while fed < min(last, self.start + place + REACH + 1):
-                ours = look_at(next(inputs), self.clip.picture, shape, 1)
-                matcher.add_input(ours.luma)
+                own = grid.look_at(next(inputs), self.clip.picture)
+                matcher.add_input(thumbnail(own.luma, shape))
                 if fed >= self.start:
-                    waiting.append(ours)
+                    waiting.append(own)
                 fed += 1
-            theirs = look_at(frame, made.picture, shape, step)
-            matcher.add_output(theirs.luma)
-            damage.add(waiting.popleft(), theirs)
+            look = grid.look_at(frame, made.picture)
+            matcher.add_output(thumbnail(look.luma, shape))
+            finder.add(waiting.popleft(), look)
             if progress is not None:
                 progress(place + 1, count)
         self.fidelity = matcher.finish()
         for text in fidelity_faults(self.fidelity):
             self.find("picture", text)
-        if not self.fidelity.wrong:  # wrong frames have another place, colour and sharpness anyway
-            for text in damage.faults():
-                self.find("picture", text)
-            self.notes += damage.notes()
+        if self.fidelity.wrong:
+            return  # wrong frames have another place, colour and sharpness anyway
+        self.measures = finder.values()
+        for each in finder.damages():
+            (self.findings if each.is_error else self.warnings).append(
+                Finding(check="picture", text=each.text)
+            )
 
     # --- the other streams
 
@@ -501,5 +515,5 @@ def _name(stream: Stream) -> str:
     return f"stream {stream.index} ({kind} {format_name(stream.codec)})"
 
 
-def _shifted_by(offset_s: float | None) -> str:
+def _shift_text(offset_s: float | None) -> str:
     return f" shifted by {offset_s:+.6f} s" if offset_s else ""

@@ -8,7 +8,7 @@ import os
 from pathlib import PurePosixPath
 
 from vsr_hpc.errors import JobError, MediaError, VerifyError
-from vsr_hpc.executors.aws_batch.worker_task import Place, work_here
+from vsr_hpc.executors.aws_batch.worker_task import Attempt, work_here
 from vsr_hpc.job.inputs import CLIP_SUFFIXES
 from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.planning.planner import make_plan
@@ -106,7 +106,7 @@ def _refuse_long(prepared: Prepared, longest_s: float | None) -> None:
 def finish(run_uri: str) -> Done:
     """Merge a complete run; VerifyError names what is missing or was set aside."""
     job = os.environ.get("AWS_BATCH_JOB_ID")
-    task = Place.here().task if job else ""
+    task = Attempt.read().task if job else ""
     return finish_patiently(Run.open(run_uri), os.uname().nodename, task=task)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -22,8 +21,22 @@ from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError, Verif
 from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.encode.encoding import Encoding
 from vsr_hpc.media.ffmpeg_errors import reason
-from vsr_hpc.media.merge.container_plan import ContainerPlan, StreamPlan, StreamsRequest, plan_container
-from vsr_hpc.media.merge.header_edits import NAME_PADDING, TrackEdit, edit_matroska_file, edit_mov_languages
+from vsr_hpc.media.merge import acm, pgs
+from vsr_hpc.media.merge.acm import open_acm_template
+from vsr_hpc.media.merge.container_plan import (
+    ContainerPlan,
+    StreamPlan,
+    StreamsRequest,
+    is_acm,
+    plan_container,
+)
+from vsr_hpc.media.merge.header_edits import (
+    NAME_PADDING,
+    TrackEdit,
+    edit_matroska_file,
+    edit_mov_languages,
+    remove_other_location,
+)
 from vsr_hpc.media.merge.live_output import Outlet
 from vsr_hpc.media.merge.other_streams import (
     ASS_HEADER,
@@ -37,6 +50,7 @@ from vsr_hpc.media.merge.other_streams import (
     primed_template,
     track_position,
     trimmed,
+    tta_length,
     unskipped_opus,
 )
 from vsr_hpc.media.merge.segment_packets import (
@@ -190,6 +204,7 @@ class _Merge:
         self.tracks: dict[int, Track] = {}
         self.edits: dict[int, TrackEdit] = {}
         self.languages: dict[int, str] = {}
+        self.location: str | None = None
         self.written: set[int] = set()
         self.keys: dict[int, Fraction] = {}
         self.offset = self.tick = Fraction(0)
@@ -202,11 +217,12 @@ class _Merge:
         self.is_cut = (self.start, self.stop) != (0, len(timeline))
 
     def run(self, segments: Sequence[SegmentPart]) -> MergeReport:
-        began = time.monotonic()
         for _ in self.write(segments, str(self.output)):
             pass
         if self.edits:
             edit_matroska_file(self.output, self.edits)
+        if self.location is not None:
+            remove_other_location(self.output, self.location)
         if self.languages:
             # the muxer leaves tracks without packets out, and keeps covers elsewhere
             covers = {each.out.index for each in self.tracks.values() if each.plan.is_cover}
@@ -217,7 +233,6 @@ class _Merge:
                 self.notes.append(f"{track.name}: holds nothing in what was asked for")
             if track.mended:
                 self.notes.append(f"{track.name}: {track.mended} packets had timestamps out of order, mended")
-        copied = time.monotonic()
         size, digest = flush_and_hash(self.output)
         log.info("merge done output=%s frames=%d size=%d", self.output, self.stop - self.start, size)
         return MergeReport(
@@ -228,8 +243,6 @@ class _Merge:
             tick=self.tick,
             reorder_depth=self.depth,
             notes=tuple(self.notes),
-            copy_s=copied - began,
-            hash_s=time.monotonic() - copied,
         )
 
     def write(self, segments: Sequence[SegmentPart], target: str | Outlet) -> Iterator[None]:
@@ -274,8 +287,10 @@ class _Merge:
             options["video_track_timescale"] = str(mp4_scale(self.timeline.time_base))
             tags = {} if container is None else self._container_tags(container)
             flags = _LIVE_MP4 if self.is_live else ""
-            if not {key.lower() for key in tags} <= set(_MP4_TAGS.split()):
+            known = {*_MP4_TAGS.split(), *(("location",) if self.plan.muxer == "mov" else ())}
+            if not {_without_language(key) for key in tags} <= known:
                 flags += "+use_metadata_tags"
+                self.location = {key.lower(): value for key, value in tags.items()}.get("location")
             if flags:
                 options["movflags"] = flags
         else:
@@ -316,11 +331,12 @@ class _Merge:
     def _reserve(self, out: Any, video: Any) -> None:
         """Room in a Matroska header for what PyAV cannot set: the sample aspect and FFV1's chroma siting."""
         is_bare = self.encoding.codec in ("ffv1", "prores") and self.picture.colour.siting != "unspecified"
-        if self.plan.muxer not in ("matroska", "webm") or (self.picture.sample_aspect == 1 and not is_bare):
+        has_aspect = self.picture.sample_aspect != 1 or "stereo_mode" in video.metadata
+        if self.plan.muxer not in ("matroska", "webm") or not (has_aspect or is_bare):
             return
         video.metadata["title"] = video.metadata.get("title", "") + NAME_PADDING
         self.edits[track_position(out, video)] = TrackEdit(
-            sample_aspect=None if self.picture.sample_aspect == 1 else self.picture.sample_aspect,
+            sample_aspect=self.picture.sample_aspect if has_aspect else None,
             size=(self.picture.width, self.picture.height),
             siting=self.picture.colour.siting
             if is_bare and self.picture.pixel.log2_chroma_w
@@ -332,6 +348,7 @@ class _Merge:
     ) -> None:
         name = f"stream {plan.index} ({plan.kind} {plan.codec})"
         track = Track(plan=plan, source=template, out=None, name=name)
+        is_wrapped = False
         if plan.action == "transcode":
             track.out = track.encoder = audio_encoder(out, template, plan.codec)
         elif plan.action == "text":
@@ -345,10 +362,20 @@ class _Merge:
                 # a range that begins later has nothing to skip, whatever the source's header says
                 skipped = 0 if self.start else priming
                 template = stack.enter_context(primed_template(template, peek.packets[plan.index], skipped))
+            is_wrapped = self.plan.muxer == "matroska" and plan.kind == "audio" and is_acm(plan.codec)
+            if is_wrapped:
+                template = stack.enter_context(open_acm_template(template))
             track.out = out.add_stream_from_template(template, opaque=True)
             if self.start and plan.codec == "opus":
                 track.out.codec_context.extradata = unskipped_opus(track.out.codec_context.extradata)
+        if self.start and plan.action == "copy" and plan.codec == pgs.CODEC:
+            track.screen = pgs.Screen()
+        if plan.action == "copy" and plan.codec == "tta":
+            track.samples = tta_length(track.source)
         self._dress(track.out, track.source, is_new=plan.action == "transcode")
+        if is_wrapped:
+            track.out.metadata["title"] = track.out.metadata.get("title", "") + NAME_PADDING
+            self.edits[track_position(out, track.out)] = TrackEdit(codec_id=acm.CODEC_ID)
         self.tracks[plan.index] = track
 
     def _dress(self, stream: Any, like: Any, *, is_new: bool) -> None:
@@ -460,6 +487,8 @@ class _Merge:
                     last = made.dts * made.time_base
                 yield last, made
         for track in self.tracks.values():
+            for made in self._on_screen(track):
+                yield last, made
             if track.encoder is not None:
                 for made in track.encoder.encode(None):
                     yield last, self._placed(track, made)
@@ -487,12 +516,19 @@ class _Merge:
         if packet.pts is None:
             packet.pts = packet.dts = nearest((track.next_pts or Fraction(0)) / base)
         begin = packet.pts * base
+        if track.samples is not None:
+            rest = track.samples - begin
+            packet.duration = min(packet.duration or 0, nearest(max(rest, Fraction(0)) / base))
         duration = (packet.duration or 0) * base
         track.next_pts = begin + duration
         if track.plan.is_cover:
             packet.pts = packet.dts = nearest(-self.offset / base)
+        elif track.screen is not None and begin <= self.window[0]:
+            track.screen.note(packet)
+            return
         elif self.is_cut and not self._is_inside(track, packet, begin, begin + duration):
             return
+        yield from self._on_screen(track)
         if track.plan.action == "transcode":
             yield from self._recoded(track, packet)
             return
@@ -504,8 +540,20 @@ class _Merge:
         if self.is_cut and track.plan.kind == "subtitle":
             first, last = max(begin, self.window[0]), min(begin + duration, self.window[1])
             packet.pts = packet.dts = nearest(first / base)
-            packet.duration = nearest((last - first) / base)
+            packet.duration = nearest(max(last - first, Fraction(0)) / base)
         yield self._placed(track, packet)
+
+    def _on_screen(self, track: Track) -> Iterator[Any]:
+        """What a subtitle track shows when the range begins."""
+        first, last = self.window
+        for packet in track.screen.take() if track.screen is not None else ():
+            base = packet.time_base
+            end = (packet.pts + packet.duration) * base if packet.duration else None
+            if end is not None and end <= first:
+                continue
+            packet.pts = packet.dts = nearest(first / base)
+            packet.duration = 0 if end is None else nearest((min(end, last) - first) / base)
+            yield self._placed(track, packet)
 
     def _find_keys(self) -> None:
         """Copied videos of a range begin at a key picture; one that has none there is left out."""
@@ -605,6 +653,12 @@ def _write_header(out: Any, muxer: str) -> None:
 
 
 # --- small parts
+def _without_language(key: str) -> str:
+    """The name of a tag without the language that QuickTime's texts carry (location-eng)."""
+    name, _, language = key.lower().partition("-")
+    return name if len(language) == 3 else key.lower()
+
+
 def _by_time(video: Iterator[tuple[Fraction, Any]], others: Iterator[tuple[Fraction, Any]]) -> Iterator[Any]:
     """Both in one order by decoding time; each keeps its own order, nothing is held back but two packets."""
     left, right = next(video, None), next(others, None)

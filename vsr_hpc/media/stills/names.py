@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from vsr_hpc.errors import JobError, MediaError
+from vsr_hpc.errors import MediaError
 from vsr_hpc.media.stills.still import SUFFIXES
 
 _NUMBERED = re.compile(r"^(.*?)(\d+)$")
@@ -139,11 +139,6 @@ class StillNames:
             self._pattern = path.name
         else:
             self._single = path.name
-            if sequence is None or len(sequence) != 1:
-                raise JobError(
-                    f"{output}: one file cannot hold several pictures; name a folder (ending in /), "
-                    f"a pattern such as {path.stem}_%05d{path.suffix}, or a video"
-                )
 
     @property
     def is_single(self) -> bool:
