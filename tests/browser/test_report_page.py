@@ -67,13 +67,16 @@ def test_a_large_picture_opens_at_one_to_one_on_its_detail_and_its_crops_are_sav
 ) -> None:
     chromium.open(report)
     document = json.loads(chromium.run("return document.getElementById('data').textContent"))
-    document["scenes"][0].update(width=4000, height=3000, focus=[0.8, 0.3])
+    for each in document["scenes"]:
+        each.update(has_most_detail=False)
+    document["scenes"][1].update(has_most_detail=True, width=4000, height=3000, focus=[0.8, 0.3])
     path = tmp_path / "large.html"
     path.write_bytes(page("large", ("report.js",), document, ""))
     chromium.open(path.as_uri())
     chromium.wait(lambda: stage(chromium)["zoom"] > 1, "the zoom")
     wide = chromium.run("return document.querySelector('.stage').clientWidth")
     assert stage(chromium)["zoom"] == pytest.approx(4000 / wide, abs=0.01)
+    assert stage(chromium)["index"] == 1
     style = chromium.run("return document.querySelector('.after img').style.transform")
     x, y = (float(each) / 100 for each in re.findall(r"(-?[\d.]+)%", style))
     assert (x, y) == (

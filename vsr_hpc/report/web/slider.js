@@ -4,7 +4,8 @@ import { el, fill, percent, place } from "./dom.js";
 const MOST_ZOOM = 16;
 
 export function viewer(scenes, { names = ["before", "after"], name = "picture" } = {}) {
-  const state = { index: 0, split: 0.5, zoom: 1, x: 0, y: 0, smooth: true };
+  const opens = Math.max(0, scenes.findIndex((scene) => scene.has_most_detail));
+  const state = { index: opens, split: 0.5, zoom: 1, x: 0, y: 0, smooth: true };
   const images = names.map((name) => el("img", { alt: "", draggable: "false", decoding: "async" }));
   const layers = images.map((image, side) => el("div", { class: "layer " + (side ? "after" : "before") }, image));
   const handle = el("div", {
@@ -223,7 +224,8 @@ export function viewer(scenes, { names = ["before", "after"], name = "picture" }
   const opening = new ResizeObserver(() => {
     if (!stage.clientWidth) return;
     opening.disconnect();
-    if (state.zoom === 1 && scenes[0].focus) showFocus(0, scenes[0].width / (stage.clientWidth * devicePixelRatio));
+    const scene = scenes[state.index];
+    if (state.zoom === 1 && scene.focus) showFocus(state.index, scene.width / (stage.clientWidth * devicePixelRatio));
   });
   opening.observe(stage);
   return root;
