@@ -19,6 +19,7 @@ from tests.browser.pages import made_run
 from tests.clips import numbered_clip
 from tests.moto_server import moto_server
 from tests.require import require
+from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.dashboard.snapshots import run_id
 from vsr_hpc.report.report import NAME
 from vsr_hpc.run import known_runs
@@ -97,6 +98,12 @@ def test_a_dropped_clip_is_tried_begun_and_followed_to_its_report(chromium: Brow
     assert read_status(run).state == "complete"
     assert "24" in chromium.text(".tiles")
     assert chromium.run("return window.pwned") is None
+    chromium.wait(lambda: chromium.all(".viewer .stage"), "the latest finished frame")
+    saved = chromium.run(
+        "const link = document.querySelector('a[download]');"
+        "return fetch(link.href).then((answer) => answer.arrayBuffer()).then((body) => body.byteLength)"
+    )
+    assert saved == Path(run.job().output).stat().st_size
     report = chromium.one("a[href*='/report/']").get_attribute("href")
     assert chromium.console() == []
     outside = [each for each in chromium.requests() if not each.startswith((live.address, "data:", "about:"))]
@@ -106,6 +113,41 @@ def test_a_dropped_clip_is_tried_begun_and_followed_to_its_report(chromium: Brow
     assert token(live) not in report
     assert chromium.console() == []
     assert chromium.run("return window.pwned") is None
+
+
+def test_runs_are_found_and_taken_off_the_list(
+    chromium: Browser, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(live.folder / "state"))
+    names = ("blue.mkv", "green.mkv")
+    for name in names:
+        (live.folder / name[:-4]).mkdir()
+        run = planned_run(tiny_job(live.folder / name[:-4], frames=4, output=str(live.folder / name)))
+        known_runs.remember(run)
+    finished(run)
+
+    def listed() -> set[str]:
+        return {each.text for each in chromium.all(".run b")} & set(names)
+
+    chromium.open(live.address)
+    chromium.wait(lambda: listed() == set(names), "both runs")
+    chromium.wait(
+        lambda: chromium.run("return document.querySelector('img.shot')?.naturalWidth"), "a thumbnail"
+    )
+    chromium.one("input[type=search]").send_keys("GREEN nearest")
+    assert listed() == set()
+    chromium.one("input[type=search]").clear()
+    chromium.one("input[type=search]").send_keys("green")
+    assert listed() == {"green.mkv"}
+    chromium.run(
+        "const it = document.querySelector('.find select'); it.value = 'complete';"
+        "it.dispatchEvent(new Event('change'));"
+    )
+    assert listed() == {"green.mkv"}
+    chromium.one(".remove").click()
+    chromium.wait(lambda: listed() == set(), "the run to go")
+    assert Path(run.uri).is_dir()
+    assert chromium.console() == []
 
 
 def test_a_run_that_goes_on_is_shown_cancelled_and_resumed(chromium: Browser, live: Live) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import functools
 import hmac
@@ -13,7 +14,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -83,6 +84,12 @@ class Board:
             raise HTTPException(404, "no such run here")
         return self._watched[number]
 
+    def forget(self, watched: Watched) -> None:
+        known_runs.forget(watched.uri)
+        self.named = tuple(each for each in self.named if each != watched.uri)
+        self._begun = [each for each in self._begun if each != watched.uri]
+        del self._watched[run_id(watched.uri)]
+
     def begun(self, uri: str) -> None:
         self._begun.append(uri)
 
@@ -103,6 +110,10 @@ def application(board: Board, door: Door) -> ASGIApp:
         Route("/api/events", with_board(_list_events), methods=["GET"]),
         Route("/api/runs/{number}/events", functools.partial(_run_events, board=board, door=door)),
         Route(f"{REPORTS}{{key}}", functools.partial(_report, board=board, door=door), methods=["GET"]),
+        Route("/api/runs/{number}/picture", with_board(_picture), methods=["GET"]),
+        Route("/api/runs/{number}/thumbnail", with_board(_thumbnail), methods=["GET"]),
+        Route("/api/runs/{number}/output", with_board(_output), methods=["GET"]),
+        Route("/api/runs/{number}/forget", with_board(_forget), methods=["POST"]),
         Route("/api/runs/{number}/cancel", with_board(_cancel), methods=["POST"]),
         Route("/api/runs/{number}/resume", with_board(_resume), methods=["POST"]),
         Route("/api/clips", with_board(_receive), methods=["PUT"]),
@@ -158,6 +169,31 @@ async def _report(request: Request, board: Board, door: Door) -> Response:
     except MissingObject as exc:
         raise HTTPException(404, "this run has no report yet; `vsr report` makes one") from exc
     return Response(content, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
+
+
+async def _picture(request: Request, board: Board) -> Response:
+    found = await asyncio.to_thread(board.find(request.path_params["number"]).picture)
+    return JSONResponse(None if found is None else asdict(found))
+
+
+async def _thumbnail(request: Request, board: Board) -> Response:
+    found = await asyncio.to_thread(board.find(request.path_params["number"]).picture)
+    if found is None:
+        raise HTTPException(404, "no frame is finished yet")
+    return Response(
+        base64.b64decode(found.after.partition(",")[2]),
+        media_type="image/webp",
+        headers={"cache-control": "private, max-age=600"},
+    )
+
+
+async def _output(request: Request, board: Board) -> Response:
+    """The finished file as a download: a browser never shows it as a page."""
+    _, status, *_ = await asyncio.to_thread(board.find(request.path_params["number"]).look)
+    path = Path(status.done.output) if status.done is not None else None
+    if path is None or not path.is_file():
+        raise HTTPException(404, "this run has no output on this machine")
+    return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
 
 async def _setup(request: Request, board: Board) -> Response:
@@ -247,6 +283,16 @@ async def _resume(request: Request, board: Board) -> Response:
     watched = board.find(request.path_params["number"])
     await asyncio.to_thread(board.carrying.carry_on, watched.uri, run_id(watched.uri))
     return JSONResponse({"resumed": True})
+
+
+async def _forget(request: Request, board: Board) -> Response:
+    """Take a run off the list. Its files stay."""
+    watched = board.find(request.path_params["number"])
+    _, status, *_ = await asyncio.to_thread(watched.look)
+    if status.alive:
+        raise HTTPException(409, "workers are at this run; cancel it first")
+    await asyncio.to_thread(board.forget, watched)
+    return JSONResponse({"forgotten": True})
 
 
 async def _receive(request: Request, board: Board) -> Response:
