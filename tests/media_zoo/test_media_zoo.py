@@ -65,7 +65,8 @@ SOURCE = (
         ("-vf scale=128:96:flags=bicubic", "pictures"),
         ("-vf scale=128:96:flags=neighbor -frames:v 9", "frames"),
         (
-            "-vf \"scale=128:96:flags=neighbor,setpts='PTS+if(eq(N,5),0.03/TB,0)'\" -vsync vfr -enc_time_base 1/1000",
+            "-vf \"scale=128:96:flags=neighbor,setpts='PTS+if(eq(N,5),0.03/TB,0)'\" -vsync vfr "
+            "-enc_time_base 1/1000",
             "times",
         ),
         ("-vf scale=128:96:flags=neighbor,setsar=4/3", "shape"),
