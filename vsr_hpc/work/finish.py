@@ -17,6 +17,7 @@ from typing import overload
 from vsr_hpc.errors import BackendError, JobError, VerifyError, VsrError
 from vsr_hpc.media.encode.still_archive import extract_archives, join_animation
 from vsr_hpc.media.merge.merge import merge
+from vsr_hpc.media.merge.request import MergeRequest
 from vsr_hpc.media.segment import MergeReport, SegmentPart
 from vsr_hpc.media.stills.gif import is_animation, read_loops
 from vsr_hpc.planning.requests import gif_delays_of, streams_request
@@ -358,18 +359,16 @@ def _merge(run: Run, parts: tuple[SegmentPart, ...], partial: Path) -> MergeRepo
         )
     if plan.encoding is None:
         return extract_archives(parts, partial)
-    return merge(
-        parts,
+    request = MergeRequest(
         clip=plan.clip,
         timeline=run.timeline,
         source=open_source(plan.clip.uri, etag=plan.source_etag),
         picture=plan.picture,
         encoding=plan.encoding,
-        output=partial,
-        request=streams_request(plan.job),
+        streams=streams_request(plan.job),
         frames=(plan.start, plan.stop),
-        name=Path(plan.job.output),
     )
+    return merge(parts, request, partial, name=Path(plan.job.output))
 
 
 def is_in_place(done: Done) -> bool:
