@@ -13,7 +13,7 @@ from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.executors import local
 from vsr_hpc.forecast import forecast
 from vsr_hpc.job.reading import with_absolute_paths
-from vsr_hpc.job.spec import JobSpec, RangeSection, RunSection, StreamsSection, run_folder
+from vsr_hpc.job.spec import JobSpec, RunSection, run_folder
 from vsr_hpc.media.clip.probe import content_hash
 from vsr_hpc.media.encode.segment_writer import encoder_build
 from vsr_hpc.planning.cutting import window_of
@@ -23,7 +23,7 @@ from vsr_hpc.planning.planner import frame_range
 from vsr_hpc.planning.preparation import Prepared, prepare
 from vsr_hpc.planning.space import check_space
 from vsr_hpc.run.documents import Done, Heartbeat
-from vsr_hpc.run.known_runs import remember
+from vsr_hpc.run.known_runs import remember, remembered_runs
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import RunStatus, read_status, with_costs
 from vsr_hpc.storage.opening import open_source, open_store
@@ -257,30 +257,41 @@ def finish_here(run: Run) -> Done:
     return already_done(run) or finish_patiently(run, os.uname().nodename)
 
 
-def _plan_beside(output: str) -> Plan | None:
-    """What was asked for, where the run still stands and this version can read it."""
-    run = Run.find(open_store(run_folder(output)))
+def _plan_of(output: str) -> Plan | None:
+    """The plan by which an output was made, where its run still stands and this version can read it."""
+    run = Run.find(open_store(run_folder(output))) or _remembered_run_of(output)
     if run is None or not run.has_plan():
         return None
     try:
         return run.plan
     except PlanError as exc:
-        log.warning("the run beside the output is not asked: %s", exc)
+        log.warning("the run that made the output cannot be read: %s", exc)
         return None
 
 
-def verify_here(
-    source: str, output: str, *, is_deep: bool, streams: StreamsSection, wanted: RangeSection
-) -> Verification:
-    """Compare an output with its source; a run beside the output tells what was asked for."""
-    from vsr_hpc.verification.of_plan import promise_of_options, verify_output
+def _remembered_run_of(output: str) -> Run | None:
+    """A run of this user on this machine that lies elsewhere (`--run PLACE`), the latest first."""
+    for uri in reversed(remembered_runs()):
+        if "://" in uri:
+            continue
+        run = Run.find(open_store(uri))
+        if run is not None and Path(run.job().output).resolve() == Path(output).resolve():
+            return run
+    return None
+
+
+def verify_here(job: JobSpec, *, is_deep: bool) -> Verification:
+    """Compare a job's output with its input.
+
+    Where the run that made the output is found, its plan says what was asked for, else the job does.
+    """
+    from vsr_hpc.verification.of_plan import promise_of_job, verify_output
     from vsr_hpc.verification.verify import verify
 
-    plan = _plan_beside(output)
-    if plan is not None and Path(plan.clip.uri).resolve() == Path(source).resolve():
-        return verify_output(plan, output, deep=is_deep)
-    promise = promise_of_options(streams, wanted)
-    return verify(open_source(source), open_source(output), promise, deep=is_deep)
+    plan = _plan_of(job.output)
+    if plan is not None and Path(plan.clip.uri).resolve() == Path(job.input).resolve():
+        return verify_output(plan, job.output, deep=is_deep)
+    return verify(open_source(job.input), open_source(job.output), promise_of_job(job), deep=is_deep)
 
 
 def _refuse_living(run: Run) -> None:

@@ -200,7 +200,8 @@ def _worst_spot(rest: Array, across: Array, down: Array) -> tuple[float, tuple[f
         return 0.0, (0.5, 0.5)
 
     def halved(values: Array) -> Array:
-        return values[: 2 * high, : 2 * wide].reshape(high, 2, wide, 2).mean(axis=(1, 3))
+        means: Array = values[: 2 * high, : 2 * wide].reshape(high, 2, wide, 2).mean(axis=(1, 3))
+        return means
 
     small = halved(rest)
     spots = np.abs(small[1:, 1:] + small[:-1, 1:] + small[1:, :-1] + small[:-1, :-1]) / 4
