@@ -17,7 +17,7 @@ from vsr_hpc.executors import local
 from vsr_hpc.executors.rounds import count_workers
 from vsr_hpc.forecast import forecast
 from vsr_hpc.job.reading import with_absolute_paths
-from vsr_hpc.job.spec import JobSpec, RangeSection, RunSection, StreamsSection, run_folder
+from vsr_hpc.job.spec import JobSpec, RunSection, run_folder
 from vsr_hpc.media.clip.probe import content_hash
 from vsr_hpc.media.encode.segment_writer import encoder_build
 from vsr_hpc.models.cards import Card
@@ -35,10 +35,8 @@ from vsr_hpc.run.keeping import keep_only
 from vsr_hpc.run.known_runs import remember, remembered_runs
 from vsr_hpc.run.notification import Event, notify
 from vsr_hpc.run.run import Run
-from vsr_hpc.run.settings_proof import find_other_settings
 from vsr_hpc.run.status import RunStatus, read_status, with_costs
-from vsr_hpc.storage.opening import open_output, open_source, open_store
-from vsr_hpc.storage.output import is_there
+from vsr_hpc.storage.opening import open_source, open_store
 from vsr_hpc.system import processes
 from vsr_hpc.system.interrupts import StopFlag
 from vsr_hpc.wording import duration, plural
@@ -393,39 +391,44 @@ def finish_here(run: Run) -> Done:
     return already_done(run) or finish_patiently(run, os.uname().nodename)
 
 
-def _run_beside(output: str) -> Run | None:
-    """The run that tells what was asked for, where it still stands and this version can read it."""
-    run = Run.find(open_store(run_folder(output)))
+def _run_of(output: str) -> Run | None:
+    """The run that made an output, where it still stands and this version can read its plan."""
+    run = Run.find(open_store(run_folder(output))) or _remembered_run_of(output)
     if run is None or not run.has_plan():
         return None
     try:
         return run if run.plan else None
     except PlanError as exc:
-        log.warning("the run beside the output is not asked: %s", exc)
+        log.warning("the run that made the output cannot be read: %s", exc)
         return None
 
 
-def verify_here(
-    source: str, output: str, *, is_deep: bool, streams: StreamsSection, wanted: RangeSection
-) -> Verification:
-    """Compare an output with its source; a run beside the output tells what was asked for.
+def _remembered_run_of(output: str) -> Run | None:
+    """A run of this user on this machine that lies elsewhere (`--run PLACE`), the latest first."""
+    for uri in reversed(remembered_runs()):
+        if "://" in uri:
+            continue
+        run = Run.find(open_store(uri))
+        if run is not None and Path(run.job().output).resolve() == Path(output).resolve():
+            return run
+    return None
 
-    Such a run is compared as well: its receipts and its end must be of its plan's settings, and the output
-    must be the file that it published.
+
+def verify_here(job: JobSpec, *, is_deep: bool) -> Verification:
+    """Compare a job's output with its input.
+
+    Where the run that made the output is found, its plan says what was asked for, else the job does. Such a
+    run is compared as well: its receipts and its end must be of its plan's settings, and the output must be
+    the file that it published.
     """
-    from vsr_hpc.verification.of_plan import promise_of_options, verify_output
-    from vsr_hpc.verification.verify import Finding, verify
+    from vsr_hpc.verification.of_plan import find_run_faults, promise_of_job, verify_output
+    from vsr_hpc.verification.verify import verify
 
-    run = _run_beside(output)
-    if run is not None and Path(run.plan.clip.uri).resolve() == Path(source).resolve():
-        found = verify_output(run.plan, output, deep=is_deep)
-        faults = [Finding(check="run", text=text) for text in find_other_settings(run)]
-        done = run.done()
-        if done is not None and not is_there(open_output(output), done.published):
-            faults.append(Finding(check="run", text="the output is not the file that the run published"))
-        return replace(found, findings=(*found.findings, *faults))
-    promise = promise_of_options(streams, wanted)
-    return verify(open_source(source), open_source(output), promise, deep=is_deep)
+    run = _run_of(job.output)
+    if run is not None and Path(run.plan.clip.uri).resolve() == Path(job.input).resolve():
+        found = verify_output(run.plan, job.output, deep=is_deep)
+        return replace(found, findings=(*found.findings, *find_run_faults(run, job.output)))
+    return verify(open_source(job.input), open_source(job.output), promise_of_job(job), deep=is_deep)
 
 
 def _refuse_living(run: Run) -> None:

@@ -74,7 +74,16 @@ class SubmitCommand(JobCommand):
 class VerifyCommand(JobCommand):
     """Takes those options of a job that say which frames and streams an output must have."""
 
-    keys = ("streams.audio", "streams.drop", "range.from", "range.to", "range.frames")
+    keys = (
+        "picture.deinterlace",
+        "picture.field_order",
+        "streams.audio",
+        "streams.drop",
+        "range.from",
+        "range.to",
+        "range.frames",
+        "images.rate",
+    )
 
 
 def given_options(context: typer.Context) -> dict[str, Any]:

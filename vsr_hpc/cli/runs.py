@@ -439,8 +439,11 @@ def finish(run_uri: RunUri, is_json: IsJson = False) -> None:
 
 def verify(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="IN", help="The clip that was upscaled.")],
-    output: Annotated[str, typer.Argument(metavar="OUT", help="The output that was made from it.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="The clip that was upscaled; or a run.")],
+    output: Annotated[
+        str | None,
+        typer.Argument(metavar="[OUT]", help="The output that was made from it.", show_default=False),
+    ] = None,
     deep: Annotated[
         bool,
         typer.Option("--deep/--packets", help="Decode and compare every picture, or check packets only."),
@@ -449,32 +452,38 @@ def verify(
 ) -> None:
     """Check that an output is complete and true: frames, timestamps, streams, tags, each picture.
 
-    Exit code 5 if it is not.
+    Exit code 5 if it is not. The run that made the output says what was asked for; the options say it
+    where that run is gone.
 
     \b
     vsr verify in.mkv out.mkv
+    vsr verify .vsr/out.mkv                    a run
     """
     from vsr_hpc.job.options import spell_option
     from vsr_hpc.job.reading import parse_job
     from vsr_hpc.launch import verify_here
+    from vsr_hpc.verification.of_plan import verify_run
 
+    given = given_options(context)
     for place in (source, output):
-        _need_file(place)
-    job = parse_job(build_document(given_options(context), source, output), "", spell=spell_option)
-    result = verify_here(
-        source,
-        output,
-        is_deep=deep,
-        streams=job.streams,
-        wanted=job.range,
-    )
+        if place is not None:
+            _need_file(place)
+    if output is None:
+        if given:
+            raise JobError(f"{source}: a run says itself what was asked for; leave the other options out")
+        result = verify_run(_open(source), deep=deep)
+    else:
+        job = parse_job(build_document(given, source, output), "", spell=spell_option)
+        result = verify_here(job, is_deep=deep)
     if is_json:
         answer(result)
     else:
         for line in result.lines():
             typer.echo(line)
     if not result.ok:
-        raise VerifyError(f"{output} is not a complete and true output of {source}; the findings are above")
+        raise VerifyError(
+            f"{result.output} is not a complete and true output of {result.input}; the findings are above"
+        )
 
 
 def _need_file(place: str) -> None:

@@ -43,7 +43,7 @@ _MP4_TAGS = (
 
 
 class OutputHeader:
-    """Builds the header of one output. It fills `tracks` and notes what is to be edited in the finished file."""
+    """Builds the header of one output: fills `tracks` and notes what is to be edited in the finished file."""
 
     def __init__(
         self, request: MergeRequest, plan: ContainerPlan, notes: list[str], *, is_live: bool
