@@ -70,8 +70,8 @@ class Pulse:
     ) -> Iterator[None]:
         """Write heartbeats at regular times until the block ends, and a last one with state `left`.
 
-        The steps of `before` run before every second heartbeat, those of `after` after every fourth one and at
-        the end. A step that raises is logged, stops no other step, and runs again the next time.
+        The steps of `before` run before every second heartbeat, those of `after` after every fourth one and
+        at the end. A step that raises is logged, stops no other step, and runs again the next time.
         """
         ended = threading.Event()
 
