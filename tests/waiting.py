@@ -2,6 +2,7 @@
 
     python -m tests.waiting --workers 300 --shards 1500
     python -m tests.waiting --workers 1000 --shards 10000
+    python -m tests.waiting --read 100000       reads that many receipts at 10 ms an answer
 
 The store is a table in memory that counts what S3 would bill: a listing costs a request for each thousand
 objects. Workers take about 45 seconds for a shard, beat every 24 seconds, and leave as the real ones do.
@@ -14,6 +15,7 @@ import heapq
 import itertools
 import random
 import tempfile
+import time
 from bisect import bisect_left, insort
 from collections import Counter
 from dataclasses import dataclass, field
@@ -25,10 +27,12 @@ from tests.runs import planned_run, tiny_job
 from vsr_hpc.run import claims as claiming
 from vsr_hpc.run import liveness
 from vsr_hpc.run.claims import Claims
-from vsr_hpc.run.documents import Receipt
+from vsr_hpc.run.documents import Receipt, SegmentFacts, encode_document
 from vsr_hpc.run.liveness import Process
 from vsr_hpc.run.run import Run
+from vsr_hpc.run.status import read_status
 from vsr_hpc.storage.store import MissingObject, ObjectFacts
+from vsr_hpc.work import finish
 from vsr_hpc.work.heartbeat import AFTER_EVERY, BEFORE_EVERY
 
 _BEAT_S = 24.0
@@ -52,6 +56,8 @@ class CountedStore:
     uri: str = "s3://simulated/run"
     poll_s: float = 30.0
     lease_window_s: float = 60.0
+    answer_s: float = 0.0
+    """How long an answer takes, in real time."""
     requests: Counter[str] = field(default_factory=Counter)
     seconds: Counter[int] = field(default_factory=Counter)
     _objects: dict[str, tuple[bytes, float]] = field(default_factory=dict)
@@ -60,6 +66,8 @@ class CountedStore:
     def _count(self, name: str, number: int = 1) -> None:
         self.requests[name] += number
         self.seconds[int(self.clock.now_s)] += number
+        if self.answer_s:
+            time.sleep(number * self.answer_s)
 
     def put(self, name: str, content: bytes) -> None:
         self._count(f"put {name.partition('/')[0]}")
@@ -201,11 +209,55 @@ def simulate(folder: Path, workers: int, shards: int, *, seed: int = 0) -> Bill:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    status_s: float
+    receipts_s: float
+    """What `finish` takes before it merges the first segment."""
+
+
+def time_reading(folder: Path, shards: int, answer_s: float = 0.01) -> Reading:
+    """Read a complete run's status, and its receipts as `finish` does, from a store that answers slowly."""
+    small = planned_run(tiny_job(folder))
+    plan = small.plan.model_copy(
+        update={"chunk_borders": tuple(range(shards + 1)), "shard_borders": tuple(range(shards + 1))}
+    )
+    store: Any = CountedStore(Clock())
+    run = Run(store)
+    run.__dict__.update(plan=plan, lease_window_s=60.0)
+    for shard in range(shards):
+        facts = SegmentFacts(
+            chunk=shard, name=f"segments/{shard:06d}-0.mkv", frames=1, size_bytes=1, sha256="0"
+        )
+        receipt = Receipt(
+            shard=shard, worker="w", generation=1, settings=plan.settings_id, segments=(facts,), platform={},
+            seconds={}, started_s=0, finished_s=0,
+        )  # fmt: skip
+        name = f"receipts/{shard:05d}.json"
+        store._objects[name] = (encode_document(receipt), 0.0)
+    store._objects["plan.json"] = (b"", 0.0)
+    store._names = sorted(store._objects)
+    store.answer_s = answer_s
+    began = time.perf_counter()
+    assert read_status(run).shards_done == shards
+    then = time.perf_counter()
+    assert len(finish._complete_receipts(run)) == shards
+    return Reading(status_s=then - began, receipts_s=time.perf_counter() - then)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--read", type=int, default=0, help="shards whose receipts are read")
     parser.add_argument("--workers", type=int, default=300)
     parser.add_argument("--shards", type=int, default=1500)
     asked = parser.parse_args()
+    if asked.read:
+        with tempfile.TemporaryDirectory() as name:
+            read = time_reading(Path(name), asked.read)
+        print(
+            f"{asked.read} shards: status {read.status_s:.1f} s, receipts of finish {read.receipts_s:.1f} s"
+        )
+        return
     with tempfile.TemporaryDirectory() as name:
         bill = simulate(Path(name), asked.workers, asked.shards)
     print(f"{bill.workers} workers, {bill.shards} shards, {bill.made} made")
