@@ -137,10 +137,12 @@ def _middle(highest: int) -> float:
 
 def video_frame(number: int, shape: Picture, *, field_shift: int = 0) -> av.VideoFrame:
     """A PyAV frame with the number's planes, of any planar format with native-endian samples."""
+    return frame_of_planes(numbered_planes(number, shape, field_shift=field_shift), shape)
+
+
+def frame_of_planes(planes: Sequence[NDArray[Any]], shape: Picture) -> av.VideoFrame:
     frame = av.VideoFrame(shape.width, shape.height, shape.pixel.name)
-    for target, plane in zip(
-        frame.planes, numbered_planes(number, shape, field_shift=field_shift), strict=True
-    ):
+    for target, plane in zip(frame.planes, planes, strict=True):
         lines = np.zeros((plane.shape[0], target.line_size), np.uint8)
         raw = np.ascontiguousarray(plane).view(np.uint8)
         lines[:, : raw.shape[1]] = raw
@@ -148,6 +150,24 @@ def video_frame(number: int, shape: Picture, *, field_shift: int = 0) -> av.Vide
         whole[: lines.size] = lines.ravel()
         target.update(whole.tobytes())
     return frame
+
+
+def clip_of_planes(
+    path: Path, shape: Picture, frames: Sequence[Sequence[NDArray[Any]]], *, rate: Fraction | int = 24
+) -> Path:
+    """Write a lossless clip (FFV1) of the given planes, tagged as `shape` says."""
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as out:
+        stream: Any = out.add_stream("ffv1", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, shape.pixel.name
+        stream.codec_context.sample_aspect_ratio = shape.sample_aspect
+        _tag(stream.codec_context, shape.colour)
+        for number, planes in enumerate(frames):
+            frame = frame_of_planes(planes, shape)
+            frame.pts, frame.time_base = number, 1 / Fraction(rate)
+            _tag(frame, shape.colour)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
 
 
 def numbered_clip(

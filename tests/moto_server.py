@@ -11,6 +11,7 @@ never outlives the tests, however they end.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import socket
@@ -52,8 +53,10 @@ class Moto:
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
 
-    def client(self, service: str) -> Any:
+    def client(self, service: str, *, is_spared: bool = False) -> Any:
+        """A client of this server; `is_spared` keeps its requests out of every fault and every count."""
         import boto3
+        from botocore.config import Config
 
         return boto3.client(
             service,
@@ -61,6 +64,7 @@ class Moto:
             region_name=_REGION,
             aws_access_key_id="testing",
             aws_secret_access_key="testing",
+            config=Config(user_agent_extra=_SPARED if is_spared else ""),
         )
 
     def make_bucket(self, name: str) -> None:
@@ -126,7 +130,7 @@ def moto_server(environment: Mapping[str, str] | None = None, preload: Sequence[
         server.stdout.close()
 
 
-_CONTROL = "/_test/"
+_CONTROL, _SPARED = "/_test/", "spared-by-faults"
 _Start = Callable[..., Any]
 
 
@@ -134,7 +138,8 @@ _Start = Callable[..., Any]
 class _Unruly:
     """moto's application behind a list of faults, with S3's atomic writes, which moto itself lacks.
 
-    moto checks If-None-Match and writes in two steps, and sets an object's metadata in a third.
+    moto checks If-None-Match and writes in two steps, sets an object's metadata in a third, and ignores the
+    conditions of CompleteMultipartUpload.
     """
 
     app: Callable[[dict[str, Any], _Start], Iterable[bytes]]
@@ -147,7 +152,9 @@ class _Unruly:
         path = environ["PATH_INFO"] + ("?" + environ["QUERY_STRING"] if environ["QUERY_STRING"] else "")
         if path.startswith(_CONTROL):
             return self._controlled(path, environ, start)
-        fault = self._fault_for(environ["REQUEST_METHOD"], path, environ.get("HTTP_RANGE", ""))
+        is_spared = _SPARED in environ.get("HTTP_USER_AGENT", "")
+        asked = environ.get("HTTP_RANGE", "")
+        fault = {} if is_spared else self._fault_for(environ["REQUEST_METHOD"], path, asked)
         kind = fault.get("kind", "")
         if kind == "slow":
             time.sleep(fault["seconds"])
@@ -156,8 +163,12 @@ class _Unruly:
             return _drop(environ)
         if kind == "status":
             return _refuse(environ, start, fault["status"], fault["code"])
+        if not _has_whole_body(environ):
+            return _drop(environ)
         if kind not in ("lost", "cut"):
             with self.working:
+                if self._is_completed_in_vain(environ):
+                    return _refuse(environ, start, 412, "PreconditionFailed")
                 return list(self.app(environ, start))
         kept: list[Any] = []
         with self.working:
@@ -166,6 +177,17 @@ class _Unruly:
             return _drop(environ)
         start(kept[0], kept[1])
         return _half(body, environ)
+
+    def _is_completed_in_vain(self, environ: dict[str, Any]) -> bool:
+        wanted, unwanted = environ.get("HTTP_IF_MATCH"), environ.get("HTTP_IF_NONE_MATCH")
+        if environ["REQUEST_METHOD"] != "POST" or (wanted is None and unwanted is None):
+            return False
+        answer: list[Any] = []
+        look = {**environ, "REQUEST_METHOD": "HEAD", "QUERY_STRING": "", "CONTENT_LENGTH": "0"}
+        look |= {"wsgi.input": io.BytesIO(), "HTTP_IF_MATCH": "", "HTTP_IF_NONE_MATCH": ""}
+        list(self.app(look, lambda *found: answer.extend(found)))
+        etag = dict(answer[1]).get("ETag") if answer[0].startswith("200") else None
+        return etag is not None if unwanted == "*" else etag != wanted
 
     def _controlled(self, path: str, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
         order = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
@@ -196,6 +218,17 @@ def _refuse(environ: dict[str, Any], start: _Start, status: int, code: str) -> I
     body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
     start(f"{status} injected", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+
+def _has_whole_body(environ: dict[str, Any]) -> bool:
+    """Read the body before the lock is taken, since a frozen client may never send the rest.
+
+    moto would store what a killed client has sent of an object; S3 stores whole objects only.
+    """
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    body = environ["wsgi.input"].read(length)
+    environ["wsgi.input"] = io.BytesIO(body)
+    return len(body) == length
 
 
 def _swallow(environ: dict[str, Any]) -> None:

@@ -65,3 +65,9 @@ class BackendError(VsrError):
 
 class OutageError(BackendError):
     """The store, the source or the network fails: another node would meet the same error."""
+
+
+def error_of_exit_code(code: int) -> type[VsrError]:
+    """The class of errors with which a command ends that way; VsrError itself for any other code."""
+    known = {each.exit_code: each for each in VsrError.__subclasses__()}
+    return known.get(code, VsrError)

@@ -6,8 +6,8 @@ import math
 
 
 def plural(count: int, noun: str) -> str:
-    """3 frames, 1 frame."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    """1,440 frames, 1 frame."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def size(size_bytes: int) -> str:
@@ -17,7 +17,7 @@ def size(size_bytes: int) -> str:
     if size_bytes >= 10 << 20:
         return f"{size_bytes / 2**20:.0f} MiB"
     if size_bytes >= 1 << 20:
-        return f"{size_bytes / 2**20:.1f} MiB"
+        return f"{size_bytes / 2**20:.1f}".removesuffix(".0") + " MiB"
     return f"{math.ceil(size_bytes / 2**10)} KiB"
 
 

@@ -120,7 +120,9 @@ prepare_scratch() {
   local scratch=/var/tmp/vsr
   mountpoint -q /scratch && scratch=/scratch/vsr
   # Open to every user like /tmp: each keeps a folder of its own in there, mode 0700.
-  install -d -m 1777 "$scratch" "$scratch/cache" "$scratch/cache/vsr_hpc" "$scratch/cache/vsr_hpc/weights"
+  install -d -m 1777 "$scratch" "$scratch/cache"
+  # What root puts here every user reads and nobody changes.
+  install -d -m 755 "$scratch/cache/vsr_hpc" "$scratch/cache/vsr_hpc/weights"
   install -d -m 755 "$settings"
   {
     printf 'VSR_NODE_CACHE=%s\nXDG_CACHE_HOME=%s\n' "$scratch" "$scratch/cache"

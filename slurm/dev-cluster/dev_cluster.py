@@ -170,8 +170,12 @@ class DevCluster:
 
     @property
     def user_env(self) -> dict[str, str]:
-        """The ordinary user's environment: clean, with this interpreter's folder first on PATH."""
+        """The ordinary user's environment: clean, with this interpreter's folder first on PATH.
+
+        PYTHONPATH is this process's own, so that jobs import the packages that it imports.
+        """
         return {
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(self.home),
             "USER": self.options.user,

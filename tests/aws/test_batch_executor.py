@@ -14,7 +14,7 @@ from tests.aws.batch_cloud import PREFIX, REGION, Cloud, Film
 from tests.commands import vsr
 from vsr_hpc.aws.batch.definition import Wanted, ensure_definition
 from vsr_hpc.executors.aws_batch import submission as aws_batch
-from vsr_hpc.executors.aws_batch.worker_task import Place, exit_code, work_here
+from vsr_hpc.executors.aws_batch.worker_task import Attempt, exit_code, work_here
 from vsr_hpc.job.reading import load_job, with_absolute_paths
 from vsr_hpc.job.spec import run_folder
 from vsr_hpc.run.run import Run
@@ -109,8 +109,8 @@ def test_worker_near_its_time_limit_asks_to_be_started_again_and_takes_its_place
 def test_exit_code_tells_batch_whether_to_start_the_worker_again(
     reason: Reason | None, is_over: bool, attempt: int, code: int
 ) -> None:
-    place = Place(job="0b1e", attempt=attempt, attempts=3, leaves_after_s=0)
-    assert exit_code(reason, is_over=is_over, place=place) == code
+    life = Attempt(job="0b1e", number=attempt, attempts=3, leaves_after_s=0)
+    assert exit_code(reason, is_over=is_over, attempt=life) == code
 
 
 def test_second_of_a_chain_begins_when_the_first_is_complete_and_takes_its_output(
@@ -196,7 +196,7 @@ def test_job_that_batch_has_forgotten_leaves_the_word_to_the_run(cloud: Cloud, t
     run.store.create("jobs/1.json", made.model_dump_json().encode())
     status = film.status()
     assert status["state"] == "waiting" and "batch: the job is over and forgotten" in status["queue"]
-    assert aws_batch.active_round(run) is None
+    assert aws_batch.ROUNDS.find_active(run) is None
 
 
 def test_urgent_queue_goes_before_a_patient_one_on_the_same_instances(cloud: Cloud, tmp_path: Path) -> None:

@@ -15,9 +15,14 @@ import pytest
 
 from tests.browser.chromium import PATIENCE_S, Browser
 from tests.browser.conftest import Live, dashboard
+from tests.browser.pages import made_run
 from tests.clips import numbered_clip
 from tests.moto_server import moto_server
 from tests.require import require
+from tests.runs import finished, planned_run, tiny_job
+from vsr_hpc.dashboard.snapshots import run_id
+from vsr_hpc.report.report import NAME
+from vsr_hpc.run import known_runs
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
 
@@ -88,19 +93,61 @@ def test_a_dropped_clip_is_tried_begun_and_followed_to_its_report(chromium: Brow
     assert len(chromium.all(".loop")) == 1
     press(chromium, "Begin the whole run")
     chromium.wait(lambda: state(chromium) == "complete", "the end of the run")
-    chromium.wait(lambda: chromium.all("a[href$='/report']"), "the report")
+    chromium.wait(lambda: chromium.all("a[href*='/report/']"), "the report")
     run = Run.open(f"{place.with_name(place.stem)}-bicubic.mkv")
     assert read_status(run).state == "complete"
     assert "24" in chromium.text(".tiles")
     assert chromium.run("return window.pwned") is None
-    report = chromium.one("a[href$='/report']").get_attribute("href")
+    chromium.wait(lambda: chromium.all(".viewer .stage"), "the latest finished frame")
+    saved = chromium.run(
+        "const link = document.querySelector('a[download]');"
+        "return fetch(link.href).then((answer) => answer.arrayBuffer()).then((body) => body.byteLength)"
+    )
+    assert saved == Path(run.job().output).stat().st_size
+    report = chromium.one("a[href*='/report/']").get_attribute("href")
     assert chromium.console() == []
     outside = [each for each in chromium.requests() if not each.startswith((live.address, "data:", "about:"))]
     assert outside == []
     chromium.open(report)
     assert chromium.run("return window.origin") == "null", "a report may not act as the page that shows it"
+    assert token(live) not in report
     assert chromium.console() == []
     assert chromium.run("return window.pwned") is None
+
+
+def test_runs_are_found_and_taken_off_the_list(
+    chromium: Browser, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(live.folder / "state"))
+    names = ("blue.mkv", "green.mkv")
+    for name in names:
+        (live.folder / name[:-4]).mkdir()
+        run = planned_run(tiny_job(live.folder / name[:-4], frames=4, output=str(live.folder / name)))
+        known_runs.remember(run)
+    finished(run)
+
+    def listed() -> set[str]:
+        return {each.text for each in chromium.all(".run b")} & set(names)
+
+    chromium.open(live.address)
+    chromium.wait(lambda: listed() == set(names), "both runs")
+    chromium.wait(
+        lambda: chromium.run("return document.querySelector('img.shot')?.naturalWidth"), "a thumbnail"
+    )
+    chromium.one("input[type=search]").send_keys("GREEN nearest")
+    assert listed() == set()
+    chromium.one("input[type=search]").clear()
+    chromium.one("input[type=search]").send_keys("green")
+    assert listed() == {"green.mkv"}
+    chromium.run(
+        "const it = document.querySelector('.find select'); it.value = 'complete';"
+        "it.dispatchEvent(new Event('change'));"
+    )
+    assert listed() == {"green.mkv"}
+    chromium.one(".remove").click()
+    chromium.wait(lambda: listed() == set(), "the run to go")
+    assert Path(run.uri).is_dir()
+    assert chromium.console() == []
 
 
 def test_a_run_that_goes_on_is_shown_cancelled_and_resumed(chromium: Browser, live: Live) -> None:
@@ -216,6 +263,39 @@ def test_without_its_token_nothing_is_answered(live: Live) -> None:
         assert ask(live, path)[0] == 403
 
 
+def test_a_report_cannot_learn_the_token(
+    chromium: Browser, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A colleague who may write the run's store put a page of his own in the report's place."""
+    folder = live.folder / "shared"
+    folder.mkdir()
+    run = made_run(folder)
+    monkeypatch.setenv("XDG_STATE_HOME", str(live.folder / "state"))
+    known_runs.remember(run)
+    run.store.put(
+        NAME,
+        b"<script>"
+        b"const all = [location.href, document.referrer, String(opener), name, origin,"
+        b" JSON.stringify(performance.getEntries())];"
+        b"document.documentElement.dataset.ready = 'x'; document.title = all.join(' ');"
+        b"fetch('/').catch((e) => (document.title += ' refused'));"
+        b"</script>",
+    )
+    chromium.open(f"{live.address}#run={run_id(run.uri)}")
+    chromium.wait(lambda: chromium.all("a[href*='/report/']"), "the report")
+    page = chromium.driver.current_window_handle
+    press(chromium, "Report")
+    chromium.wait(lambda: len(chromium.driver.window_handles) == 2, "the report's own tab")
+    chromium.driver.switch_to.window(next(e for e in chromium.driver.window_handles if e != page))
+    try:
+        chromium.wait(lambda: "refused" in chromium.driver.title, "what the report found out")
+        assert "/report/" in chromium.driver.title
+        assert token(live) not in chromium.driver.title
+    finally:
+        chromium.driver.close()
+        chromium.driver.switch_to.window(page)
+
+
 def test_a_foreign_name_that_points_here_is_refused(live: Live) -> None:
     port = urlsplit(live.address).port
     for host in ("evil.example", f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", "127.0.0.1:1"):
@@ -250,7 +330,8 @@ def test_only_files_of_the_page_are_given_out(live: Live) -> None:
 
 def test_an_unknown_run_is_not_looked_for(live: Live) -> None:
     for number in ("0123456789abcdef", "..%2f..%2fetc", "etc"):
-        assert ask(live, f"/{token(live)}/api/runs/{number}/report")[0] == 404
+        assert ask(live, f"/report/{number}")[0] == 404
+        assert ask(live, f"/{token(live)}/api/runs/{number}/events")[0] == 404
 
 
 def test_an_upload_keeps_to_its_folder(live: Live) -> None:

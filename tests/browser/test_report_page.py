@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,41 @@ def test_zoom_is_one_for_both_sides_and_stays_from_frame_to_frame(chromium: Brow
     assert chromium.run("return document.querySelector('.after img').style.transform") != before
     chromium.key("0", text="0")
     assert stage(chromium)["zoom"] == 1
+
+
+def test_a_large_picture_opens_at_one_to_one_on_its_detail_and_its_crops_are_saved(
+    chromium: Browser, report: str, tmp_path: Path
+) -> None:
+    chromium.open(report)
+    document = json.loads(chromium.run("return document.getElementById('data').textContent"))
+    for each in document["scenes"]:
+        each.update(has_most_detail=False)
+    document["scenes"][1].update(has_most_detail=True, width=4000, height=3000, focus=[0.8, 0.3])
+    path = tmp_path / "large.html"
+    path.write_bytes(page("large", ("report.js",), document, ""))
+    chromium.open(path.as_uri())
+    chromium.wait(lambda: stage(chromium)["zoom"] > 1, "the zoom")
+    wide = chromium.run("return document.querySelector('.stage').clientWidth")
+    assert stage(chromium)["zoom"] == pytest.approx(4000 / wide, abs=0.01)
+    assert stage(chromium)["index"] == 1
+    style = chromium.run("return document.querySelector('.after img').style.transform")
+    x, y = (float(each) / 100 for each in re.findall(r"(-?[\d.]+)%", style))
+    assert (x, y) == (
+        pytest.approx(max(1 - 4000 / wide, 0.5 - 0.8 * 4000 / wide), abs=0.01),
+        pytest.approx(0.5 - 0.3 * 4000 / wide, abs=0.01),
+    )
+    chromium.run(
+        "const draw = HTMLCanvasElement.prototype.toBlob;"
+        "HTMLCanvasElement.prototype.toBlob = function (...all) {"
+        "  window.drawn = [this.width, this.height]; draw.apply(this, all); };"
+        "HTMLAnchorElement.prototype.click = function () { window.saved = [this.download, this.href]; };"
+        "document.querySelector('[role=slider]').focus()"
+    )
+    chromium.key("s", text="s")
+    name, href = chromium.wait(lambda: chromium.run("return window.saved"), "the file")
+    assert (name.split("-frame-")[0], href[:5]) == (document["name"], "blob:")
+    assert chromium.run("return window.drawn")[0] == pytest.approx(2 * wide + 8, abs=3)
+    assert chromium.console() == []
 
 
 def test_ctrl_and_the_wheel_zoom_and_the_wheel_alone_scrolls(chromium: Browser, report: str) -> None:

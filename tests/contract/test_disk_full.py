@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import pytest
 from tests.clips import numbered_clip
 from tests.commands import MODULE, Said, vsr
 from tests.require import require
+from tests.runs import planned_run, tiny_job
 from vsr_hpc.run.documents import Receipt
 from vsr_hpc.run.run import Run
 from vsr_hpc.verification.verify import verify
@@ -155,3 +158,26 @@ def test_a_full_disk_in_a_worker_process_ends_the_command_with_its_sentence(
     disk.free()
     assert vsr(*_wish(clip, output)).code == 0
     _is_whole(clip, output, tmp_path)
+
+
+@pytest.mark.parametrize("how", ["read-only", "full"])
+def test_status_and_logs_of_a_run_need_no_right_to_write_and_no_space(
+    disk: Disk, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = planned_run(tiny_job(disk.folder, frames=8))
+    assert vsr("worker", run.place_uri, "-q").code == 0
+    shutil.rmtree(Path(run.place_uri) / "tmp", ignore_errors=True)
+    options = "remount,ro" if how == "read-only" else "remount,nr_inodes=300"
+    subprocess.run(["mount", "-o", options, str(disk.folder)], check=True)
+    if how == "full":
+        with contextlib.suppress(OSError):
+            for number in itertools.count():
+                (disk.folder / f"empty-{number}").touch()
+    try:
+        said = vsr("status", run.uri, "--json")
+        assert (said.code, said.json["state"]) == (0, "complete"), said.err
+        assert "ages are those of this machine's clock" in caplog.text
+        assert "worker began" in vsr("logs", run.uri).out
+        assert vsr("verify", disk.folder / "clip.mkv", disk.folder / "out.mkv").code == 0
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(disk.folder)], check=True)

@@ -17,7 +17,8 @@ from vsr_hpc.job.inputs import expand
 from vsr_hpc.launch import submit
 from vsr_hpc.planning.preparation import prepare
 from vsr_hpc.run.run import Run
-from vsr_hpc.storage.opening import open_output, open_store
+from vsr_hpc.storage.opening import open_store
+from vsr_hpc.work.finish import is_in_place
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def test_the_object_holds_the_bytes_that_a_file_would(tmp_path: Path, place: str
     done = finished(planned_run(tiny_job(tmp_path, output=place, run=run)))
     assert (done.output, done.sha256) == (place, alone.sha256)
     assert hashlib.sha256(_content(place)).hexdigest() == alone.sha256
-    assert open_output(place).is_there(done.size_bytes, done.sha256)
+    assert is_in_place(done)
 
 
 def test_a_folder_on_s3_is_the_clips_directly_below_it(tmp_path: Path, place: str) -> None:

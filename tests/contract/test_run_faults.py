@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 
 from tests import clips
 from tests.commands import vsr
+from tests.moto_server import Moto
 from tests.runs import finished, planned_run, tiny_job
-from vsr_hpc.errors import BackendError, JobError, OutageError, SourceChangedError
+from vsr_hpc.errors import BackendError, JobError, ModelError, OutageError, SourceChangedError
 from vsr_hpc.launch import ensure_plan, retry, run_here, submit
 from vsr_hpc.media.clip.reader import read_segment
+from vsr_hpc.models import weights
+from vsr_hpc.run import model_copy
 from vsr_hpc.run.run import Run
+from vsr_hpc.storage.block_cache import SourceSettings
 from vsr_hpc.storage.folder_store import FolderStore
+from vsr_hpc.storage.opening import open_source
+from vsr_hpc.storage.s3_connection import S3Options
+from vsr_hpc.storage.s3_store import S3Store
 from vsr_hpc.system.interrupts import Reason, StopFlag
 from vsr_hpc.work import worker
 from vsr_hpc.work.finish import ShardsLostError, finish
@@ -168,6 +180,24 @@ def test_a_source_replaced_while_a_shard_is_made_gets_no_receipt(
     assert len(run.finished()) == 2
 
 
+def test_a_source_whose_disk_is_away_for_a_while_is_an_outage_and_blames_no_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned_run(tiny_job(tmp_path))
+    clip, away = tmp_path / "clip.mkv", tmp_path / "away.mkv"
+    monkeypatch.setattr(worker, "_BACK_OFF_S", 0.01)
+    _before_shard(monkeypatch, 3, lambda: clip.rename(away))
+    with pytest.raises(OutageError, match=r"clip\.mkv"):
+        work(run.uri, WorkerOptions(threads=1), StopFlag())
+    with pytest.raises(OutageError, match=r"clip\.mkv"):
+        work(run.uri, WorkerOptions(threads=1), StopFlag())
+    assert len(run.finished()) == 2 and run.poisoned() == ()
+    ends = [run.ending(name, lease.generation) for name, lease in run.leases().items() if lease.is_ended]
+    assert {end.cause for end in ends if end is not None} == {"backend"}
+    away.rename(clip)
+    assert finished(run).frames == 24
+
+
 def test_a_source_replaced_before_the_merge_is_not_merged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +231,75 @@ def test_one_replaced_image_of_a_sequence_stops_the_shard_that_reads_it(tmp_path
     with pytest.raises(SourceChangedError, match=r"006\.png"):
         work(run.uri, WorkerOptions(threads=1), StopFlag())
     assert run.finished() == frozenset({0})
+
+
+def _upload(moto: Moto, clip: Path) -> None:
+    moto.client("s3").upload_file(str(clip), "films", "in/clip.mkv")
+
+
+def _read_by_range(monkeypatch: pytest.MonkeyPatch, blocks_held: int = 1) -> None:
+    """Workers read their source in blocks of 2 KiB and keep none, as they do with a source of 100 GiB."""
+    settings = SourceSettings(
+        whole_below_bytes=1, block_bytes=2048, blocks_ahead=0, blocks_held=blocks_held, cache_bytes=1
+    )
+    monkeypatch.setattr(
+        "vsr_hpc.work.workbench.open_source",
+        lambda uri, etag=None: open_source(uri, S3Options(tries=2), settings, etag),
+    )
+
+
+@pytest.fixture
+def s3_run(moto: Moto, tmp_path: Path) -> Run:
+    """A run in a folder whose source is an object, as a job of Slurm."""
+    moto.heal()
+    clips.numbered_clip(tmp_path / "clip.mkv", frames=240)
+    _upload(moto, tmp_path / "clip.mkv")
+    return planned_run(tiny_job(tmp_path, input="s3://films/in/clip.mkv", on="slurm", run={"chunk_s": 1.0}))
+
+
+@pytest.mark.parametrize("is_ranged", [False, True])
+def test_a_source_on_s3_that_is_replaced_stops_the_run_and_is_named(
+    s3_run: Run, moto: Moto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_ranged: bool
+) -> None:
+    if is_ranged:
+        _read_by_range(monkeypatch)
+
+    def replace() -> None:
+        _replace_clip(tmp_path, monkeypatch)
+        _upload(moto, tmp_path / "clip.mkv")
+
+    _before_shard(monkeypatch, 3, replace)
+    if is_ranged:
+        with pytest.raises(SourceChangedError, match=r"s3://films/in/clip\.mkv"):
+            work(s3_run.uri, WorkerOptions(threads=1), StopFlag())
+        assert len(s3_run.finished()) == 2
+    else:  # its copy on this node is still the old one, whole
+        work(s3_run.uri, WorkerOptions(threads=1, does_finish=False), StopFlag())
+    answer = vsr("worker" if is_ranged else "finish", s3_run.uri)
+    assert answer.code == 3 and "s3://films/in/clip.mkv" in answer.err, answer
+    assert not (tmp_path / "out.mkv").exists() and s3_run.poisoned() == ()
+
+
+def test_an_outage_of_a_source_that_is_read_by_range_is_nobodys_fault(
+    s3_run: Run, moto: Moto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_BACK_OFF_S", 0.0)
+    _read_by_range(monkeypatch)
+    _before_shard(
+        monkeypatch,
+        3,
+        lambda: moto.fail(
+            "status", method="GET", path="in/clip.mkv", times=10**6, status=503, code="SlowDown"
+        ),
+    )
+    with pytest.raises(OutageError, match="503 SlowDown"):
+        work(s3_run.uri, WorkerOptions(threads=1, node="gpu-1"), StopFlag())
+    assert len(s3_run.finished()) == 2
+    assert s3_run.poisoned() == () and s3_run.control().avoided == frozenset()
+    moto.heal()
+    work(s3_run.uri, WorkerOptions(threads=1), StopFlag())
+    done = s3_run.done()
+    assert done is not None and done.frames == 240
 
 
 # Lost and damaged segments
@@ -376,3 +475,148 @@ def test_a_million_shards_have_a_million_names(tmp_path: Path) -> None:
 def finished_receipt(run: Run) -> Any:
     work(run.uri, WorkerOptions(threads=1, does_finish=False), StopFlag())
     return run.receipt(0)
+
+
+# Weights
+
+
+def _staged(folder: Path) -> tuple[Run, str]:
+    """A run that holds the only copy of its weights; their sha256."""
+    mine = folder / "mine.safetensors"
+    shutil.copy(weights._SHIPPED / "vsr-clean-x2.safetensors", mine)
+    job = tiny_job(folder, model=str(mine))
+    run = planned_run(job)
+    model_copy.stage(run, job.model)
+    mine.unlink()
+    (kept,) = run.store.list("weights/")
+    return run, kept.name.split("/")[1]
+
+
+def test_damaged_weights_in_the_cache_are_replaced_by_the_runs_good_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run, sha256 = _staged(tmp_path)
+    cached = weights.cache_folder() / sha256 / "mine.safetensors"
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    cached.write_bytes(b"")
+    assert finished(run).frames == 24
+    assert hashlib.sha256(cached.read_bytes()).hexdigest() == sha256
+
+
+@pytest.fixture
+def shared_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A node's cache as the bootstrap makes it, outside of the folders that only root may enter."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be several users")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    for name, mode in (("cache", 0o1777), ("cache/vsr_hpc", 0o755), ("run", 0o755)):
+        (folder / name).mkdir()
+        (folder / name).chmod(mode)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    yield folder
+    os.seteuid(0)
+    shutil.rmtree(folder)
+
+
+def test_users_of_a_node_neither_lock_each_other_out_nor_change_each_others_weights(
+    shared_cache: Path,
+) -> None:
+    run, sha256 = _staged(shared_cache / "run")
+    shutil.rmtree(shared_cache / "cache/vsr_hpc/weights", ignore_errors=True)
+    card = model_copy.card_of(run)
+    assert card is not None
+    paths = []
+    for user in (1001, 1002):
+        os.seteuid(user)
+        (weights.cache_folder() / sha256).mkdir(parents=True)  # its first worker died between two steps
+        model_copy.bring(run)
+        paths.append(weights.ensure(card))
+        os.seteuid(0)
+    assert [path.stat().st_uid for path in paths] == [1001, 1002]
+    for path in paths:
+        private = path.parents[2]
+        assert (private.parent, private.stat().st_mode & 0o777) == (shared_cache / "cache", 0o700)
+    os.seteuid(1001)
+    with pytest.raises(PermissionError):
+        paths[1].write_bytes(b"")
+
+
+def test_weights_that_root_has_put_on_the_node_are_used_by_every_user(shared_cache: Path) -> None:
+    run, sha256 = _staged(shared_cache / "run")
+    card = model_copy.card_of(run)
+    assert card is not None
+    model_copy.bring(run)
+    os.seteuid(1001)
+    model_copy.bring(run)
+    assert weights.ensure(card) == shared_cache / "cache/vsr_hpc/weights" / sha256 / "mine.safetensors"
+
+
+def test_weights_that_change_after_their_check_are_not_computed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run, _ = _staged(tmp_path)
+    model_copy.bring(run)
+    card = model_copy.card_of(run)
+    assert card is not None
+    path = weights.ensure(card)
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({name: value * 0 for name, value in tensors.items()}, path)
+    with pytest.raises(ModelError, match="changed or damaged"):
+        weights.open_network(card, path)
+
+
+# Stores and loss of power
+
+
+def test_a_store_that_ignores_if_none_match_is_refused_at_the_start(moto: Moto, tmp_path: Path) -> None:
+    moto.heal()
+    store = S3Store.from_uri(f"s3://films/{uuid.uuid4().hex}")
+
+    def ignore(request: Any, **_: object) -> None:
+        request.headers.pop("If-None-Match", None)
+
+    store._client.meta.events.register("before-send.s3", ignore)
+    with pytest.raises(JobError, match="ignores If-None-Match"):
+        Run.create(store, tiny_job(tmp_path))
+    assert store.list("") == ()
+
+
+def test_what_must_last_is_on_the_disk_before_what_relies_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segment, then receipt; output, then done.json; done.json, then the removal of segments."""
+    run = planned_run(tiny_job(tmp_path, frames=8))
+    events: list[tuple[str, str]] = []
+
+    def record(module: Any, name: str, what: str, of: Callable[..., str]) -> None:
+        real = getattr(module, name)
+
+        def call(*args: Any, **named: Any) -> Any:
+            done = real(*args, **named)
+            events.append((what, of(*args)))
+            return done
+
+        monkeypatch.setattr(module, name, call)
+
+    record(os, "fsync", "flush", lambda fd: str(Path(f"/proc/self/fd/{fd}").readlink()))
+    record(os, "replace", "name", lambda source, target: str(target))
+    record(os, "link", "name", lambda source, target: str(target))
+    record(os, "unlink", "remove", lambda path, **_: str(path))
+    done = finished(run)
+    place, out = Path(run.place_uri), done.output
+
+    def at(what: str, path: Path | str, after: int = -1) -> int:
+        return events.index((what, str(path)), after + 1)
+
+    segment = place / run.receipt(0).segments[0].name
+    named = at("name", segment)
+    receipt = at("name", place / "receipts/00000.json", at("flush", segment.parent, named))
+    assert receipt < at("flush", place / "receipts", receipt)
+    published = at("name", out)
+    partial = next(path for what, path in events if what == "flush" and "partial" in path)
+    assert at("flush", partial) < published
+    ended = at("name", place / "done.json", at("flush", tmp_path, published))
+    assert at("flush", place, ended) < at("remove", segment)

@@ -100,6 +100,32 @@ def test_upload_in_parts_survives_faults_in_each_kind_of_request(moto: Moto, s3:
     assert s3.requests["UploadPart"] == 5
 
 
+@pytest.mark.parametrize("size_bytes", [1000, 11 * MIB])
+def test_an_upload_that_succeeded_while_its_answer_was_lost_is_no_failure(
+    moto: Moto, s3: S3Store, size_bytes: int
+) -> None:
+    """AWS answers a repeated CompleteMultipartUpload with 404; a repeated PUT meets its own success."""
+    content = bytes(size_bytes)
+    path = s3.scratch / "whole.mp4"
+    path.write_bytes(content)
+    method, asked = ("POST", "uploadId") if size_bytes > MIB else ("PUT", "segments/")
+    moto.fail("lost", method=method, path=asked)
+    if method == "POST":
+        moto.fail("status", method=method, path=asked, status=404, code="NoSuchUpload")
+    s3.publish_file("segments/whole.mp4", path, sha256="0", run="r.1", over=None)
+    assert s3.read("segments/whole.mp4") == content and not path.exists()
+
+
+def test_an_upload_that_was_ended_by_somebody_else_is_a_failure(moto: Moto, s3: S3Store) -> None:
+    path = s3.scratch / "whole.mp4"
+    path.write_bytes(bytes(11 * MIB))
+    s3.put("segments/whole.mp4", b"of another worker")
+    moto.fail("status", method="POST", path="uploadId", status=404, code="NoSuchUpload")
+    with pytest.raises(BackendError, match="NoSuchUpload"):
+        s3.put_file("segments/whole.mp4", path)
+    assert path.exists()
+
+
 def test_failed_upload_keeps_the_local_file(moto: Moto, s3: S3Store) -> None:
     path = s3.scratch / "kept.mp4"
     path.write_bytes(b"frames")
@@ -203,12 +229,16 @@ def test_options_come_from_the_environment_and_are_checked() -> None:
         S3Options(kms_key="alias/films")
 
 
-def test_listing_is_paged(moto: Moto, s3: S3Store) -> None:
-    bucket, prefix = "films", s3.uri.removeprefix("s3://films/")
-    client = moto.client("s3")
-    for n in range(1003):
-        client.put_object(Bucket=bucket, Key=f"{prefix}/receipts/{n:05d}.json", Body=b"")
-    assert [facts.name for facts in s3.list("receipts/")] == [f"receipts/{n:05d}.json" for n in range(1003)]
+def test_listing_is_paged(s3: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"receipts/{n:05d}.json" for n in range(7)]
+    for name in names:
+        s3.put(name, b"")
+    s3.requests.clear()
+    monkeypatch.setattr("vsr_hpc.storage.s3_store._DELETED_AT_ONCE", 5)
+    s3._client.meta.events.register(
+        "provide-client-params.s3.ListObjectsV2", lambda params, **_: {**params, "MaxKeys": 5}
+    )
+    assert [facts.name for facts in s3.list("receipts/")] == names
     assert s3.requests == {"ListObjectsV2": 2}
     s3.remove_all()
     assert s3.requests["DeleteObjects"] == 2

@@ -15,6 +15,7 @@ import pytest
 from tests.clips import numbered_clip
 from tests.packaging.test_head_node import VALUES
 from tests.tools import ROOT
+from vsr_hpc.version import VERSION
 
 _PARTS = ("vsr_hpc", "cluster-config", "slurm", "jobs", "pyproject.toml", "README.md", "LICENSE")
 
@@ -22,13 +23,25 @@ _PARTS = ("vsr_hpc", "cluster-config", "slurm", "jobs", "pyproject.toml", "READM
 @pytest.fixture(scope="module")
 def vsr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`vsr` of a wheel that was built from a copy of the sources and installed without the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
+    return install(tmp_path_factory.mktemp("wheel"), "1.0.0")
+
+
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a later version."""
+    return install(tmp_path_factory.mktemp("newer"), "1.1.0")
+
+
+def install(folder: Path, version: str) -> Path:
+    """Build a wheel of this version and install it into an environment of its own; its `vsr`."""
     (folder / "source").mkdir()
     for name in _PARTS:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / "source" / name)
         else:
             shutil.copy2(ROOT / name, folder / "source" / name)
+    stated = folder / "source/vsr_hpc/version.py"
+    stated.write_text(stated.read_text().replace(f'"{VERSION}"', f'"{version}"'))
     _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, folder / "source")
     (wheel,) = folder.glob("*.whl")
     place = folder / "environment"
@@ -67,3 +80,39 @@ def test_the_installed_wheel_finds_its_templates_and_tables(vsr: Path, tmp_path:
     assert {line.split()[0] for line in listed} == {path.stem for path in (ROOT / "jobs").glob("*.yaml")}
     _run(vsr, "init", "slurm", cwd=tmp_path)
     assert (tmp_path / "slurm.yaml").read_bytes() == (ROOT / "jobs/slurm.yaml").read_bytes()
+
+
+PLAN = """import sys
+from pathlib import Path
+from vsr_hpc.job.reading import parse_job
+from vsr_hpc.launch import ensure_plan, submit
+names = ("input", "output")
+places = {name: str(Path(name + ".mkv").resolve()) for name in names}
+run = submit(parse_job({**places, "model": "nearest", "picture": {"scale": 2}}, "test")).run
+ensure_plan(run)
+print(run.uri)
+"""
+
+
+def test_run_of_one_version_is_refused_by_another_before_it_takes_a_lease(
+    vsr: Path, newer: Path, tmp_path: Path
+) -> None:
+    numbered_clip(tmp_path / "input.mkv", frames=4)
+    run = _run(vsr.with_name("python"), "-c", PLAN, cwd=tmp_path).strip()
+    again = ["upscale", "input.mkv", "output.mkv", "--scale", "2", "--model", "nearest"]
+    for words in (["worker", run], ["resume", run], ["finish", run], again):
+        refused = _refuse(newer, *words, cwd=tmp_path)
+        assert "1.0.0" in refused and "1.1.0" in refused and "--new" in refused
+    assert not list(Path(run).glob("*/leases/*")), "a worker of another version took a lease"
+    _run(vsr, "worker", run, "-q", cwd=tmp_path)
+    assert "4 frames" in _run(newer, "verify", "input.mkv", "output.mkv", cwd=tmp_path)
+    assert "complete" in _run(newer, "status", run, cwd=tmp_path)
+
+
+def _refuse(vsr: Path, *words: str, cwd: Path) -> str:
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(vsr), *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, (done.returncode, done.stderr)
+    return done.stderr

@@ -121,7 +121,9 @@ class World:
     def _backlog(self, name: str, instances: int) -> None:
         queue = self.queues[name]
         for _ in range(min(len(queue), instances * self.per_minute(name))):
-            queue.pop(0)()
+            queue.pop(0)[1]()
+        oldest_s = 60.0 * (self.minute - queue[0][0]) if queue else 0.0
+        self.put("ApproximateAgeOfOldestRequest", oldest_s, EndpointName=name)
         self.put("ApproximateBacklogSize", len(queue), EndpointName=name)
         if instances:
             self.put("ApproximateBacklogSizePerInstance", len(queue) / instances, EndpointName=name)

@@ -141,7 +141,7 @@ def _event(headers: dict[str, str], payload: bytes) -> bytes:
 
 def invoke_endpoint_async(self: Any) -> tuple[int, dict[str, Any], str]:
     """Answered at once where there are instances and no SIM_PER_MINUTE; else it waits."""
-    _, url, config, endpoint = _target(self, None)
+    variant, url, config, endpoint = _target(self, None)
     outputs = config.async_inference_config["OutputConfig"]
     name = str(uuid.uuid4())
     output = f"{outputs['S3OutputPath'].rstrip('/')}/{name}.out"
@@ -163,6 +163,8 @@ def invoke_endpoint_async(self: Any) -> tuple[int, dict[str, Any], str]:
             status, answer = 404, b"the input object does not exist"
         else:
             status, _, answer = _forwarded(f"{url}/invocations", found.value, headers)
+        if status != 200:
+            world.put("InvocationFailures", 1.0, EndpointName=endpoint, VariantName=variant)
         _put_answer(output if status == 200 else failure, answer)
 
     def _put_answer(place: str, answer: bytes) -> None:
@@ -176,7 +178,7 @@ def invoke_endpoint_async(self: Any) -> tuple[int, dict[str, Any], str]:
     if there and world.per_minute(endpoint) > 1000:
         threading.Thread(target=work, daemon=True).start()
     else:
-        world.queues[endpoint].append(work)
+        world.queues[endpoint].append((world.minute, work))
     found = {"status": 202, "X-Amzn-SageMaker-OutputLocation": output}
     return 202, {**found, "X-Amzn-SageMaker-FailureLocation": failure}, json.dumps({"InferenceId": name})
 

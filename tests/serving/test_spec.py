@@ -123,8 +123,68 @@ def test_a_sleeping_endpoint_has_no_alarm_for_having_no_instances() -> None:
     awake = spec(alarms={})
     asleep = spec(alarms={}, autoscale={"least": 0, "most": 1}, **{"async": {"output": "s3://films/out"}})
     metrics = [{each["MetricName"] for each in alarm_requests(one)} for one in (awake, asleep)]
-    assert metrics[0] - metrics[1] == {"CPUUtilization"}
-    assert metrics[1] - metrics[0] == {"HasBacklogWithoutCapacity"}
+    assert metrics[0] - metrics[1] == {"CPUUtilization", "ModelLatency"}
+    assert metrics[1] - metrics[0] == {
+        "HasBacklogWithoutCapacity",
+        "ApproximateAgeOfOldestRequest",
+        "InvocationFailures",
+    }
+
+
+def test_a_request_that_may_take_an_hour_has_no_alarm_at_thirty_seconds_unless_the_file_says_so() -> None:
+    later = {"async": {"output": "s3://films/out"}}
+    assert not [
+        each for each in alarm_requests(spec(alarms={}, **later)) if each["MetricName"] == "ModelLatency"
+    ]
+    (asked,) = [
+        each
+        for each in alarm_requests(spec(alarms={"p99_ms": 600_000}, **later))
+        if each["MetricName"] == "ModelLatency"
+    ]
+    assert asked["Threshold"] == 6e8
+
+
+@pytest.mark.parametrize("length", [10, 26, 27, 41])
+def test_a_scheduled_job_has_a_name_that_sagemaker_takes(length: int) -> None:
+    night = {
+        "input": "s3://films/in/", "output": "s3://films/done/", "instance_type": "ml.g5.xlarge",
+        "schedule": {"at": "cron(0 2 * * ? *)", "role": ROLE},
+    }  # fmt: skip
+    wanted = spec(name="n" * length, transform=night)
+    steps = diff.steps(wanted, diff.EndpointInventory())
+    check(steps, "endpoint.yaml")
+    request = transform.schedule_request(wanted)
+    assert request is not None
+    late = json.loads(request["Target"]["Input"])
+    late["TransformJobName"] = "n" * 27 + "-<aws.scheduler.execution-id>"
+    request["Target"]["Input"] = json.dumps(late)
+    found = list(findings(calls.Call(service="scheduler", operation="create_schedule", parameters=request)))
+    assert any("TransformJobName: 64 characters are more than 63" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"isolated": True}, "isolated: the container would download realesr-animevideov3"),
+        (
+            {"vpc": {"subnets": ["subnet-0aaaaaaaa"], "security_groups": ["sg-0aaaaaaaa"]}},
+            "vpc.internet: true",
+        ),
+    ],
+)
+def test_a_container_without_internet_is_refused_weights_that_it_would_download(
+    changes: dict[str, Any], wanted: str
+) -> None:
+    named = {"environment": {"VSR_SERVE_MODELS": "realesr-animevideov3 vsr-video-x4"}, **changes}
+    with pytest.raises(JobError, match=re.escape(wanted)) as caught:
+        spec(**named)
+    assert "vsr-video-x4" not in str(caught.value)
+    assert spec(**named, models_in_image=["realesr-animevideov3"])
+
+
+def test_no_example_downloads_weights_from_the_internet_at_every_start() -> None:
+    for path in EXAMPLES:
+        assert "VSR_SERVE_MODELS" not in load_spec(path).environment, path.name
 
 
 def test_the_price_is_that_of_the_instances_at_rest_and_at_most() -> None:

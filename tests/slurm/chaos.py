@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.slurm.fixtures import DevCluster, Options, why_not
 from tests.slurm.submitted import Submitted
-from vsr_hpc.job.spec import RangeSection, StreamsSection
+from vsr_hpc.job.reading import parse_job
 from vsr_hpc.launch import verify_here
 from vsr_hpc.run.run import Run
 
@@ -34,6 +34,8 @@ import cluster_processes as processes  # isort: skip  (fixtures put it on the pa
 
 OPTIONS = Options(spot=4, ondemand=1, kill_wait_s=4, requeue_delay_s=12, network=True)
 SECONDS_PER_FRAME = 0.12
+LEASE_WINDOW_S = 15.0
+HANG_S = 10.0
 OVER = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL"})
 
 
@@ -181,7 +183,8 @@ def network_cut(state: Round, target: Target) -> bool:
 def two_on_one_shard(state: Round, target: Target) -> bool:
     """A second worker under the same task name takes the first one's shard at once; both go on."""
     argv = ["vsr", "worker", state.film.run.uri, "--task", f"dev-{target.task}", "--threads", "1", "-q"]
-    env = {"SLURMD_NODENAME": target.node, "PYTHONPATH": str(state.film.folder)}
+    packages = f"{state.film.folder}:{state.cluster.user_env['PYTHONPATH']}"
+    env = {"SLURMD_NODENAME": target.node, "PYTHONPATH": packages}
     state.twins.append(state.cluster.start_as_user(argv, node=target.node, env=env))
     return True
 
@@ -192,8 +195,29 @@ def frozen_worker(state: Round, target: Target) -> bool:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP)
-            state.later(lambda pid=pid: _continue(pid), low=70.0, high=80.0)  # type: ignore[misc]
+            state.later(  # after the lease has grown stale
+                lambda pid=pid: _continue(pid),  # type: ignore[misc]
+                low=LEASE_WINDOW_S + 5.0,
+                high=LEASE_WINDOW_S + 15.0,
+            )
     return bool(pids)
+
+
+def hung_worker(state: Round, target: Target) -> bool:
+    """The device of a worker answers no more, while its heartbeat goes on; its watchdog must end it."""
+    state.film.hang(target.task, state.cluster.task(target.task).restarts)
+    return True
+
+
+def source_outage(state: Round, target: Target) -> bool:
+    """The disk with the source is away for a while, for all workers."""
+    clip = state.film.folder / "clip.mkv"
+    away = clip.with_name("clip.away")
+    if not clip.exists():
+        return False  # the last outage is not over yet
+    clip.rename(away)
+    state.later(lambda: away.rename(clip), low=5.0, high=15.0)
+    return True
 
 
 FAULTS: dict[str, Callable[[Round, Target], bool]] = {
@@ -212,6 +236,8 @@ FAULTS: dict[str, Callable[[Round, Target], bool]] = {
     "node off the network": network_cut,
     "two workers on one shard": two_on_one_shard,
     "worker frozen past its lease": frozen_worker,
+    "hung worker": hung_worker,
+    "source outage": source_outage,
 }
 QUICK = (
     "scontrol requeue",
@@ -222,8 +248,10 @@ QUICK = (
     "two workers on one shard",
     "spot notice, drained, taken",
     "kill -9 slurmstepd",
+    "source outage",
+    "hung worker",
 )
-"""Faults after which Slurm itself starts the task again: no lease has to grow old."""
+"""Faults after which Slurm starts the task again: no lease has to grow old. The last one comes first."""
 
 
 def _killed(pids: Iterable[int]) -> bool:
@@ -267,6 +295,8 @@ def play(state: Round, wanted: tuple[str, ...], *, patience_s: float = 420.0) ->
     ahead = list(wanted)
     while time.monotonic() < until and state.film.run.done() is None:
         state.mend()
+        if not ahead and not state.mends:
+            state.film.speed_up()
         targets = state.targets() if ahead else []
         if targets:
             if FAULTS[ahead[-1]](state, state.chance.choice(targets)):
@@ -323,7 +353,7 @@ def kill_whoever_takes(state: Round, shard: int) -> None:
 
 
 def film_of(
-    cluster: DevCluster, name: str, frames: int, *, sick: str = "", limit_min: int = 60, **run: int
+    cluster: DevCluster, name: str, frames: int, *, sick: str = "", limit_min: int = 60, **run: float
 ) -> Submitted:
     """A job of `frames` / 6 shards whose device is slow, and on the node `sick` wrong."""
     return Submitted(
@@ -332,7 +362,7 @@ def film_of(
         frames=frames,
         slow_s=SECONDS_PER_FRAME,
         sick=sick,
-        run={"workers": 5, "chunk_s": 6 / 24, **run},
+        run={"workers": 5, "chunk_s": 6 / 24, "lease_window_s": LEASE_WINDOW_S, "hang_s": HANG_S, **run},
         slurm={"time_limit_min": limit_min, "warning_s": 20},
     )
 
@@ -389,13 +419,8 @@ def chaos(
     with DevCluster(OPTIONS) as cluster:
         calm = film_of(cluster, "calm", frames)
         wanted = calm.alone()
-        verdict = verify_here(
-            str(calm.folder / "clip.mkv"),
-            str(calm.folder / "alone.mkv"),
-            is_deep=True,
-            streams=StreamsSection(),
-            wanted=RangeSection.model_validate({}),
-        )
+        files = {"input": str(calm.folder / "clip.mkv"), "output": str(calm.folder / "alone.mkv")}
+        verdict = verify_here(parse_job(files, "chaos"), is_deep=True)
         assert verdict.ok, verdict.lines()
         began = time.monotonic()
         calm.submit()
@@ -437,7 +462,7 @@ def _hard(
     state = Round(film, chance, quiet_s, Counter({"canary fails on a node": 1}))
     film.submit()
     sha256 = film.wait_done()
-    assert film.run.control().avoided == {node}
+    assert {name for _, name in film.run.control().avoided} == {node}
     assert not any(receipt.worker.startswith(node) for receipt in film.run.receipts())
     assert total.add(state, wanted, sha256)
     _calm_down(cluster)

@@ -20,29 +20,47 @@ from vsr_hpc.system.interrupts import StopFlag
 
 PATIENCE_S = 300.0
 HOOK = """import importlib.abc, importlib.machinery, os, sys, time
+RESTART = os.environ.get("SLURM_RESTART_COUNT", "0")
+JOB, ARRAY, INDEX = (os.environ.get(f"SLURM_{name}") for name in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID"))
+LIFE = f"{ARRAY}_{INDEX}-{RESTART}" if ARRAY else f"{JOB}-{RESTART}"
+def slow_down(module):
+    upscale = module.Upscaler.__call__
+    def slowly(self, frames):
+        until = time.monotonic() + SECONDS * len(frames)
+        while time.monotonic() < until and not os.path.exists("FOLDER/fast"):
+            time.sleep(min(0.1, SECONDS))
+        while os.path.exists("FOLDER/hang-" + LIFE):
+            time.sleep(0.1)
+        return upscale(self, frames)
+    def nonsense(self):
+        from vsr_hpc.errors import BackendError
+        raise BackendError("the device of this node answers nonsense")
+    module.Upscaler.__call__ = slowly
+    if os.environ.get("SLURMD_NODENAME") == "SICK":
+        module.Upscaler.canary = nonsense
+def hold_merge(module):
+    merge = module._merge
+    def slowly(*arguments):
+        while os.path.exists("FOLDER/hold-merge") and RESTART == "0":
+            time.sleep(0.1)
+        return merge(*arguments)
+    module._merge = slowly
+CHANGES = {"vsr_hpc.engine.upscaler": slow_down, "vsr_hpc.work.finish": hold_merge}
 class Hook(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "vsr_hpc.engine.upscaler":
+        if name not in CHANGES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         load = spec.loader.exec_module
         def exec_module(module):
             load(module)
-            upscale = module.Upscaler.__call__
-            def slowly(self, frames):
-                time.sleep(SECONDS * len(frames))
-                return upscale(self, frames)
-            def nonsense(self):
-                from vsr_hpc.errors import BackendError
-                raise BackendError("the device of this node answers nonsense")
-            module.Upscaler.__call__ = slowly
-            if os.environ.get("SLURMD_NODENAME") == "SICK":
-                module.Upscaler.canary = nonsense
+            CHANGES[name](module)
         spec.loader.exec_module = exec_module
         return spec
 sys.meta_path.insert(0, Hook())
 """
-"""Makes the device slow without using the CPU, so that faults meet workers at work; and one node sick."""
+"""Makes the device slow without using the CPU, so that faults meet workers at work. One node may be sick, one
+life of a task may hang, and the first life of every merge may be held."""
 
 
 class Submitted:
@@ -64,6 +82,7 @@ class Submitted:
         self.has_hook = bool(slow_s or sick)
         if self.has_hook:
             hook = HOOK.replace("SECONDS", str(slow_s)).replace("SICK", sick or "no node")
+            hook = hook.replace("FOLDER", str(self.folder))
             (self.folder / "sitecustomize.py").write_text(hook)
         self.path = self.folder / "job.yaml"
         self.write(**sections)
@@ -83,8 +102,20 @@ class Submitted:
             document[key] = {**document.get(key, {}), **value} if isinstance(value, dict) else value
         if self.has_hook:
             setup = document["slurm"].get("setup", [])
-            document["slurm"]["setup"] = [f"export PYTHONPATH={self.folder}", *setup]
+            document["slurm"]["setup"] = [f"export PYTHONPATH={self.folder}:$PYTHONPATH", *setup]
         self.path.write_text(yaml.safe_dump(document))
+
+    def hang(self, task: str, restart: int = 0) -> None:
+        """Let the device hang for good in one life of a task."""
+        (self.folder / f"hang-{task}-{restart}").touch()
+
+    def speed_up(self) -> None:
+        """Let the device be slow no longer: what had to meet workers at work has happened."""
+        (self.folder / "fast").touch()
+
+    def hold_merge(self) -> None:
+        """Let a merge last for ever in a task that was not restarted."""
+        (self.folder / "hold-merge").touch()
 
     @property
     def output(self) -> Path:

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.runs import finished, planned_run, tiny_job
+from vsr_hpc import launch
 from vsr_hpc.dashboard.guard import Door
 from vsr_hpc.dashboard.new_runs import Asked, Carrying, default_output
 from vsr_hpc.dashboard.server import Board
-from vsr_hpc.dashboard.snapshots import Telling, Watched, read_line
+from vsr_hpc.dashboard.snapshots import Telling, Watched, read_line, run_id
 from vsr_hpc.dashboard.uploads import Folder, safe_name
 from vsr_hpc.errors import JobError
+from vsr_hpc.run.documents import Heartbeat
+from vsr_hpc.run.run import Run
+from vsr_hpc.system.interrupts import Reason, StopFlag
 
 
 def test_a_shard_is_told_once_to_each_page(tmp_path: Path) -> None:
@@ -43,6 +47,48 @@ def test_a_run_that_is_begun_anew_is_told_anew(tmp_path: Path) -> None:
     found = telling.snapshot()
     assert found["is_fresh"]
     assert (found["shards_done"], found["history"]["bars"]) == (0, [])
+
+
+def test_the_page_shows_the_state_of_a_run_that_begins(tmp_path: Path) -> None:
+    """Nobody is offered to resume a run whose workers are about to begin."""
+    job = tiny_job(tmp_path)
+    run = launch.submit(job).run
+    line = read_line(Watched(uri=run.uri, every_s=0.0))
+    assert (line["state"], line["model"]) == ("planning", "nearest")
+    run = planned_run(job.model_copy(update={"output": str(tmp_path / "b.mkv")}))
+    watched = Watched(uri=run.uri, every_s=0.0)
+    assert read_line(watched)["state"] == "starting"
+    assert watched.picture() is None
+    finished(run)
+    assert read_line(watched)["state"] == "complete"
+    found = watched.picture()
+    assert found is not None and found.after.startswith("data:image/webp")
+
+
+def test_the_latest_finished_frame_is_shown_while_a_run_goes_on(tmp_path: Path) -> None:
+    run = planned_run(tiny_job(tmp_path))
+    stop = StopFlag()
+    seen: list[int | None] = []
+
+    def look(heartbeat: Heartbeat) -> None:
+        if heartbeat.shards and not seen:
+            scene = Watched(uri=run.uri, every_s=0.0).picture()
+            seen.append(scene.frame if scene else None)
+            stop.set(Reason.CANCELLED)
+
+    launch.run_here(run, stop, on_beat=look)
+    assert seen and seen[0] in run.plan.chunk_borders
+
+
+def test_a_run_is_taken_off_the_list_and_stays_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    run = launch.submit(tiny_job(tmp_path)).run
+    board = Board(named=(), intake=Folder(tmp_path), carrying=Carrying(logs=tmp_path))
+    board.forget(board.find(run_id(run.uri)))
+    assert board.lines()["runs"] == []
+    assert Run.open(run.uri).job() == run.job()
 
 
 def test_a_run_that_is_gone_is_a_line_with_its_reason(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def test_trained_weights_on_a_filmed_frame_are_within_50_db() -> None:
 def demo_frames(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     make_demo_clip(path, seconds=3 / 24, size=(96, 64), audio=False)
-    return [replace(frame, hdr10plus=None) for frame in read_segment(path)]
+    return list(read_segment(path))
 
 
 # Lanes -----------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def noise_frame(shown: Picture, index: int = 0) -> Frame:
     dice = np.random.default_rng(index)
     top = 1 if shown.pixel.depth == 32 else 2**shown.pixel.depth
     planes = [(dice.random(shape) * top).astype(shown.pixel.dtype) for shape in shown.plane_shapes()]
-    return Frame(index=index, planes=tuple(planes), hdr10plus=b"sidecar")
+    return Frame(index=index, planes=tuple(planes))
 
 
 def upscaler(card: Card, shown: Picture, weights: Path | None = None, **wanted: object) -> Upscaler:
@@ -96,10 +96,10 @@ def test_filters_are_bit_equal_at_scale_1(name: str, sub: str, depth: int) -> No
         assert np.array_equal(before, after)
 
 
-def test_a_frame_keeps_its_number_and_side_data() -> None:
+def test_a_frame_keeps_its_number() -> None:
     shown = picture()
     out = upscaler(find_card("bicubic"), shown)([noise_frame(shown, 5), noise_frame(shown, 9)])
-    assert [(frame.index, frame.hdr10plus) for frame in out] == [(5, b"sidecar"), (9, b"sidecar")]
+    assert [frame.index for frame in out] == [5, 9]
 
 
 @pytest.mark.parametrize("form", [pixel(alpha=True), PixelFormat(name="gray10le", kind="grey", depth=10)])

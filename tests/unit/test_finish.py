@@ -17,7 +17,8 @@ from tests.runs import planned_run, tiny_job
 from vsr_hpc.errors import BackendError
 from vsr_hpc.executors.aws_batch import workflow_steps as batch_workflow
 from vsr_hpc.executors.slurm import finish_task as slurm
-from vsr_hpc.run.documents import Done, Heartbeat
+from vsr_hpc.executors.slurm.task_life import TaskLife
+from vsr_hpc.run.documents import Done, Heartbeat, Lease
 from vsr_hpc.run.liveness import Liveness, Process
 from vsr_hpc.run.run import Run
 from vsr_hpc.storage.folder_store import FolderStore
@@ -189,7 +190,7 @@ def test_an_error_of_a_merge_counts_only_where_no_other_process_has_taken_it_ove
 ) -> None:
     """The one that took over removes what it finds half-made, under a frozen one's hands."""
 
-    def fails(run: Run) -> Done:
+    def fails(run: Run, lease: Lease, then: object) -> Done:
         if is_taken_over:
             assert run.take("finish", 2, "finish-far", "n9") is not None
         raise BackendError("the partial file is gone")
@@ -214,7 +215,9 @@ def test_the_next_attempt_of_the_same_task_takes_over_at_once(
         done = batch_workflow.finish(run.uri)
     else:
         taken_by(run, "finish-n9-1-abcdef", task="cluster-12_0")
-        made = slurm.conclude(run, 1, task="cluster-12_0", node="n1")
+        made = slurm.conclude(
+            run, 1, TaskLife(job="12_0", array="12", cluster="cluster", node="n1", restart=1, folder="")
+        )
         assert isinstance(made, Done)
         done = made
     assert done.sha256 == sha256_of(done)

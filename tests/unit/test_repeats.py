@@ -68,11 +68,3 @@ def test_one_bit_in_one_plane_makes_another_frame() -> None:
     one, other = frames([5, 5])
     other.planes[1][1, 1] = 1
     assert len(Repeats().sort(0, [one, other]).fresh) == 2
-
-
-def test_a_frame_keeps_its_own_dynamic_metadata() -> None:
-    one, other = frames([5, 5])
-    other = Frame(index=1, planes=other.planes, hdr10plus=b"its own")
-    repeats = Repeats()
-    chosen = repeats.sort(0, [one, other])
-    assert repeats.complete(chosen, made(chosen.fresh))[1].hdr10plus == b"its own"

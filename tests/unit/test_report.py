@@ -235,7 +235,7 @@ def test_the_command_means_the_same_job(tmp_path: Path) -> None:
         run={"workers": 2, "gpus": [0]},
         output="a b'c.mkv",
     )
-    words = shlex.split(reproduce(job).command)
+    words = shlex.split(reproduce(job, "bicubic").command)
     assert words[:2] == ["vsr", "upscale"]
     command: Any = typer.main.get_command(app)
     given = command.commands["upscale"].make_context("upscale", words[2:]).params
@@ -244,9 +244,15 @@ def test_the_command_means_the_same_job(tmp_path: Path) -> None:
     assert (named, given["run__gpus"], given["video__params"]) == (["20", "2"], "0", "keyint=48")
 
 
+def test_the_command_names_the_model_that_was_used(tmp_path: Path) -> None:
+    again = reproduce(tiny_job(tmp_path, model="auto"), "vsr-video-x2")
+    assert "--model vsr-video-x2" in again.command
+    assert "model: vsr-video-x2" in again.job
+
+
 def test_the_job_file_in_the_report_is_the_job(tmp_path: Path) -> None:
     job: JobSpec = tiny_job(tmp_path, range={"from": "0.25"})
-    assert parse_job(yaml.safe_load(reproduce(job).job), "report") == job
+    assert parse_job(yaml.safe_load(reproduce(job, "bicubic").job), "report") == job
 
 
 def test_the_command_line_writes_a_report_and_measures_it(tmp_path: Path) -> None:

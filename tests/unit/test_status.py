@@ -21,7 +21,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def _done(run: Run) -> Done:
-    return Done(output="out.mkv", frames=24, size_bytes=1, sha256="0", offset_s=0, finished_s=1)
+    return Done(output=run.plan.job.output, frames=24, size_bytes=1, sha256="0", offset_s=0, finished_s=1)
 
 
 def test_a_run_without_a_plan_waits_until_somebody_plans_it(tmp_path: Path) -> None:
@@ -43,14 +43,18 @@ def test_the_state_follows_what_lies_in_the_store(run: Run) -> None:
     run.beat(heartbeat("w", state="left"))
     assert read_status(run).state == "merging"
     run.write_done(_done(run))
+    assert read_status(run).state == "output gone"
+    Path(run.plan.job.output).write_bytes(b"0")
     assert read_status(run).state == "complete"
 
 
-def test_a_cancelled_run_runs_until_its_workers_have_left(run: Run) -> None:
-    run.cancel()
-    assert read_status(run).state == "cancelled"
+def test_a_cancelled_run_never_runs_however_young_a_killed_workers_heartbeat_is(run: Run) -> None:
     run.beat(heartbeat("w", state="working"))
-    assert read_status(run).state == "running"
+    run.cancel()
+    assert read_status(run).state == "cancelled" and len(read_status(run).alive) == 1
+    for shard in range(6):
+        run.record(receipt(shard))
+    assert read_status(run).state == "finishing"
 
 
 def test_the_next_round_is_not_cancelled_by_the_mark_of_the_last(run: Run) -> None:

@@ -283,7 +283,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path
     with pytest.raises(ModelError, match="refused"):
         card_of_file(path)
     with pytest.raises(ModelError, match=r"refused|cannot be read"):
-        load(path, find_card("realesr-animevideov3"))
+        load(path, find_card("realesr-animevideov3").model_copy(update={"weights": None}))
     with pytest.raises(ModelError):
         import_weights(path)
     assert not trace.exists()
@@ -345,7 +345,8 @@ def test_the_real_animation_model_loads_where_it_is_at_hand() -> None:
     path = Path(folder) / "weights/realesr-animevideov3.pth"
     if not path.is_file():
         pytest.skip(f"{path.name} is not on this machine")
-    assert load(path, find_card("realesr-animevideov3"))
+    repacked = find_card("realesr-animevideov3").model_copy(update={"weights": None})
+    assert load(path, repacked)
 
 
 # No network ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from vsr_hpc.aws.account import client
 from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import JobError
+
+EXECUTION_ID_LENGTH = 36
+"""Of what EventBridge Scheduler puts in place of <aws.scheduler.execution-id>: a UUID at most."""
 
 
 def check(steps: tuple[Step, ...], where: str) -> None:
@@ -29,6 +33,18 @@ def findings(call: Call) -> Iterator[str]:
         yield f"{call.operation}: {report.generate_report()}"
         return
     yield from _check_values(call.parameters, shape, call.operation)
+    yield from _scheduled_findings(call)
+
+
+def _scheduled_findings(call: Call) -> Iterator[str]:
+    """What AWS forbids in the call that a schedule makes later, its names completed as Scheduler does it."""
+    target = call.parameters.get("Target", {}) if call.service == "scheduler" else {}
+    named = re.fullmatch(r"arn:[\w-]+:scheduler:::aws-sdk:(\w+):(\w+)", target.get("Arn", ""))
+    if named is None:
+        return
+    text = target["Input"].replace("<aws.scheduler.execution-id>", "0" * EXECUTION_ID_LENGTH)
+    operation = re.sub(r"(?<!^)(?=[A-Z])", "_", named[2]).lower()
+    yield from findings(Call(service=named[1], operation=operation, parameters=json.loads(text)))
 
 
 class Clients:

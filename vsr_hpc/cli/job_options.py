@@ -74,7 +74,16 @@ class SubmitCommand(JobCommand):
 class VerifyCommand(JobCommand):
     """Takes those options of a job that say which frames and streams an output must have."""
 
-    keys = ("streams.audio", "streams.drop", "range.from", "range.to", "range.frames")
+    keys = (
+        "picture.deinterlace",
+        "picture.field_order",
+        "streams.audio",
+        "streams.drop",
+        "range.from",
+        "range.to",
+        "range.frames",
+        "images.rate",
+    )
 
 
 def given_options(context: typer.Context) -> dict[str, Any]:
@@ -148,7 +157,14 @@ def _value(key: JobKey, value: Any) -> Any:
 
 def build_document(given: dict[str, Any], source: str, output: str) -> dict[str, Any]:
     """A job's plain values from options and two places."""
-    return _override({"input": source, "output": output}, given)
+    from vsr_hpc.job.reading import override
+
+    return override({"input": source, "output": output}, given)
+
+
+def says_frames(given: dict[str, Any]) -> bool:
+    """Whether an option says that images are the frames of one clip."""
+    return "images.rate" in given or "images.allow_gaps" in given
 
 
 def read_job(paths: list[str], given: dict[str, Any]) -> JobSpec:
@@ -165,29 +181,26 @@ def read_jobs(paths: list[str], given: dict[str, Any]) -> list[JobSpec]:
     """The jobs of `JOB.yaml`, of `IN... OUT`, or of both: then each input is done as the file says."""
     from vsr_hpc.job.inputs import expand
     from vsr_hpc.job.options import spell_option
-    from vsr_hpc.job.reading import load_job, parse_job
+    from vsr_hpc.job.reading import load_job, override, parse_job
 
     has_file = len(paths) == 1 or Path(paths[0]).suffix.lower() in (".yaml", ".yml")
     if not has_file:
-        return [parse_job(build_document(given, *pair), "", spell=spell_option) for pair in expand(paths)]
+        pairs = expand(paths, are_frames=says_frames(given))
+        return [parse_job(build_document(given, *pair), "", spell=spell_option) for pair in pairs]
     job = load_job(Path(paths[0]))
     if len(paths) == 1 and not given:
         return [job]
     written = job.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    pairs = expand(paths[1:]) if len(paths) > 1 else ((written["input"], written["output"]),)
+    pairs = (
+        expand(paths[1:], are_frames=says_frames(given))
+        if len(paths) > 1
+        else ((written["input"], written["output"]),)
+    )
     if len(pairs) > 1 and job.run.location:
         raise JobError(
             f"{paths[0]}: run.location can hold one run only; leave it out for {len(pairs)} inputs"
         )
     return [
-        parse_job(_override({**written, "input": source, "output": output}, given), "", spell=spell_option)
+        parse_job(override({**written, "input": source, "output": output}, given), "", spell=spell_option)
         for source, output in pairs
     ]
-
-
-def _override(written: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    whole = {key: dict(value) if isinstance(value, dict) else value for key, value in written.items()}
-    for place, value in given.items():
-        section, _, key = place.rpartition(".")
-        (whole.setdefault(section, {}) if section else whole)[key] = value
-    return whole

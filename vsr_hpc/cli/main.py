@@ -95,6 +95,7 @@ app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.status)
 app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.resume)
 app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.cancel)
 app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.logs)
+app.command(rich_help_panel=_RUNS)(runs.clean)
 app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.finish)
 app.command("worker", no_args_is_help=True, rich_help_panel=_RUNS)(runs.work)
 

@@ -1,7 +1,10 @@
-"""Who may ask: only somebody who was given the address, through a name of this machine, from this very page.
+"""Decides who may ask: somebody with the address that was printed, by a name of this machine, from this page.
 
 The token in the path keeps other users and other pages out. The Host check stops a foreign name that was made
 to point here (DNS rebinding); the Origin check stops a foreign page from sending (cross-site requests).
+
+A report comes from a run's store, where others may write, and its scripts can read the address that they were
+loaded from. Each report therefore has an address of its own without the token, which opens this report only.
 """
 
 from __future__ import annotations
@@ -37,6 +40,10 @@ class Door:
             hosts |= {name.lower() for name in names}
         return cls(token=token, hosts=frozenset(hosts), connects=tuple(connects))
 
+    def report_key(self, number: str) -> str:
+        """The part of an address that opens the report of one run; the token cannot be computed from it."""
+        return hmac.new(self.token.encode(), f"report {number}".encode(), "sha256").hexdigest()[:32]
+
     @property
     def policy(self) -> str:
         connect = " ".join(("'self'", *self.connects))
@@ -47,10 +54,12 @@ class Door:
 
 
 REPORT_POLICY = (
-    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    "sandbox allow-scripts allow-downloads; default-src 'none'; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
-"""A report lies in a run's store, which others may write: it gets no access to this page."""
+"""The sandbox gives a report an origin of its own, which may neither read nor send anything here."""
+REPORTS = "/report/"
+"""Where reports are served, outside of the token's path."""
 
 
 class Guard:
@@ -68,7 +77,8 @@ class Guard:
             log.warning("refused method=%s why=%s", scope["method"], why)
             await PlainTextResponse(f"{why}\n", status_code=403)(scope, receive, send)
             return
-        rest = scope["path"][len(self._door.token) + 1 :]
+        is_report = scope["path"].startswith(REPORTS)
+        rest = scope["path"] if is_report else scope["path"][len(self._door.token) + 1 :]
         inner = {**scope, "path": rest, "raw_path": rest.encode(), "root_path": ""}
 
         async def with_headers(message: Message) -> None:
@@ -89,6 +99,8 @@ class Guard:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0].lower() not in self._door.hosts:
             return "this page is not served under that name"
+        if scope["path"].startswith(REPORTS) and scope["method"] in ("GET", "HEAD"):
+            return None  # the address names its report by a key
         given = scope["path"].split("/", 2)
         if len(given) < 3 or not hmac.compare_digest(given[1].encode(), self._door.token.encode()):
             return "open the address that `vsr dashboard` printed, with its token"

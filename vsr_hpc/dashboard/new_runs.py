@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vsr_hpc.dashboard.uploads import safe_name
 from vsr_hpc.errors import JobError
+from vsr_hpc.executors.local import last_words, start_command
 from vsr_hpc.job.reading import parse_job
 from vsr_hpc.launch import submit
+from vsr_hpc.models.defaults import AUTO, default_model
 from vsr_hpc.run.run import Run
 
 _PREVIEW_S = 900.0
@@ -30,6 +32,7 @@ class Asked(BaseModel):
     output: str = Field("", max_length=4096)
     model: str = Field(min_length=1, max_length=1024)
     scale: float | None = Field(None, gt=0, le=16)
+    size: str | None = Field(None, max_length=32)
     at: str | None = Field(None, max_length=32)
     on: str = "local"
 
@@ -41,7 +44,7 @@ def begin_run(asked: Asked, folder: str) -> Run:
         "output": asked.output or default_output(asked, folder),
         "model": asked.model,
         "on": asked.on,
-        "picture": {"scale": asked.scale},
+        "picture": {"scale": asked.scale, "size": asked.size},
     }
     return submit(parse_job(document, "")).run
 
@@ -67,16 +70,8 @@ class Carrying:
         known = self._processes.get(number)
         if known is not None and known[0].poll() is None:
             return
-        self.logs.mkdir(parents=True, exist_ok=True)
         path = self.logs / f"{number}.log"
-        with path.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "vsr_hpc", "resume", uri, "--quiet"],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        process = start_command(uri, path)
         self._processes[number] = (process, path)
 
     def trouble(self, number: str) -> str:
@@ -84,8 +79,7 @@ class Carrying:
         known = self._processes.get(number)
         if known is None or known[0].poll() in (None, 0, 130):
             return ""
-        said = known[1].read_text(errors="replace").strip().splitlines()
-        return said[-1].removeprefix("vsr: ") if said else f"vsr resume ended with {known[0].returncode}"
+        return last_words(known[1]) or f"vsr resume ended with {known[0].returncode}"
 
     def is_carrying(self, number: str) -> bool:
         known = self._processes.get(number)
@@ -94,7 +88,8 @@ class Carrying:
 
 async def preview_of(asked: Asked) -> dict[str, Any]:
     """One second through the model, in a process of its own; it ends when nobody waits for it any more."""
-    command = [sys.executable, "-m", "vsr_hpc", "preview", f"--models={asked.model}", "--seconds=1"]
+    model = default_model("video", asked.scale or 2) if asked.model == AUTO else asked.model
+    command = [sys.executable, "-m", "vsr_hpc", "preview", f"--models={model}", "--seconds=1"]
     command += ["--json", "--quiet"]
     command += [f"--scale={asked.scale}"] if asked.scale else []
     command += [f"--at={asked.at}"] if asked.at else []

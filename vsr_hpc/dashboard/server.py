@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import functools
+import hmac
 import json
 import logging
 import os
@@ -12,7 +14,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,12 +24,12 @@ from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from vsr_hpc import launch
-from vsr_hpc.dashboard.guard import LOOPBACK, REPORT_POLICY, Door, Guard
+from vsr_hpc.dashboard.guard import LOOPBACK, REPORT_POLICY, REPORTS, Door, Guard
 from vsr_hpc.dashboard.new_runs import Asked, Carrying, begin_run, preview_of
 from vsr_hpc.dashboard.snapshots import Telling, Watched, read_line, run_id
 from vsr_hpc.dashboard.uploads import Began, Bucket, Folder
@@ -82,6 +84,12 @@ class Board:
             raise HTTPException(404, "no such run here")
         return self._watched[number]
 
+    def forget(self, watched: Watched) -> None:
+        known_runs.forget(watched.uri)
+        self.named = tuple(each for each in self.named if each != watched.uri)
+        self._begun = [each for each in self._begun if each != watched.uri]
+        del self._watched[run_id(watched.uri)]
+
     def begun(self, uri: str) -> None:
         self._begun.append(uri)
 
@@ -100,8 +108,12 @@ def application(board: Board, door: Door) -> ASGIApp:
         Route("/web/{name}", _file, methods=["GET"]),
         Route("/api/setup", with_board(_setup), methods=["GET"]),
         Route("/api/events", with_board(_list_events), methods=["GET"]),
-        Route("/api/runs/{number}/events", with_board(_run_events), methods=["GET"]),
-        Route("/api/runs/{number}/report", with_board(_report), methods=["GET"]),
+        Route("/api/runs/{number}/events", functools.partial(_run_events, board=board, door=door)),
+        Route(f"{REPORTS}{{key}}", functools.partial(_report, board=board, door=door), methods=["GET"]),
+        Route("/api/runs/{number}/picture", with_board(_picture), methods=["GET"]),
+        Route("/api/runs/{number}/thumbnail", with_board(_thumbnail), methods=["GET"]),
+        Route("/api/runs/{number}/output", with_board(_output), methods=["GET"]),
+        Route("/api/runs/{number}/forget", with_board(_forget), methods=["POST"]),
         Route("/api/runs/{number}/cancel", with_board(_cancel), methods=["POST"]),
         Route("/api/runs/{number}/resume", with_board(_resume), methods=["POST"]),
         Route("/api/clips", with_board(_receive), methods=["PUT"]),
@@ -144,13 +156,44 @@ def _packaged(package: str, name: str) -> Response:
     return Response(content, media_type=_TYPES[Path(name).suffix])
 
 
-async def _report(request: Request, board: Board) -> Response:
-    run, *_ = await asyncio.to_thread(board.find(request.path_params["number"]).look)
+async def _report(request: Request, board: Board, door: Door) -> Response:
+    given = request.path_params["key"]
+    watched = next(
+        (each for each in board.all() if hmac.compare_digest(door.report_key(run_id(each.uri)), given)), None
+    )
+    if watched is None:
+        raise HTTPException(404, "no such report here")
+    run, *_ = await asyncio.to_thread(watched.look)
     try:
         content = await asyncio.to_thread(run.store.read, NAME)
     except MissingObject as exc:
         raise HTTPException(404, "this run has no report yet; `vsr report` makes one") from exc
     return Response(content, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
+
+
+async def _picture(request: Request, board: Board) -> Response:
+    found = await asyncio.to_thread(board.find(request.path_params["number"]).picture)
+    return JSONResponse(None if found is None else asdict(found))
+
+
+async def _thumbnail(request: Request, board: Board) -> Response:
+    found = await asyncio.to_thread(board.find(request.path_params["number"]).picture)
+    if found is None:
+        raise HTTPException(404, "no frame is finished yet")
+    return Response(
+        base64.b64decode(found.after.partition(",")[2]),
+        media_type="image/webp",
+        headers={"cache-control": "private, max-age=600"},
+    )
+
+
+async def _output(request: Request, board: Board) -> Response:
+    """The finished file as a download: a browser never shows it as a page."""
+    _, status, *_ = await asyncio.to_thread(board.find(request.path_params["number"]).look)
+    path = Path(status.done.output) if status.done is not None else None
+    if path is None or not path.is_file():
+        raise HTTPException(404, "this run has no output on this machine")
+    return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
 
 async def _setup(request: Request, board: Board) -> Response:
@@ -181,7 +224,7 @@ async def _list_events(request: Request, board: Board) -> Response:
     return _stream(request, board, board.lines)
 
 
-async def _run_events(request: Request, board: Board) -> Response:
+async def _run_events(request: Request, board: Board, door: Door) -> Response:
     number = request.path_params["number"]
     telling = Telling(watched=board.find(number))
 
@@ -191,7 +234,13 @@ async def _run_events(request: Request, board: Board) -> Response:
         except VsrError as exc:
             found = {"id": number, "state": "unreachable", "trouble": str(exc)}
         is_carried = board.carrying.is_carrying(number)
-        return {"trouble": board.carrying.trouble(number), "is_carried": is_carried, **found}
+        report = f"..{REPORTS}{door.report_key(number)}" if found.pop("has_report", False) else None
+        return {
+            "trouble": board.carrying.trouble(number),
+            "is_carried": is_carried,
+            "report": report,
+            **found,
+        }
 
     return _stream(request, board, snapshot)
 
@@ -234,6 +283,16 @@ async def _resume(request: Request, board: Board) -> Response:
     watched = board.find(request.path_params["number"])
     await asyncio.to_thread(board.carrying.carry_on, watched.uri, run_id(watched.uri))
     return JSONResponse({"resumed": True})
+
+
+async def _forget(request: Request, board: Board) -> Response:
+    """Take a run off the list. Its files stay."""
+    watched = board.find(request.path_params["number"])
+    _, status, *_ = await asyncio.to_thread(watched.look)
+    if status.alive:
+        raise HTTPException(409, "workers are at this run; cancel it first")
+    await asyncio.to_thread(board.forget, watched)
+    return JSONResponse({"forgotten": True})
 
 
 async def _receive(request: Request, board: Board) -> Response:

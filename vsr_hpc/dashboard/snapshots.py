@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import threading
@@ -14,16 +15,21 @@ from vsr_hpc.errors import VsrError
 from vsr_hpc.launch import whole_status
 from vsr_hpc.report import facts
 from vsr_hpc.report.history import History, read_history, read_receipts
+from vsr_hpc.report.pictures import Scene, show_latest
 from vsr_hpc.report.report import NAME, shown_history
 from vsr_hpc.run.documents import Receipt
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import RunStatus
+from vsr_hpc.storage.store import MissingObject
 
 log = logging.getLogger(__name__)
 
 
+_PLANNING_S = 600.0
+"""A local run without a plan is being planned, unless it is older than this."""
 _LOG_FILES = 4
 _LOG_LINES = 80
+_PICTURE_EVERY_S = 5.0
 _LOG_BYTES = 16 << 10
 
 
@@ -48,6 +54,10 @@ class Watched:
     _status: RunStatus | None = None
     _history: History | None = None
     _log: tuple[str, ...] = ()
+    _picture_guard: threading.Lock = field(default_factory=threading.Lock)
+    _picture: Scene | None = None
+    _picture_key: tuple[int, int, bool] | None = None
+    _pictured_at: float = float("-inf")
 
     def look(self) -> tuple[Run, RunStatus, History, tuple[str, ...]]:
         """Raises VsrError where the run cannot be read."""
@@ -71,6 +81,18 @@ class Watched:
             assert self._status is not None
             assert self._history is not None
             return run, self._status, self._history, self._log
+
+    def picture(self) -> Scene | None:
+        """A finished frame before and after; made anew at most every few seconds."""
+        run, status, _, _ = self.look()
+        with self._picture_guard:
+            key = (self.generation, status.shards_done, status.done is not None)
+            is_due = time.monotonic() - self._pictured_at > _PICTURE_EVERY_S
+            if run.has_plan() and key != self._picture_key and (is_due or self._picture is None):
+                with contextlib.suppress(MissingObject):  # the merge has removed the segment meanwhile
+                    self._picture = show_latest(run, tuple(self._receipts.values()))
+                self._picture_key, self._pictured_at = key, time.monotonic()
+            return self._picture
 
     def _is_another(self, status: RunStatus) -> bool:
         """Whether the run was thrown away and begun anew since the last look."""
@@ -102,6 +124,7 @@ class Telling:
         return {
             **_named(run),
             **line_of(status),
+            "state": shown_state(run, status),
             "is_fresh": is_fresh,
             "shards": status.shards,
             "shards_done": status.shards_done,
@@ -130,6 +153,22 @@ def line_of(status: RunStatus) -> dict[str, Any]:
     }
 
 
+def shown_state(run: Run, status: RunStatus) -> str:
+    """The state in words of the page. A run whose workers are about to begin is no run that was left."""
+    if status.state == "finishing":
+        return "merging"
+    if status.rounds and status.state == "incomplete":
+        latest = status.rounds[-1]
+        has_begun = any(each.heartbeat.round == latest.number for each in status.workers)
+        is_fresh = run.store.now_s() - latest.submitted_s < run.lease_window_s
+        return "starting" if is_fresh and not has_begun else "incomplete"
+    if status.state == "waiting" and not status.rounds and run.job().on == "local":
+        written = [each.modified_s for each in run.store.list("job.json")]
+        is_fresh = bool(written) and run.store.now_s() - written[0] < _PLANNING_S
+        return "planning" if is_fresh else "waiting"
+    return status.state
+
+
 def unreachable(uri: str, why: str) -> dict[str, Any]:
     return {"id": run_id(uri), "uri": uri, "state": "unreachable", "frames": 0, "frames_shown": 0, "why": why}
 
@@ -137,7 +176,16 @@ def unreachable(uri: str, why: str) -> dict[str, Any]:
 def read_line(watched: Watched) -> dict[str, Any]:
     try:
         run, status, _, _ = watched.look()
-        return {**line_of(status), "name": facts.name_of(run.uri), "fps": status.fps}
+        named = _named(run)
+        return {
+            **line_of(status),
+            "state": shown_state(run, status),
+            "name": named["name"],
+            "model": named["model"],
+            "fps": status.fps,
+            "began_s": status.rounds[0].submitted_s if status.rounds else None,
+            "shards_done": status.shards_done,
+        }
     except VsrError as exc:
         return {**unreachable(watched.uri, str(exc)), "name": facts.name_of(watched.uri)}
 

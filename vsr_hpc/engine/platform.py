@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -37,6 +39,18 @@ def platform_record(device: DeviceKind, precision: Precision) -> dict[str, str]:
             "capability": torch.backends.cpu.get_cpu_capability(),
         }
     return record
+
+
+@contextlib.contextmanager
+def torch_settings_kept() -> Iterator[None]:
+    """Give a calling program torch's settings back as they were: repeatable results need settings of ours."""
+    cudnn, matmul, threads = torch.backends.cudnn, torch.backends.cuda.matmul, torch.get_num_threads()
+    before = (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32)
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
+        torch.set_num_threads(threads)
 
 
 def tune_allocator() -> bool:

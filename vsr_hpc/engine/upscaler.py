@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from vsr_hpc.engine.phase_planes import PhasePlanes, is_fusible
 from vsr_hpc.engine.recurrent import Propagation, set_type
 from vsr_hpc.engine.settings import UpscaleSettings
 from vsr_hpc.engine.tiles import Tile, feather, grid, pad_length
-from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError
+from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.media.picture import Frame, Picture, Plane
 from vsr_hpc.models import weights as weight_files
 from vsr_hpc.models.cards import Card, Precision
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 Run = Callable[[Tensor], Tensor]
 """What makes of a crop its upscaled self."""
+Made = TypeVar("Made")
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -78,7 +79,8 @@ class Upscaler:
         if self._goes_through_rgb:
             check_rgb_path(picture_in)
             check_rgb_path(picture_out)
-        _make_repeatable(threads)
+        torch.set_num_threads(threads)
+        make_repeatable()
         self._network = None if card.is_filter else network or self._load(card, weights)
         self._propagation = Propagation(self._network, card) if card.is_recurrent and self._network else None
         self._planes = self._plane_maker()
@@ -148,7 +150,7 @@ class Upscaler:
         made = path([frame.planes for frame in frames])
         self._count(sum(int(outside) for *_, outside in made))
         return [
-            Frame(index=frame.index, planes=tuple(planes), hdr10plus=frame.hdr10plus)
+            Frame(index=frame.index, planes=tuple(planes))
             for frame, (*planes, _) in zip(frames, made, strict=True)
         ]
 
@@ -168,22 +170,68 @@ class Upscaler:
 
         The first `before` and the last `after` frames are context: seen, and not given out.
         """
+        yield from self._window(
+            lambda i: self._network_input(frames[i]),
+            range(before, len(frames) - after),
+            len(frames),
+            frames[0].index,
+            lambda i, run: self._pass([frames[i]], run)[0],
+        )
+
+    def upscale_rgb(self, rgb: Tensor) -> Tensor:
+        """Upscale RGB pictures of this device, (pictures, 3, rows, columns) in float32, to the output's size.
+
+        A network takes values from 0 to 1, a filter takes any. Short memory halves the batch, nothing else.
+        """
+        out = rgb.new_empty((len(rgb), 3, self._out.height, self._out.width))
+        done = 0
+        while done < len(rgb):
+            batch = self.batch
+            part = rgb[done : done + batch]
+            try:
+                out[done : done + len(part)] = self._rgb_pass(part)
+            except (MemoryError, RuntimeError) as exc:
+                self._overcome(exc, done, batch)
+            else:
+                done += len(part)
+        return out
+
+    def upscale_rgb_window(self, rgb: Tensor, before: int, after: int) -> Iterator[Tensor]:
+        """Upscale RGB pictures as one window of a recurrent network; the pictures come one by one.
+
+        The first `before` and the last `after` pictures are context: seen, and not given out.
+        """
+        yield from self._window(
+            lambda i: self._pad(rgb[i : i + 1].clamp(0, 1)),
+            range(before, len(rgb) - after),
+            len(rgb),
+            0,
+            lambda i, run: self._rgb_pass(rgb[i : i + 1], run)[0],
+        )
+
+    def _window(
+        self,
+        make_input: Callable[[int], Tensor],
+        core: range,
+        count: int,
+        first_index: int,
+        finish: Callable[[int, Run], Made],
+    ) -> Iterator[Made]:
+        """Run a recurrent network over a window; `finish` makes what is given out of each frame's crops."""
         assert self._propagation is not None
-        core = range(before, len(frames) - after)
-        pictures = _RecentPictures(lambda i: self._network_input(frames[i]))
         crops = [
             (slice(t.y.crop_start, t.y.crop_stop), slice(t.x.crop_start, t.x.crop_stop))
             for t in self._tiles(*self._padded_size(self._in.height, self._in.width))
         ]
-        made = self._propagation.run(pictures, len(frames), core, crops)
+        made = self._propagation.run(_RecentPictures(make_input), count, core, crops)
         for i in core:
             try:
                 parts = iter(next(made))
-                done = self._pass([frames[i]], lambda crop: next(parts))  # noqa: B023 - used at once
+                done = finish(i, lambda crop: next(parts))  # noqa: B023 - used at once
             except (MemoryError, RuntimeError) as exc:
-                self._overcome(exc, frames[i].index)
+                self._overcome(exc, first_index + i)
                 raise
-            yield from done
+            yield done
 
     def canary(self) -> str:
         """Run one small made-up tile; its sha256. BackendError when the device computes rubbish."""
@@ -215,8 +263,7 @@ class Upscaler:
 
     @torch.inference_mode()
     def _pass(self, frames: Sequence[Frame], run: Run | None = None) -> list[Frame]:
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)  # each calling thread has its own number
+        self._take_threads()
         for frame in frames:
             _check_shapes(frame, self._in)
         planes = [self._upload([frame.planes[i] for frame in frames]) for i in range(len(frames[0].planes))]
@@ -228,9 +275,22 @@ class Upscaler:
         rounded = [quantise(codes, depth) if codes.is_floating_point() else codes for codes in results]
         finished = [_download(codes, self._out.pixel.dtype) for codes in rounded]
         return [
-            Frame(index=frame.index, planes=tuple(plane[i] for plane in finished), hdr10plus=frame.hdr10plus)
+            Frame(index=frame.index, planes=tuple(plane[i] for plane in finished))
             for i, frame in enumerate(frames)
         ]
+
+    @torch.inference_mode()
+    def _rgb_pass(self, rgb: Tensor, run: Run | None = None) -> Tensor:
+        self._take_threads()
+        if self._network is None:
+            return self._resize(rgb, self._kind)
+        inside = rgb.clamp(0, 1)
+        excess = rgb - inside
+        return self._network_rgb(inside, excess if self._carries(excess) else None, run or self._run)
+
+    def _take_threads(self) -> None:
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)  # each calling thread has its own number
 
     def _results(self, planes: list[Tensor], run: Run | None = None) -> tuple[list[Tensor], Tensor]:
         """Code values of the output's planes, in float or in samples where they are rounded already; and how
@@ -276,16 +336,23 @@ class Upscaler:
         inside = rgb.clamp(0, 1)
         excess = rgb - inside
         outside = (excess.abs() > coding.half_code).flatten(1).sum(dim=1)
-        is_carried = self._settings.clip == "carry"
-        if self._device.type == "cpu":  # elsewhere nothing may wait for a value
-            is_carried = is_carried and bool(excess.any())
+        carried = excess if self._carries(excess) else None
         if self._planes is not None:
-            made = self._planes(self._phases(inside), inside, excess if is_carried else None)
-            return made, outside
+            return self._planes(self._phases(inside), inside, carried), outside
+        return self._encode(self._network_rgb(inside, carried, run), planes), outside
+
+    def _carries(self, excess: Tensor) -> bool:
+        """Whether what lies outside of the network's range is carried around it."""
+        if self._settings.clip != "carry":
+            return False
+        return self._device.type != "cpu" or bool(excess.any())  # on a GPU nothing may wait for a value
+
+    def _network_rgb(self, inside: Tensor, carried: Tensor | None, run: Run) -> Tensor:
+        """The network's picture at the output's size."""
         out = self._resize(self._forward(inside, run), None).clamp_(0, 1)
-        if is_carried:
-            out += self._resize(excess, "bicubic")
-        return self._encode(out, planes), outside
+        if carried is not None:
+            out += self._resize(carried, "bicubic")
+        return out
 
     def _encode(self, rgb: Tensor, planes: list[Tensor]) -> list[Tensor]:
         """RGB at the output's size as the output's planes, with alpha beside it."""
@@ -382,10 +449,6 @@ class Upscaler:
     # Device ------------------------------------------------------------------------------------------------
 
     def _load(self, card: Card, path: Path | None) -> nn.Module:
-        if path is None:
-            raise ModelError(
-                f"model {card.name} needs its weights; `vsr models pull {card.name}` fetches them"
-            )
         network = weight_files.open_network(card, path)
         network.requires_grad_(False)
         for layer in network.modules():
@@ -456,8 +519,8 @@ def _tick(layer: nn.Module, inputs: object, output: object) -> None:
     tick()  # a whole pass of a large network takes minutes on a CPU
 
 
-def _make_repeatable(threads: int) -> None:
-    torch.set_num_threads(threads)
+def make_repeatable() -> None:
+    """Let cuDNN and cuBLAS choose nothing by measuring, and round nothing."""
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from vsr_hpc.errors import BackendError, JobError, MediaError, ModelError, SpaceError, VsrError
@@ -64,6 +65,25 @@ def run_workers(
     finally:
         _end(children, grace_s)
         on_tick()
+
+
+def start_command(uri: str, log_file: Path) -> subprocess.Popen[bytes]:
+    """Start `vsr resume` on a run in a process that outlives this one; what it says goes to `log_file`."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "vsr_hpc", "resume", uri, "--quiet"],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def last_words(log_file: Path) -> str:
+    """The last line that such a command said; "" where it said nothing."""
+    said = log_file.read_text(errors="replace").strip().splitlines()
+    return said[-1].removeprefix("vsr: ") if said else ""
 
 
 def _start(run: Run, place: int, gpus: tuple[int, ...], threads: int, restart: int = 0) -> _Child:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,15 @@ def parse_job(
         return JobSpec.model_validate(document)
     except ValidationError as exc:
         raise JobError.from_findings(where, _findings(exc, spell)) from exc
+
+
+def override(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay settings by their dotted keys (`video.crf`) over a job's plain values."""
+    whole = {key: dict(value) if isinstance(value, Mapping) else value for key, value in written.items()}
+    for place, value in given.items():
+        section, _, key = place.rpartition(".")
+        (whole.setdefault(section, {}) if section else whole)[key] = value
+    return whole
 
 
 def _findings(error: ValidationError, spell: Callable[[str], str]) -> list[str]:

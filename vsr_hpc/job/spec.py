@@ -76,13 +76,29 @@ def _texts(value: object) -> Iterator[str]:
         yield from (each for each in value if isinstance(each, str))
 
 
+SIZE_NAMES: dict[str, tuple[int, int]] = {
+    "480p": (854, 480),
+    "720p": (1280, 720),
+    "1080p": (1920, 1080),
+    "1440p": (2560, 1440),
+    "2160p": (3840, 2160),
+    "4k": (3840, 2160),
+    "4320p": (7680, 4320),
+    "8k": (7680, 4320),
+}
+"""Sizes that have a name, lying; an upright clip takes them upright."""
+
+
 def _parse_size(value: object) -> object:
     if isinstance(value, str):
-        match = re.fullmatch(r"(\d{1,5})?x(\d{1,5})?", value.strip())
+        text = value.strip().lower().replace("×", "x")
+        if text in SIZE_NAMES:
+            return text
+        match = re.fullmatch(r"(\d{1,5})?x(\d{1,5})?", text)
         if not match or not (match[1] or match[2]):
             raise ValueError(
                 f"{value!r} is not a size; write WIDTHxHEIGHT, for example 1920x1080, "
-                "or one side, which the other follows: 1920x or x1080"
+                f"one side, which the other follows (1920x or x1080), or a name: {', '.join(SIZE_NAMES)}"
             )
         return tuple(None if side is None else int(side) for side in match.groups())
     return value
@@ -183,8 +199,11 @@ def _check_notify(text: str | None) -> str | None:
     return text
 
 
-Size = Annotated[tuple[int | None, int | None], BeforeValidator(_parse_size)]
-"""Width and height. One of them may be None; it then follows the other."""
+Size = Annotated[
+    tuple[int | None, int | None] | Literal["480p", "720p", "1080p", "1440p", "2160p", "4k", "4320p", "8k"],
+    BeforeValidator(_parse_size),
+]
+"""Width and height, of which one may be None and then follows the other; or one of SIZE_NAMES."""
 Text = Annotated[str, BeforeValidator(_parse_text)]
 Address = Annotated[str, AfterValidator(_check_place)]
 """A path, an S3 address or a model's name."""
@@ -203,7 +222,13 @@ class PictureSection(_Section):
         None, gt=0, le=16, description="Enlargement factor. The model's own factor if left out."
     )
     size: Annotated[Size | None, Option("Picture", metavar="WxH", separator="x")] = Field(
-        None, description="Output size instead of a factor: 1920x1080, or one side (1920x, x1080)."
+        None,
+        description="Size on the screen that the output fits inside, instead of a factor: 1920x1080, "
+        "1080p, 4k, or one side (1920x, x1080).",
+    )
+    stretch: Annotated[bool, Option("Picture")] = Field(
+        False,
+        description="Fill --size exactly, by pixels that are not square. Players show the clip's own shape.",
     )
     tile: Annotated[int | Literal["auto", "none"], Option("Model")] = Field(
         "auto", description="Side of a tile in input pixels. auto: what fits the memory. none: whole frames."
@@ -248,6 +273,8 @@ class PictureSection(_Section):
     def _check_one_size(self) -> PictureSection:
         if self.scale is not None and self.size is not None:
             raise ValueError("give scale or size, not both")
+        if self.stretch and (self.size is None or (isinstance(self.size, tuple) and None in self.size)):
+            raise ValueError("stretch needs a size with both sides, for example --size 1920x1080")
         return self
 
     @field_validator("tile")
@@ -399,8 +426,13 @@ class RunSection(_Section):
             description="Command or webhook to call once when the run is complete, stopped or stuck.",
         )
     )
-    keep_segments: Annotated[bool, Option("Run")] = Field(
-        False, description="Keep the segments of the run after the merge."
+    report: Annotated[Literal["html", "none"], Option("Run", name="--no-report", flag_value="none")] = Field(
+        "html", description="Make no report (before and after, times, checks) of the finished run."
+    )
+    keep: Annotated[Literal["auto", "segments", "run", "report", "nothing"], Option("Run")] = Field(
+        "auto",
+        description="What stays of a finished run: its segments too, its files, its report and one file of "
+        "records, or nothing. auto: report on this machine, run elsewhere.",
     )
     metrics: Literal["none", "emf"] = Field(
         "none", description="emf: workers write their figures for CloudWatch into their log."

@@ -12,6 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+Siting = Literal["unspecified", "left", "center", "topleft", "top", "bottomleft", "bottom"]
+"""Where a chroma sample lies among the luma samples that it belongs to."""
+
 Plane = NDArray[Any]
 """A 2-D array of samples: uint8 (depth 8), uint16 (9 to 16, native endian) or float32 (32). May be a view."""
 
@@ -70,7 +73,7 @@ class Colour:
     transfer: int = 2
     is_full_range: bool = False
     is_range_tagged: bool = False
-    siting: Literal["unspecified", "left", "center", "topleft", "top", "bottomleft", "bottom"] = "unspecified"
+    siting: Siting = "unspecified"
 
     def decoding_matrix(self, height: int) -> int:
         """The matrix to compute with: the tag, or what players assume from the height where it is missing."""
@@ -107,6 +110,17 @@ class Picture:
     light_level: tuple[int, int] | None = None
     """(MaxCLL, MaxFALL) in cd/m²."""
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether players turn the picture by a quarter, so that its width is shown as its height."""
+        return self.display_matrix is not None and self.display_matrix[0] == self.display_matrix[4] == 0
+
+    @property
+    def shown_size(self) -> tuple[Fraction, Fraction]:
+        """Width and height in square pixels, turned as players turn it."""
+        width, height = self.width * self.sample_aspect, Fraction(self.height)
+        return (height, width) if self.is_turned else (width, height)
+
     def plane_shapes(self) -> tuple[tuple[int, int], ...]:
         """numpy shapes (height, width) of every plane."""
         sizes = (self.pixel.plane_size(i, self.width, self.height) for i in range(self.pixel.plane_count))
@@ -119,4 +133,3 @@ class Frame:
 
     index: int
     planes: tuple[Plane, ...]
-    hdr10plus: bytes | None = None

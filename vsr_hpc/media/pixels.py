@@ -74,7 +74,7 @@ _PACKED_YUV = {
     "xv48": ("yuv444p16", "uyvx", 0),
 }
 
-_PLANAR = re.compile(r"(yuva?4[0-4]{2}p|gbra?p|gray)(9|10|12|14|16|f32)?(le|be)?")
+_PLANAR = re.compile(r"(yuva?4[0-4]{2}p|gbra?p|gray)(9|10|12|14|16|f16|f32)?(le|be)?")
 
 
 def pixel_format(name: str) -> PixelFormat:
@@ -90,7 +90,7 @@ def _known(name: str) -> PixelFormat:
     planar = _planar_name(name)
     if planar is None:
         raise MediaError(
-            f"pixel format {name} has no planar equivalent here (hardware, Bayer, XYZ, 16-bit float and "
+            f"pixel format {name} has no planar equivalent here (hardware, Bayer, XYZ, packed floats and "
             "formats with fewer than 8 bits a sample are not read); convert first: "
             "ffmpeg -i IN -pix_fmt yuv444p10le -c:v ffv1 OUT.mkv"
         )
@@ -133,7 +133,8 @@ def _planar_name(name: str) -> str | None:
     match = _PLANAR.fullmatch(plain)
     if match is None:
         return None
-    return plain + (_ENDIAN if match[2] else "")
+    # Half floats travel as floats, which hold each of their values; FFmpeg encodes no half floats.
+    return plain.replace("f16", "f32") + (_ENDIAN if match[2] else "")
 
 
 def is_full_range_by_name(name: str) -> bool:
@@ -196,11 +197,12 @@ def _lines(frame: av.VideoFrame, plane: int, dtype: str, columns: int) -> Plane:
 def _dtype(name: str, form: PixelFormat) -> str:
     if form.depth == 8:
         return "u1"
-    return (">" if name.endswith("be") else "<") + ("f4" if form.depth == 32 else "u2")
+    samples = "f2" if "f16" in name else "f4" if form.depth == 32 else "u2"
+    return (">" if name.endswith("be") else "<") + samples
 
 
 def _native(plane: Plane, form: PixelFormat) -> Plane:
-    return plane if plane.dtype.isnative else plane.astype(form.dtype)
+    return plane if plane.dtype == form.dtype else plane.astype(form.dtype)
 
 
 def _view_planar(frame: av.VideoFrame, name: str, form: PixelFormat) -> tuple[Plane, ...]:

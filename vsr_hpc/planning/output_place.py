@@ -73,11 +73,23 @@ def makes_images(job: JobSpec, clip: Clip) -> bool:
     return is_folder or output.suffix.lower() in IMAGE_SUFFIXES
 
 
+def _has_one_frame(job: JobSpec, clip: Clip) -> bool:
+    return (
+        job.range.frames == 1 or clip.is_single_picture or (clip.images is not None and len(clip.images) == 1)
+    )
+
+
 def stills_findings(job: JobSpec, clip: Clip, names: StillNames) -> list[str]:
     """Stills are written one by one beside what stands there already; neither that nor the input may go."""
     output = Path(job.output)
     folder = output.parent if output.suffix.lower() in IMAGE_SUFFIXES else output
     count = len(clip.images) if clip.images is not None else 1
+    if names.is_single and not _has_one_frame(job, clip):
+        return [
+            f"output: {job.output}: one file cannot hold several pictures; name a folder (ending in /), "
+            f"a pattern such as {output.stem}_%05d{output.suffix}, or a video, or take one frame with "
+            "--frames 1"
+        ]
     targets = [folder / names.name(index) for index in range(count)]
     if clip.images is not None:
         sources = {clip.images.path(index).resolve() for index in range(count)}

@@ -17,6 +17,8 @@ from vsr_hpc.media.encode.encoding import Encoding
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.source import FileStamp
 from vsr_hpc.models.cards import Card
+from vsr_hpc.planning.fingerprint import fingerprint_id
+from vsr_hpc.version import VERSION
 
 PLAN_VERSION = 1
 """Raised whenever this package makes other pixels from the same settings."""
@@ -83,6 +85,8 @@ class Plan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: int = PLAN_VERSION
+    made_by: str = VERSION
+    """The version of this package that made the plan."""
     job: JobSpec
     clip: Clip
     card: Card
@@ -104,6 +108,11 @@ class Plan(BaseModel):
     """Size and time of the source's file, or of each of its images; none for a source on S3."""
     seconds_per_frame: float | None
     scratch_bytes: int
+
+    @property
+    def settings_id(self) -> str:
+        """Names the settings that decide bytes; receipts and the run's end carry it."""
+        return fingerprint_id(self.fingerprint)
 
     @property
     def start(self) -> int:
@@ -160,7 +169,10 @@ class Plan(BaseModel):
                 "finish the run with that version, or start over with --new"
             ) from exc
         if plan.version != PLAN_VERSION:
-            raise PlanError(f"plan.json has version {plan.version}, this vsr reads {PLAN_VERSION}")
+            raise PlanError(
+                f"plan.json has format {plan.version} of vsr_hpc {plan.made_by}, and vsr_hpc {VERSION} reads "
+                f"format {PLAN_VERSION}; finish the run with that version, or start over with --new"
+            )
         return plan
 
 

@@ -14,11 +14,13 @@ from vsr_hpc.media.clip.probe import content_hash, index_clip
 from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.clip.scenes import find_cuts
 from vsr_hpc.media.encode.segment_writer import encoder_build
+from vsr_hpc.media.stills.gif import is_animation
 from vsr_hpc.media.timeline import Timeline, parse_position, select_range
 from vsr_hpc.planning.cutting import chunk_borders, shard_borders, window_of
 from vsr_hpc.planning.fingerprint import fingerprint
 from vsr_hpc.planning.plan import Plan, Temporal
 from vsr_hpc.planning.preparation import Prepared
+from vsr_hpc.planning.requests import gif_delays_of
 from vsr_hpc.planning.source_stamps import take_stamps
 from vsr_hpc.planning.space import scratch_bytes
 from vsr_hpc.storage.s3_source import RangedSource
@@ -37,6 +39,8 @@ def make_plan(
     if take_stamps(clip) != stamps:
         raise SourceChangedError(f"{clip.uri}: is still being written; call again when it is complete")
     start, stop = frame_range(job.range, timeline)
+    if is_animation(job.output):
+        gif_delays_of(job, timeline, start, stop)  # refuses times that it cannot hold
     pixels = clip.picture.width * clip.picture.height
     temporal = _temporal(prepared, timeline, start, stop)
     chunks = chunk_borders(

@@ -13,14 +13,16 @@ from pathlib import Path
 from vsr_hpc.engine.geometry import check_rgb_path, is_planewise
 from vsr_hpc.engine.settings import request_findings
 from vsr_hpc.errors import JobError, MediaError
+from vsr_hpc.job.inputs import UNREAD_SUFFIXES
 from vsr_hpc.job.spec import JobSpec, RangeSection, VideoSection
 from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.clip.probe import probe_clip
-from vsr_hpc.media.encode.encoding import Encoding
+from vsr_hpc.media.encode.encoding import Encoding, choose_siting
 from vsr_hpc.media.encode.resolution import resolve_encoding
-from vsr_hpc.media.merge.container_plan import check_container
+from vsr_hpc.media.merge.container_plan import check_container, lost_layout_notes
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.source import Source
+from vsr_hpc.media.stills.gif import gif_findings, gif_notes, gif_picture, is_animation
 from vsr_hpc.media.stills.names import StillNames
 from vsr_hpc.media.stills.still import still_picture
 from vsr_hpc.media.timeline import parse_position
@@ -30,6 +32,7 @@ from vsr_hpc.planning.output_place import makes_images, place_findings, stills_f
 from vsr_hpc.planning.requests import (
     output_geometry_of,
     output_pixel_of,
+    requested_factor,
     streams_request,
     upscale_request,
     video_request,
@@ -51,6 +54,11 @@ class Prepared:
     encoding: Encoding | None
     notes: tuple[str, ...]
 
+    @property
+    def makes_still(self) -> bool:
+        """Whether one picture becomes one picture."""
+        return self.encoding is None and self.clip.images is not None and self.clip.images.is_still
+
 
 def prepare(job: JobSpec, *, card: Card | None = None) -> Prepared:
     """Check everything that can be known without decoding. Raises one error with all findings.
@@ -61,6 +69,10 @@ def prepare(job: JobSpec, *, card: Card | None = None) -> Prepared:
     card = _card_or_finding(job, findings, card)
     findings += _time_findings(job, card) if card is not None else []
     findings += _range_findings(job.range)
+    if Path(job.input).suffix.lower() in UNREAD_SUFFIXES:
+        raise MediaError(
+            f"{job.input}: this kind of picture is not read; save it as JPG, PNG, WebP or TIFF first"
+        )
     source = open_source(job.input)
     try:
         clip = probe_clip(source, frame_rate=job.images.frame_rate, allow_gaps=job.images.allow_gaps)
@@ -131,12 +143,7 @@ def usual_model(clip: Clip, factor: Fraction | float) -> str:
 
 def _model_of_job(job: JobSpec, clip: Clip) -> str:
     """What `auto` means for this clip and the wished size."""
-    picture, wanted = clip.picture, job.picture
-    factor = Fraction(str(wanted.scale)) if wanted.scale is not None else Fraction(2)
-    if wanted.size is not None:
-        sides = zip(wanted.size, (picture.width, picture.height), strict=True)
-        factor = max(Fraction(side, have) for side, have in sides if side is not None)
-    return usual_model(clip, factor)
+    return usual_model(clip, requested_factor(job, clip.picture) or Fraction(2))
 
 
 def _range_findings(wanted: RangeSection) -> list[str]:
@@ -187,14 +194,23 @@ def _output(
     except JobError as exc:
         findings.append(str(exc))
         return clip.picture, None
+    if is_animation(job.output):
+        picture = gif_picture(geometry.picture)
+        findings += (
+            gif_findings(clip.picture)
+            + _video_findings(job.video)
+            + _colour_findings(card, clip.picture, picture)
+        )
+        notes += [
+            *geometry.notes,
+            *gif_notes(geometry.picture, clip.frame_rate),
+            *_left_out_of_stills(job, clip, "a GIF holds"),
+        ]
+        return picture, None
     if makes_images(job, clip):
-        try:
-            names = StillNames(job.output, clip.images)
-        except JobError as exc:
-            findings.append(f"output: {exc}")
-            return geometry.picture, None
+        names = StillNames(job.output, clip.images)
         findings += stills_findings(job, clip, names) + _video_findings(job.video)
-        notes += _left_out_of_stills(job, clip)
+        notes += _left_out_of_stills(job, clip, "images hold")
         picture = still_picture(names.name(0), geometry.picture)
         findings += _colour_findings(card, clip.picture, picture)
         notes += geometry.notes
@@ -212,8 +228,23 @@ def _output(
     if encoding.pixel != geometry.picture.pixel:
         geometry = output_geometry_of(job, clip, card, encoding.pixel)
     findings += _colour_findings(card, clip.picture, geometry.picture)
-    notes += geometry.notes
-    return replace(geometry.picture, pixel=encoding.pixel), encoding
+    picture = _with_stated_siting(geometry.picture, encoding, notes)
+    notes += [*geometry.notes, *lost_layout_notes(clip, Path(job.output))]
+    return picture, encoding
+
+
+def _with_stated_siting(picture: Picture, encoding: Encoding, notes: list[str]) -> Picture:
+    """The picture as the encoder takes it, with chroma sited where the codec can state it."""
+    was, pixel = picture.colour.siting, encoding.pixel
+    siting = choose_siting(encoding.codec, pixel, was)
+    if siting != was and not (
+        siting == "left" and was in ("topleft", "bottomleft") and not pixel.log2_chroma_h
+    ):
+        notes.append(
+            f"chroma samples are moved from {was} to {siting}, since {encoding.codec} in {pixel.name} cannot "
+            f"state the source's chroma siting ({was})"
+        )
+    return replace(picture, pixel=pixel, colour=replace(picture.colour, siting=siting))
 
 
 def _video_findings(video: VideoSection) -> list[str]:
@@ -224,11 +255,9 @@ def _video_findings(video: VideoSection) -> list[str]:
     return [f"{asked}: the output is images, which no video encoder makes; leave that out"] * bool(asked)
 
 
-def _left_out_of_stills(job: JobSpec, clip: Clip) -> list[str]:
+def _left_out_of_stills(job: JobSpec, clip: Clip, holder: str) -> list[str]:
     others = {each.kind for each in clip.streams if each.index != clip.video} - set(job.streams.drop)
-    return [f"images hold pictures only, these streams are left out: {', '.join(sorted(others))}"] * bool(
-        others
-    )
+    return [f"{holder} pictures only, these streams are left out: {', '.join(sorted(others))}"] * bool(others)
 
 
 def _colour_findings(card: Card, source: Picture, output: Picture) -> list[str]:

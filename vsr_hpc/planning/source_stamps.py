@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vsr_hpc.errors import MediaError, SourceChangedError
+from vsr_hpc.errors import MediaError, OutageError, SourceChangedError
 from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.clip.probe import content_hash
 from vsr_hpc.media.source import FileStamp, local_source
@@ -34,13 +34,16 @@ class SourceGuard:
             self.check(0, 1)
 
     def check(self, start: int, stop: int) -> None:
-        """Compare what frames [start, stop) are read from; SourceChangedError where it is another source."""
+        """Compare what frames [start, stop) are read from.
+
+        SourceChangedError where it is another source, OutageError where it cannot be read now.
+        """
         first, last = (0, len(self._stamps)) if self._plan.clip.images is None else (start, stop)
         for number, path in zip(range(first, last), _paths(self._plan.clip, first, last), strict=True):
             try:
                 found = FileStamp.of(path)
-            except MediaError as exc:
-                raise SourceChangedError(f"{exc}; the run was planned with it") from exc
+            except MediaError as exc:  # its disk may be back in a moment
+                raise OutageError(f"{exc}; the run was planned with this source") from exc
             planned = self._stamps[number]
             if found.size_bytes != planned.size_bytes:
                 raise SourceChangedError(

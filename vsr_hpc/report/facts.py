@@ -15,6 +15,7 @@ import yaml
 from vsr_hpc.job.options import command_line
 from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.media.picture import MATRIX_NAMES, Picture
+from vsr_hpc.models.defaults import AUTO
 from vsr_hpc.planning.fingerprint import fingerprint_id
 from vsr_hpc.planning.plan import Plan
 from vsr_hpc.run.documents import Done, Receipt
@@ -111,8 +112,8 @@ def checks(run: Run, receipts: Sequence[Receipt], done: Done | None) -> tuple[Ch
             Check(
                 state="good",
                 title="Merged without a new encode",
-                text=f"Packets of {len(segments)} segments were copied, each sha256 as in its receipt; every "
-                f"frame has its source's timestamp{offset}.",
+                text=f"Packets of {len(segments)} segments were copied; each sha256 equals its receipt's. "
+                f"Every frame has its source's timestamp{offset}.",
             )
         )
         found += [Check(state="note", title="Note", text=note) for note in done.notes]
@@ -140,27 +141,34 @@ def _picture_checks(receipts: Sequence[Receipt], frames: int) -> list[Check]:
     found = []
     if worst is not None:
         text = (
-            f"Each of {len(segments)} segments was decoded back, counted, and its frames, {frames} in all, "
-            f"compared with their inputs; the furthest is {worst:.1f} dB away in small."
+            f"Each of {len(segments)} segments was decoded again and its frames counted, {frames} in all. "
+            f"Every frame was compared with its input; the worst match has a PSNR of {worst:.1f} dB at "
+            "the input's size. PSNR measures in decibels how alike two pictures are; higher is more alike."
         )
         if undecided:
-            text += f" {undecided} frames look like their neighbours, so nobody could tell them apart."
-        found.append(Check(state="good", title="Every picture is its input's", text=text))
+            text += (
+                f" {undecided} frames equal their neighbours in the input, so their order cannot be verified."
+            )
+        found.append(Check(state="good", title="Every output frame shows its input frame", text=text))
     if clipped:
-        text = f"{clipped} samples lay outside the network's range; they were carried around it or clipped."
+        text = f"{clipped} samples are outside the network's range. They were passed around it, or clipped."
         found.append(Check(state="note", title="Samples outside the range", text=text))
     if len(platforms) == 1:
-        text = f"All shards were made on {next(iter(platforms))}: the same job there makes the same bytes."
+        text = f"All shards were made on {next(iter(platforms))}. The same job makes the same bytes there."
         found.append(Check(state="good", title="Byte-identical on its platform", text=text))
     elif platforms:
         parts = "; ".join(f"{name}: {count}" for name, count in platforms.most_common())
-        text = f"Frames, timestamps and tags are equal wherever it runs, pictures nearly so. Shards: {parts}."
+        text = (
+            "Frames, timestamps and tags do not depend on the platform; pictures differ within the verified "
+            f"limits. Shards: {parts}."
+        )
         found.append(Check(state="note", title=f"{len(platforms)} platforms worked on it", text=text))
     return found
 
 
-def reproduce(job: JobSpec) -> Reproduce:
-    """The command that does it again, and the job as a file."""
+def reproduce(job: JobSpec, model: str) -> Reproduce:
+    """The command that does it again, and the job as a file, both with the model that was used."""
+    job = job.model_copy(update={"model": model}) if job.model == AUTO else job
     document = job.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     document.get("run", {}).pop("notify", None)  # an address can hold a secret, and reports are shared
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)

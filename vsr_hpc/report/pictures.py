@@ -14,12 +14,13 @@ from PIL import Image
 
 from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.clip.probe import index_clip, probe_clip
-from vsr_hpc.media.clip.reader import read_frames
+from vsr_hpc.media.clip.reader import read_frames, read_segment
+from vsr_hpc.media.encode.still_archive import read_archive
 from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.media.source import Source
 from vsr_hpc.media.timeline import Timeline
 from vsr_hpc.report.srgb import data_uri, shown_size, to_image, within
-from vsr_hpc.run.documents import Done
+from vsr_hpc.run.documents import Done, Receipt
 from vsr_hpc.run.run import Run
 from vsr_hpc.storage.opening import open_source
 from vsr_hpc.verification.frame_match import luma_thumbnail, thumbnail_shape
@@ -49,6 +50,10 @@ class Scene:
     width: int
     height: int
     """Of the output on a screen of square dots."""
+    focus: tuple[float, float]
+    """The middle of the part with the most detail, as shares of width and height."""
+    has_most_detail: bool
+    """Whether it has the most detail of the scenes that are shown."""
     is_reduced: bool
     """Whether both were made smaller for the report."""
 
@@ -122,10 +127,28 @@ def show(run: Run, done: Done) -> tuple[tuple[Scene, ...], tuple[Loop, ...]]:
     for rank, number in choose_frames(before, start, stop - max(0, length - 1)):
         count = max(1, length) if rank < _LOOPS else 1
         inputs, outputs = (_shown(each, number, number + count) for each in (before, after))
-        scenes.append(scene(before, after, number, inputs[0], outputs[0]))
+        scenes.append(scene(before, after.picture, number, inputs[0], outputs[0], has_most_detail=rank == 0))
         if len(inputs) > 1:
             loops.append(loop(before, after, number, inputs, outputs))
     return tuple(scenes), tuple(loops)
+
+
+def show_latest(run: Run, receipts: Sequence[Receipt]) -> Scene | None:
+    """The first frame of the segment that was finished last; None where none is."""
+    done, plan, before = run.done(), run.plan, input_side(run)
+    if done is not None:
+        after = output_side(run, done)
+        number = (plan.start + min(plan.stop, after.first + len(after.timeline))) // 2
+        made = next(iter(after.frames(number, number + 1)))
+    elif receipts:
+        segment = max(receipts, key=lambda each: each.finished_s).segments[0]
+        number = plan.chunk_borders[segment.chunk]
+        with run.store.local(segment.name) as path:
+            made = next(read_segment(path) if plan.encoding else read_archive(path, plan.picture))
+    else:
+        return None
+    small = next(iter(before.frames(number, number + 1)))
+    return scene(before, plan.picture, number, to_image(small, before.picture), to_image(made, plan.picture))
 
 
 def choose_frames(side: Side, start: int, stop: int, count: int = SCENES) -> tuple[tuple[int, int], ...]:
@@ -197,8 +220,17 @@ def _shown(side: Side, start: int, stop: int) -> list[Image.Image]:
     ]
 
 
-def scene(before: Side, after: Side, number: int, small: Image.Image, big: Image.Image) -> Scene:
-    width, height = shown_size(after.picture)
+def scene(
+    before: Side,
+    after: Picture,
+    number: int,
+    small: Image.Image,
+    big: Image.Image,
+    *,
+    has_most_detail: bool = True,
+) -> Scene:
+    width, height = shown_size(after)
+    left, top, right, bottom = busiest(small, (max(1, small.width // 4), max(1, small.height // 4)))
     return Scene(
         frame=number,
         time_s=float(before.timeline.time_of(number)),
@@ -206,6 +238,8 @@ def scene(before: Side, after: Side, number: int, small: Image.Image, big: Image
         after=data_uri(within(big, _LONGEST_SIDE), _AFTER_BYTES),
         width=width,
         height=height,
+        focus=((left + right) / 2 / small.width, (top + bottom) / 2 / small.height),
+        has_most_detail=has_most_detail,
         is_reduced=max(big.size) > _LONGEST_SIDE,
     )
 

@@ -357,7 +357,7 @@ def _cut(frame: Frame, picture: Picture, box: Box) -> Frame:
         planes.append(
             plane[box[1] >> down : -(-box[3] >> down), box[0] >> right : -(-box[2] >> right)].copy()
         )
-    return Frame(index=frame.index, planes=tuple(planes), hdr10plus=frame.hdr10plus)
+    return Frame(index=frame.index, planes=tuple(planes))
 
 
 def content(found: Preview, suffix: str) -> bytes:

@@ -14,6 +14,7 @@ from vsr_hpc.report import facts
 from vsr_hpc.report.history import History, read_history, read_receipts
 from vsr_hpc.report.page import page
 from vsr_hpc.report.pictures import show
+from vsr_hpc.report.srgb import shown_size
 from vsr_hpc.report.truth import Quality, measure_quality
 from vsr_hpc.run.documents import Done, Receipt
 from vsr_hpc.run.run import Run
@@ -77,7 +78,7 @@ def make_report(run: Run, receipts: Sequence[Receipt] | None = None) -> bytes:
     title = f"{document['name']} · vsr report"
     summary = (
         f"{document['name']}: {document['state']}, {document['frames_done']} of {document['frames']} frames. "
-        "This report is drawn by a script; allow scripts to see it. It asks the network for nothing."
+        "A script draws this report; allow scripts to see it. It makes no network requests."
     )
     return page(title, ("report.js",), document, summary)
 
@@ -101,8 +102,8 @@ def gather(run: Run, receipts: Sequence[Receipt] | None = None) -> dict[str, Any
         "frames_done": sum(segment.frames for receipt in receipts for segment in receipt.segments),
         "shards": plan.shard_count,
         "duration_s": _duration_s(run),
-        "size_in": [plan.clip.picture.width, plan.clip.picture.height],
-        "size_out": [plan.picture.width, plan.picture.height],
+        "size_in": shown_size(plan.clip.picture),
+        "size_out": shown_size(plan.picture),
         "model": plan.card.name,
         "output_bytes": done.size_bytes if done else None,
         "merge_s": done.seconds.get("merge") if done else None,
@@ -117,7 +118,7 @@ def gather(run: Run, receipts: Sequence[Receipt] | None = None) -> dict[str, Any
         "quality": facts.stored(run, QUALITY),
         "estimate": estimate.model_dump(mode="json") if estimate else None,
         "spent": asdict(read_spent(run, estimate)),
-        "again": asdict(facts.reproduce(plan.job)),
+        "again": asdict(facts.reproduce(plan.job, plan.card.name)),
     }
     log.info("report gathered uri=%s seconds=%.2f", run.uri, time.monotonic() - began)
     return document

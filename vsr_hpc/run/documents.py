@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from vsr_hpc.run.names import parse_shard
+from vsr_hpc.storage.output import Published
 
 Cause = Literal["stopped", "backend", "media", "died"]
 
@@ -35,12 +36,16 @@ class Receipt(_Document):
     """How many receipts of this shard were voided before this one."""
     worker: str
     generation: int
+    settings: str = ""
+    """The plan's settings that it was made with (`Plan.settings_id`)."""
     segments: tuple[SegmentFacts, ...]
     platform: dict[str, str]
     seconds: dict[str, float]
     clipped: int = 0
     repeated: int = 0
     """Frames that got an equal one's result (`skip_duplicates`)."""
+    findings: tuple[str, ...] = ()
+    """What looked damaged in its pictures, in words; a true output may look so too."""
     started_s: float
     finished_s: float
 
@@ -115,6 +120,10 @@ class Done(_Document):
     frames: int
     size_bytes: int
     sha256: str
+    modified_ns: int | None = None
+    """The output's modification time, where it is one file on a disk."""
+    settings: str = ""
+    """As of a receipt."""
     offset_s: float
     notes: tuple[str, ...] = ()
     platforms: int = 1
@@ -122,6 +131,22 @@ class Done(_Document):
     """Frames that got an equal one's result (`skip_duplicates`)."""
     finished_s: float
     seconds: dict[str, float] = {}
+    """How long shards were in the making (upscale), how long the merge took, and how long the run (all)."""
+
+    @property
+    def fps(self) -> float:
+        """Frames per second while shards were made; 0 where that is not known."""
+        seconds = self.seconds.get("upscale", 0.0)
+        return self.frames / seconds if seconds > 0 else 0.0
+
+    @property
+    def published(self) -> Published:
+        return Published(
+            frames=self.frames,
+            size_bytes=self.size_bytes,
+            sha256=self.sha256,
+            modified_ns=self.modified_ns,
+        )
 
 
 class Poison(_Document):

@@ -55,15 +55,23 @@ def remembered_runs() -> tuple[str, ...]:
     return tuple(uris)
 
 
+def forget(uri: str) -> None:
+    """Take a run off the list of `vsr runs`; its files stay."""
+    _entry(uri).unlink(missing_ok=True)
+
+
 def remember(run: Run) -> None:
     """For `vsr runs`; a user whose home cannot be written to goes without."""
-    folder = _register()
-    name = hashlib.sha256(run.uri.encode()).hexdigest()[:16]
+    entry = _entry(run.uri)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.json").write_text(json.dumps({"uri": run.uri}), encoding="utf-8")
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        entry.write_text(json.dumps({"uri": run.uri}), encoding="utf-8")
     except OSError as exc:
-        log.info("run not remembered for `vsr runs` folder=%s why=%s", folder, exc.strerror)
+        log.info("run not remembered for `vsr runs` folder=%s why=%s", entry.parent, exc.strerror)
+
+
+def _entry(uri: str) -> Path:
+    return _register() / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}.json"
 
 
 def _register() -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
+import re
 import shutil
 
 from vsr_hpc.models import weights
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 
 _CARD = "card.json"
+_WEIGHTS = re.compile(r"weights/([0-9a-f]{64})/([^/]+)")
 
 
 def stage(run: Run, model: str, denoise: float | None = None) -> None:
@@ -46,17 +47,10 @@ def card_of(run: Run) -> Card | None:
 
 
 def bring(run: Run) -> None:
-    """Copy the run's weights into this machine's cache, where they are not there yet; loading checks them."""
+    """Copy the run's weights into this user's cache, where whole ones are not there yet."""
     for facts in run.store.list("weights/"):
-        _, sha256, file = facts.name.split("/", 2)
-        cached = weights.cache_folder() / sha256 / file
-        if cached.exists():
+        found = _WEIGHTS.fullmatch(facts.name)
+        if found is None or weights.find_cached(found[1], found[2]) is not None:
             continue
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cached.with_name(f".{cached.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with run.store.local(facts.name) as path:
-                shutil.copyfile(path, temporary)
-            temporary.replace(cached)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with run.store.local(facts.name) as path, path.open("rb") as content:
+            weights.keep_cached(found[1], found[2], iter(lambda: content.read(1 << 20), b""))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
+from vsr_hpc.errors import VsrError
 from vsr_hpc.run.documents import Done, Heartbeat, Poison, Round
 from vsr_hpc.run.liveness import is_process_gone
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.spending import Estimate, Spent, read_estimate, shards_lost, spent_by
+from vsr_hpc.storage.opening import open_output
+from vsr_hpc.storage.output import OutputState
+
+log = logging.getLogger(__name__)
 
 STAGES = ("decode", "device", "encode", "check", "store")
 
@@ -27,7 +33,8 @@ class RunStatus:
 
     uri: str
     state: str
-    """planning, running, waiting, incomplete, cancelled, complete."""
+    """waiting, planning, running, finishing, merging, incomplete, poisoned, cancelled; at the end complete,
+    `output gone` or `output changed` where the output is not what the run published."""
     shards: int
     shards_done: int
     shards_running: int
@@ -45,6 +52,8 @@ class RunStatus:
     poisoned: tuple[Poison, ...]
     rounds: tuple[Round, ...]
     done: Done | None
+    output_state: OutputState | None = None
+    """How a finished run's output compares with what was published; None where it cannot be looked at."""
     repeated: int = 0
     """Frames that got an equal one's result (`skip_duplicates`), by all workers so far."""
     queue: tuple[str, ...] = ()
@@ -52,6 +61,8 @@ class RunStatus:
     estimate: Estimate | None = None
     """What was expected when the run began."""
     spent: Spent | None = None
+    report: str = ""
+    """Where the report of a finished run lies; empty where there is none."""
 
     @property
     def alive(self) -> tuple[WorkerStatus, ...]:
@@ -66,6 +77,7 @@ def read_status(run: Run) -> RunStatus:
     """Read a run's state: three listings and one object for each worker, whatever the number of shards."""
     rounds, control = run.rounds(), run.control()
     done = run.done()
+    output_state = _output_state(done) if done is not None else None
     workers = _workers(run)
     alive = [worker for worker in workers if worker.is_alive]
     is_cancelled = bool(rounds) and control.is_cancelled(rounds[-1].number)
@@ -87,7 +99,9 @@ def read_status(run: Run) -> RunStatus:
     fps = sum(worker.fps for worker in alive if worker.heartbeat.state == "working")
     return RunStatus(
         uri=run.uri,
-        state=_state(plan.shard_count == len(finished), done, is_cancelled, bool(alive), bool(poisoned)),
+        state=_AFTER_THE_END[output_state]
+        if done is not None
+        else _state(plan.shard_count == len(finished), is_cancelled, bool(alive), bool(poisoned)),
         shards=plan.shard_count,
         shards_done=len(finished),
         shards_running=sum(1 for shard in running if shard not in finished),
@@ -96,7 +110,7 @@ def read_status(run: Run) -> RunStatus:
         frames_done=frames_done,
         frames_shown=shown,
         fps=fps,
-        fps_overall=_overall(workers),
+        fps_overall=(done.fps if done is not None else 0.0) or _overall(workers),
         eta_s=(plan.frames - shown) / fps if fps > 0 else None,
         workers=workers,
         seconds=_summed(workers),
@@ -104,7 +118,25 @@ def read_status(run: Run) -> RunStatus:
         poisoned=poisoned,
         rounds=rounds,
         done=done,
+        output_state=output_state,
     )
+
+
+_AFTER_THE_END: dict[OutputState | None, str] = {
+    None: "complete",
+    "same": "complete",
+    "touched": "complete",
+    "other": "output changed",
+    "gone": "output gone",
+}
+
+
+def _output_state(done: Done) -> OutputState | None:
+    try:
+        return open_output(done.output).compare(done.published)
+    except (VsrError, OSError) as exc:  # whoever may read the run need not be allowed to read its output
+        log.warning("output not looked at output=%s why=%s", done.output, exc)
+        return None
 
 
 def with_costs(status: RunStatus, run: Run) -> RunStatus:
@@ -117,6 +149,7 @@ def with_costs(status: RunStatus, run: Run) -> RunStatus:
         status.done,
         now_s=run.store.now_s(),
         window_s=run.lease_window_s,
+        begun_s=run.begun_s(),
         shards_lost=shards_lost(leases, run.finished() if leases else frozenset()),
         estimate=estimate,
     )
@@ -144,15 +177,13 @@ def _is_alive(beat: Heartbeat, age_s: float, window_s: float) -> bool:
     return beat.state != "left" and age_s < window_s and not is_process_gone(beat)
 
 
-def _state(
-    is_complete: bool, done: Done | None, is_cancelled: bool, has_workers: bool, has_poison: bool
-) -> str:
-    if done is not None:
-        return "complete"
-    if has_workers:
-        return "finishing" if is_complete else "running"
-    if is_cancelled:
+def _state(is_complete: bool, is_cancelled: bool, has_workers: bool, has_poison: bool) -> str:
+    if has_workers and is_complete:
+        return "finishing"
+    if is_cancelled:  # even while the last heartbeats of killed workers are young
         return "cancelled"
+    if has_workers:
+        return "running"
     return "poisoned" if has_poison else "merging" if is_complete else "incomplete"
 
 

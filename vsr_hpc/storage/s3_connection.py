@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO, Literal, get_args
@@ -85,6 +85,7 @@ class S3Options:
 
 
 SHA256_MARK = "vsr-sha256"
+RUN_MARK = "vsr-run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,8 @@ class S3Facts:
     version: str | None
     sha256: str | None = None
     """Of the content, where whoever wrote it noted it (`SHA256_MARK`)."""
+    run: str | None = None
+    """Which edition of which run wrote it, where it is the output of one (`RUN_MARK`)."""
 
 
 class S3Connection:
@@ -108,9 +111,12 @@ class S3Connection:
         self._counting = threading.Lock()
         self._clock_ahead_s: float | None = None
         self._buckets: set[str] = set()
+        self._conditions: dict[tuple[str, str], dict[str, str]] = {}
         self.client: Any = _client(options)
         self.client.meta.events.register("before-send.s3", self._count)
         self.client.meta.events.register("after-call.s3", self._observe_clock)
+        for operation in ("PutObject", "CompleteMultipartUpload"):  # boto3's uploads take no conditions
+            self.client.meta.events.register(f"provide-client-params.s3.{operation}", self._add_condition)
 
     def head(self, address: S3Address) -> S3Facts:
         with explained(address):
@@ -120,7 +126,18 @@ class S3Connection:
             etag=answer["ETag"],
             version=answer.get("VersionId"),
             sha256=answer.get("Metadata", {}).get(SHA256_MARK),
+            run=answer.get("Metadata", {}).get(RUN_MARK),
         )
+
+    @contextlib.contextmanager
+    def writing_only_over(self, address: S3Address, etag: str | None) -> Iterator[None]:
+        """In the block an upload of this object takes effect only over this content; None: over nothing."""
+        key = (address.bucket, address.key)
+        self._conditions[key] = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        try:
+            yield
+        finally:
+            del self._conditions[key]
 
     def read_into(
         self,
@@ -194,6 +211,9 @@ class S3Connection:
     def _count(self, event_name: str, **_: object) -> None:
         with self._counting:
             self.requests[event_name.rpartition(".")[2]] += 1
+
+    def _add_condition(self, params: dict[str, Any], **_: object) -> dict[str, Any]:
+        return {**params, **self._conditions.get((params["Bucket"], params["Key"]), {})}
 
     def _observe_clock(self, parsed: dict[str, Any], **_: object) -> None:
         date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")

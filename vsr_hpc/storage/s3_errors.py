@@ -47,7 +47,15 @@ _ELSEWHERE = frozenset(
 )
 _FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"})
 _TRY_AGAIN = frozenset(
-    {"RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "Throttling", "ThrottlingException", "BadDigest"}
+    {
+        "NoSuchUpload",
+        "RequestTimeout",
+        "RequestTimeTooSkewed",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "BadDigest",
+    }
     | {
         "InternalError",
         "ServiceUnavailable",

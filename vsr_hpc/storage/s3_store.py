@@ -14,9 +14,9 @@ from pathlib import Path
 from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
 from botocore import exceptions as aws
 
-from vsr_hpc.errors import OutageError
+from vsr_hpc.errors import OutageError, VsrError
 from vsr_hpc.storage.s3_address import S3Address
-from vsr_hpc.storage.s3_connection import SHA256_MARK, S3Connection, S3Facts, S3Options, pause
+from vsr_hpc.storage.s3_connection import RUN_MARK, SHA256_MARK, S3Connection, S3Facts, S3Options, pause
 from vsr_hpc.storage.s3_errors import explained, refusal, retries, status
 from vsr_hpc.storage.store import MissingObject, ObjectFacts, check_name
 from vsr_hpc.system.files import temporary_name, translated
@@ -155,16 +155,38 @@ class S3Store:
         except (aws.ClientError, aws.BotoCoreError) as exc:
             log.warning("half upload not ended object=%s why=%s", address.uri, exc)
 
-    def put_file(self, name: str, path: Path, *, sha256: str | None = None) -> None:
-        address = self._address(name)
-        settings: dict[str, object] = dict(self._upload_settings())
-        if sha256 is not None:
-            settings["Metadata"] = {SHA256_MARK: sha256}
-        with explained(address), _reading(path):
-            self._uploads.upload(
-                str(path), address.bucket, address.key, extra_args=settings, subscribers=[_SIGNS]
-            ).result()
+    def put_file(self, name: str, path: Path) -> None:
+        self._upload(name, path, {})
+
+    def publish_file(self, name: str, path: Path, *, sha256: str, run: str, over: str | None) -> None:
+        """As `put_file`; ObjectChanged unless the object still has the ETag `over` (None: is absent)."""
+        with self._connection.writing_only_over(self._address(name), over):
+            self._upload(name, path, {SHA256_MARK: sha256, RUN_MARK: run})
+
+    def _upload(self, name: str, path: Path, marks: dict[str, str]) -> None:
+        """An upload that failed asks for its own mark first: the answer to a success may have been lost.
+
+        After that S3 answers a repeated request with 404 NoSuchUpload, or 412 where it had a condition.
+        """
+        address, mark = self._address(name), secrets.token_hex(16)
+        settings = {**self._upload_settings(), "Metadata": {**marks, _MARK: mark}}
+        try:
+            with explained(address), _reading(path):
+                self._uploads.upload(
+                    str(path), address.bucket, address.key, extra_args=settings, subscribers=[_SIGNS]
+                ).result()
+        except VsrError as exc:
+            if not self._is_marked(address, mark):
+                raise
+            log.warning("an upload whose answer was lost is in place object=%s why=%s", address.uri, exc)
         path.unlink(missing_ok=True)
+
+    def _is_marked(self, address: S3Address, mark: str) -> bool:
+        try:
+            return self._mark_on(address) == mark
+        except (aws.ClientError, aws.BotoCoreError) as exc:
+            log.info("object not asked object=%s why=%s", address.uri, exc)
+            return False
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:

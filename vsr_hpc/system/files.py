@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from vsr_hpc.errors import JobError, OutageError, SpaceError
 from vsr_hpc.system.progress import tick
@@ -24,8 +24,12 @@ def temporary_name() -> str:
 
 
 def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; new ones outlive a loss of power."""
     try:
+        new = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        for each in reversed(new):
+            flush_folder(each.parent)
     except OSError as exc:
         raise translated(exc, folder) from exc
 
@@ -81,11 +85,32 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def translated(exc: OSError, path: Path) -> SpaceError | JobError | OutageError:
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's list of names, so that a new name in it outlives a loss of power.
+
+    A folder that this user may not list, or a file system that cannot do it, is left to its own rules.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def translated(
+    exc: OSError, path: Path, doing: Literal["written", "read"] = "written"
+) -> SpaceError | JobError | OutageError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return SpaceError(
             f"{path}: the disk is full; free some space and call again, finished shards are kept"
         )
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return JobError(f"{path}: cannot be written ({os.strerror(exc.errno)}); choose another place")
+        way_out = "choose another place" if doing == "written" else "ask its owner for the right to read it"
+        return JobError(f"{path}: cannot be {doing} ({os.strerror(exc.errno)}); {way_out}")
     return OutageError(f"{path}: {exc.strerror or exc}")

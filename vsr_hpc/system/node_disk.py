@@ -22,16 +22,22 @@ def node_folder() -> Path:
     """
     named = os.environ.get("VSR_NODE_CACHE") or os.environ.get("TMPDIR")
     parent = Path(named or ("/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()))
-    folder = parent / f"vsr-{os.geteuid()}"
+    return private_folder(parent / f"vsr-{os.geteuid()}")
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder that only this user may enter; JobError where another user owns what stands there."""
     try:
-        parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
         found = folder.lstat()
     except OSError as exc:
         raise translated(exc, folder) from exc
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise JobError(f"{folder}: is not a folder of yours; name another place in VSR_NODE_CACHE")
+        raise JobError(
+            f"{folder}: is not a folder of yours; name another place in VSR_NODE_CACHE or XDG_CACHE_HOME"
+        )
     if found.st_mode & 0o077:
         folder.chmod(0o700)
     return folder

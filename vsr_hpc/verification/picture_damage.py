@@ -1,8 +1,8 @@
-"""Is every output picture its input in colour, in place and in range? What the match of luma misses.
+"""Is every output picture its input in colour, in place and in range? What the match of luma alone misses.
 
-Each rule compares two explanations of a frame, so honest changes by a filter, a network or a coder do not
-count. Measured on outputs of bicubic, Lanczos, vsr-video, vsr-clean and animevideov3 at crf 18 to 35; the
-figures beside the limits are (worst honest frame, damaged frame).
+The limits stand in one table, each beside the worst honest output. `python -m tests.damages` measures both:
+over every filter and network, and down to the smallest damage of each kind that is found. docs/verify.md
+holds its answer.
 """
 
 from __future__ import annotations
@@ -10,215 +10,271 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from vsr_hpc.media.picture import Picture
+from vsr_hpc.verification.looks import Grid, Look, chroma_steps, common_grid
+from vsr_hpc.verification.measures import Measures, measure
 
-from vsr_hpc.media.picture import Frame, Picture, Plane
-from vsr_hpc.verification.frame_match import Thumbnail, luma_thumbnail, thumbnail
-
-_LEAST_SATURATION = 3.0  # rms codes of chroma around grey: below, colour cannot be told from its absence
-_GREY_GAIN = 0.4  # share of the input's colour that is left (0.91, 0.00)
-_SWAPPED = 0.4  # residual with U and V exchanged, relative to the residual as they are (7.0, 0.14)
-_RANGE = 0.4  # residual after the other range's scale, relative to the residual as it is (1.7, 0.20)
-_LEAST_RANGE_ERROR = 3.0  # rms codes
-_SHIFT_PX = 0.35  # of the input, the median of the clip (0.07, 0.69 for one pixel)
-_LEAST_CONTRAST = 8.0  # standard deviation in codes of a picture that can be placed
-_SPOT = 40.0  # codes by which a spot of 2x2 small pixels is off (49, 72)
-_SPOT_OUTLIER = 4.0  # the same, relative to the frames around it (2.4, 14)
-_BLURRED_DB = 3.0  # fine detail that a frame has less than the frames on both sides (0.4, 3.8)
+MeasureName = Literal[
+    "colour", "hue", "exchanged", "range", "shift", "frame shift", "chroma shift", "tile", "spot",
+    "new spot", "chroma block", "detail",
+]  # fmt: skip
+LONGEST = 1024
+"""The longer side of the pictures that are compared, in pixels, unless the input is smaller."""
 _AROUND = 6  # frames on each side that say what is usual
+_LEFT = frozenset({"unspecified", "left", "topleft", "bottomleft"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """What is kept of one frame: small luma, small chroma around zero, and how much fine detail it has."""
+class Limit:
+    """Where damage begins. `honest` is the worst value of any true output that was measured."""
 
-    luma: Thumbnail
-    chroma: NDArray[np.float32] | None
-    detail: float
+    value: float
+    honest: float
+    unit: str
+    is_error: bool = True
+    """False where a true output may come within a factor of two (3 dB) of the limit."""
+    is_floor: bool = False
+    """Whether damage lies below the limit."""
 
-
-def look_at(frame: Frame, picture: Picture, shape: tuple[int, int], step: int) -> Look:
-    return Look(
-        luma=luma_thumbnail(frame, picture, shape),
-        chroma=_chroma(frame, picture, shape),
-        detail=_detail(frame.planes[0], step, picture.pixel.depth),
-    )
-
-
-def _chroma(frame: Frame, picture: Picture, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-    """Two small planes around zero on an 8-bit scale; None for grey and float pictures."""
-    pixel = picture.pixel
-    if pixel.kind == "grey" or pixel.depth > 16:
-        return None
-    small = [thumbnail(plane, shape) for plane in frame.planes[:3]]
-    if pixel.kind == "rgb":
-        green, blue, red = (plane * (255 / ((1 << pixel.depth) - 1)) for plane in small)
-        return np.asarray(np.stack([blue - green, red - green]) / 2, np.float32)
-    unit = float(1 << (pixel.depth - 8))
-    return np.asarray(np.stack(small[1:]) / unit - 128, np.float32)
+    def is_passed(self, value: float | None) -> bool:
+        return value is not None and (value < self.value if self.is_floor else value > self.value)
 
 
-def _detail(plane: Plane, step: int, depth: int) -> float:
-    """Energy of second differences `step` samples apart, along some lines and some columns."""
-    if min(plane.shape) <= 4 * step:
-        return 0.0
-    unit = np.float32(1 / (1 << max(0, depth - 8)) if depth <= 16 else 255)
-    rows = plane[:: 4 * step].astype(np.float32) * unit
-    columns = plane[:, :: 4 * step].astype(np.float32) * unit
-    across = rows[:, : -2 * step] + rows[:, 2 * step :] - 2 * rows[:, step:-step]
-    down = columns[: -2 * step] + columns[2 * step :] - 2 * columns[step:-step]
-    return float(np.mean(across * across) + np.mean(down * down))
+LIMITS: dict[MeasureName, Limit] = {
+    "colour": Limit(value=0.6, honest=0.88, unit="of the colour left", is_floor=True),
+    "hue": Limit(value=6.0, honest=2.6, unit="degrees"),
+    "exchanged": Limit(value=0.4, honest=5.7, unit="of the residual", is_floor=True),
+    "range": Limit(value=0.45, honest=0.92, unit="of the residual", is_floor=True),
+    "shift": Limit(value=0.22, honest=0.11, unit="input px"),
+    "frame shift": Limit(value=0.4, honest=0.15, unit="px"),
+    "chroma shift": Limit(value=0.18, honest=0.09, unit="samples"),
+    "tile": Limit(value=0.36, honest=0.73, unit="of the residual", is_floor=True),
+    "spot": Limit(value=4.4, honest=2.2, unit="times what surrounds it"),
+    "new spot": Limit(value=5.0, honest=2.4, unit="times the frames around it"),
+    "chroma block": Limit(value=18.5, honest=9.1, unit="codes"),
+    "detail": Limit(value=3.0, honest=0.4, unit="dB", is_error=False),
+}
+_LEAST_NEW_SPOT = 0.8  # a fainter spot shows in no frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Measures:
-    colour_gain: float | None
-    """None where the input has too little colour to judge."""
-    swapped: float | None
-    squeezed: float
-    stretched: float
-    shift_px: tuple[float, float] | None
-    spot: float
-    detail_db: float
+class Damage:
+    """One thing that is wrong with the picture."""
+
+    measure: MeasureName
+    text: str
+
+    @property
+    def is_error(self) -> bool:
+        """Whether no true output comes near it."""
+        return LIMITS[self.measure].is_error
 
 
 class DamageFinder:
     """Collects measures frame by frame, in step with the output, and names what is damaged at the end."""
 
-    def __init__(self, was: Picture, now: Picture, *, first: int) -> None:
+    def __init__(self, was: Picture, now: Picture, *, first: int, longest: int = LONGEST) -> None:
         self._was, self._now, self._first = was, now, first
-        self._frames: list[_Measures] = []
+        self.grid = common_grid(was, now, longest)
+        self.frames: list[Measures] = []
 
-    def add(self, ours: Look, theirs: Look) -> None:
-        gain, swapped = (
-            _colour(ours, theirs) if self._was.pixel.kind == self._now.pixel.kind else (None, None)
-        )
-        squeezed, stretched = _range_errors(ours.luma, theirs.luma, is_full=_is_full(self._now))
-        spot, shift = _place(ours.luma, theirs.luma)
-        if shift is not None:
-            high, wide = ours.luma.shape
-            shift = (shift[0] * self._was.width / wide, shift[1] * self._was.height / high)
-        ratio = max(theirs.detail, 1e-3) / max(ours.detail, 1e-3)
-        self._frames.append(
-            _Measures(
-                colour_gain=gain,
-                swapped=swapped,
-                squeezed=squeezed,
-                stretched=stretched,
-                shift_px=shift,
-                spot=spot,
-                detail_db=float(10 * np.log10(ratio)),
+    def add(self, own: Look, made: Look) -> None:
+        self.frames.append(
+            measure(
+                own,
+                made,
+                is_full=self._now.pixel.kind == "rgb" or self._now.colour.is_full_range,
+                has_same_kind=self._was.pixel.kind == self._now.pixel.kind,
             )
         )
 
-    def faults(self) -> Iterator[str]:
-        """Damage that no honest output came near when the limits were measured."""
-        yield from self._told("has no colour", lambda each: _is_below(each.colour_gain, _GREY_GAIN))
-        yield from self._told("has U and V exchanged", lambda each: _is_below(each.swapped, _SWAPPED))
-        yield from self._told("holds full-range luma in limited codes", lambda each: each.squeezed < _RANGE)
-        yield from self._told("holds limited-range luma in full codes", lambda each: each.stretched < _RANGE)
-        placed = [each.shift_px for each in self._frames if each.shift_px is not None]
-        if placed:
-            across, down = (statistics.median(each[axis] for each in placed) for axis in (0, 1))
-            if max(abs(across), abs(down)) > _SHIFT_PX:
-                moved = f"{across:+.1f} px across and {down:+.1f} px down"
-                yield f"the picture is shifted by about {moved}, counted in pixels of the input"
-        spots = [each.spot for each in self._frames]
-        spoilt = [
-            i
-            for i, spot in enumerate(spots)
-            if spot > _SPOT and spot > _SPOT_OUTLIER * statistics.median(_others(spots, i) or [spot])
+    def damages(self) -> Iterator[Damage]:
+        """What is wrong, each kind once; the frames that it concerns are named."""
+        yield from self._each(
+            "colour", "has lost its colour", lambda each: self._unless_exchanged(each, each.colour_gain)
+        )
+        yield from self._each(
+            "hue", "has its hues turned", lambda each: self._unless_exchanged(each, each.hue_deg)
+        )
+        yield from self._each("exchanged", "has U and V exchanged", lambda each: each.exchanged)
+        squeezed, stretched = (
+            "holds full-range luma in limited codes",
+            "holds limited-range luma in full codes",
+        )
+        yield from self._each("range", squeezed, lambda each: each.squeezed)
+        yield from self._each("range", stretched, lambda each: each.stretched)
+        shifts = list(self._shifts())
+        yield from shifts
+        if not shifts:  # a picture that moved as a whole has every tile elsewhere
+            tile = "has a part that is shifted against the rest"
+            yield from self._each("tile", tile, lambda each: each.moved_tile)
+        yield from self._spots()
+        block = "has a block whose colour is not its input's"
+        yield from self._each("chroma block", block, lambda each: each.chroma_spot)
+        yield from self._blurred()
+
+    def values(self) -> dict[MeasureName, float | None]:
+        """The worst value of each measure, as the table of limits counts it."""
+        detail = [-each for each in self._detail_drops()]
+        chroma = self._chroma_shift()
+        moved = self._shift_px()
+        return {
+            "colour": _worst(min, (each.colour_gain for each in self.frames)),
+            "hue": _worst(max, (self._unless_exchanged(each, each.hue_deg) for each in self.frames)),
+            "exchanged": _worst(min, (each.exchanged for each in self.frames)),
+            "range": _worst(min, (min(each.squeezed, each.stretched) for each in self.frames)),
+            "shift": None if moved is None else _length(moved),
+            "frame shift": _worst(max, (_length(each.shift) for each in self.frames)),
+            "chroma shift": None if chroma is None else _length(chroma),
+            "tile": _worst(min, (each.moved_tile for each in self.frames)),
+            "spot": _worst(max, (each.spot for each in self.frames)),
+            "new spot": _worst(max, self._new_spots()),
+            "chroma block": _worst(max, (each.chroma_spot for each in self.frames)),
+            "detail": _worst(max, detail),
+        }
+
+    def _unless_exchanged(self, frame: Measures, value: float | None) -> float | None:
+        """Gain and hue say nothing where U and V are exchanged."""
+        return None if value is None or LIMITS["exchanged"].is_passed(frame.exchanged) else abs(value)
+
+    # --- place
+    def _shift_px(self) -> tuple[float, float] | None:
+        """The shift of the whole clip in pixels of the input; the median of its frames."""
+        high, wide = self.grid.luma
+        scales = (self._was.width / wide, self._was.height / high)
+        placed = [each.shift for each in self.frames if each.shift is not None]
+        if not placed:
+            return None
+        across, down = (statistics.median(each[axis] for each in placed) * scales[axis] for axis in (0, 1))
+        return across, down
+
+    def _chroma_shift(self) -> tuple[float, float] | None:
+        """The shift of the whole clip's chroma in samples of the grid, beyond what its siting explains."""
+        placed = [each.chroma_shift for each in self.frames if each.chroma_shift is not None]
+        if not placed:
+            return None
+        due = siting_shift(self._was, self._now, self.grid)
+        across, down = (
+            _beyond(statistics.median(each[axis] for each in placed), due[axis]) for axis in (0, 1)
+        )
+        return across, down
+
+    def _shifts(self) -> Iterator[Damage]:
+        moved = self._shift_px()
+        if moved is not None and _length(moved) > self._shift_limit_px():
+            text = f"{moved[0]:+.1f} px across and {moved[1]:+.1f} px down, counted in pixels of the input"
+            yield Damage(measure="shift", text=f"the picture is shifted by about {text}")
+        else:
+            yield from self._each(
+                "frame shift", "is shifted against its input", lambda each: _length(each.shift)
+            )
+        chroma = self._chroma_shift()
+        if LIMITS["chroma shift"].is_passed(_length(chroma)) and chroma is not None:
+            ratio = self._was.width / self.grid.luma[1]
+            across, down = (
+                each * ratio * step
+                for each, step in zip(chroma, chroma_steps(self._was, self._now), strict=True)
+            )
+            text = f"{across:+.1f} px across and {down:+.1f} px down, counted in pixels of the input"
+            yield Damage(measure="chroma shift", text=f"the colour is shifted against luma by about {text}")
+
+    def _shift_limit_px(self) -> float:
+        """A shift of a tenth of a pixel of the grid is the least that is surely told."""
+        return max(LIMITS["shift"].value, 0.1 * self._was.width / self.grid.luma[1])
+
+    # --- spots and sharpness
+    def _spots(self) -> Iterator[Damage]:
+        absolute, relative = LIMITS["spot"], LIMITS["new spot"]
+        new = self._new_spots()
+        places = [
+            place
+            for place, each in enumerate(self.frames)
+            if absolute.is_passed(each.spot) or relative.is_passed(new[place])
         ]
-        yield from self._named("has a spot that its input has not", spoilt)
+        where = ""
+        if places:
+            across, down = self.frames[places[0]].spot_place
+            where = f" (about {across * self._now.width:.0f}, {down * self._now.height:.0f})"
+        yield from self._named("new spot", f"has a spot that its input has not{where}", places)
 
-    def notes(self) -> Iterator[str]:
-        """Frames that look damaged, where an honest one may too: a heuristic refuses nothing."""
-        detail = [each.detail_db for each in self._frames]
-        blurred = []
-        for i, own in enumerate(detail):
-            sides = (detail[max(0, i - _AROUND) : i], detail[i + 1 : i + 1 + _AROUND])
-            if all(side and own < statistics.median(side) - _BLURRED_DB for side in sides):
-                blurred.append(i)
-        yield from self._named("is less sharp than the frames around it", blurred)
+    def _new_spots(self) -> list[float]:
+        """Each frame's worst spot, relative to what the frames around it have; 0 where it is faint."""
+        spots = [each.spot for each in self.frames]
+        return [
+            spot / max(statistics.median(_others(spots, place) or [spot]), 1e-3)
+            if spot > _LEAST_NEW_SPOT
+            else 0.0
+            for place, spot in enumerate(spots)
+        ]
 
-    def _told(self, text: str, is_damaged: Callable[[_Measures], bool]) -> Iterator[str]:
-        return self._named(text, [i for i, each in enumerate(self._frames) if is_damaged(each)])
+    def _detail_drops(self) -> list[float]:
+        """How much more detail each frame has than the frames before it and those after it, in dB."""
+        detail = [each.detail_db for each in self.frames]
+        drops = []
+        for place, own in enumerate(detail):
+            sides = (detail[max(0, place - _AROUND) : place], detail[place + 1 : place + 1 + _AROUND])
+            drops.append(max(own - statistics.median(side) for side in sides) if all(sides) else 0.0)
+        return drops
 
-    def _named(self, text: str, places: Sequence[int]) -> Iterator[str]:
+    def _blurred(self) -> Iterator[Damage]:
+        limit = LIMITS["detail"]
+        places = [place for place, drop in enumerate(self._detail_drops()) if limit.is_passed(-drop)]
+        yield from self._named("detail", "is less sharp than the frames around it", places)
+
+    # --- words
+    def _each(
+        self, name: MeasureName, text: str, value: Callable[[Measures], float | None]
+    ) -> Iterator[Damage]:
+        limit = LIMITS[name]
+        yield from self._named(
+            name, text, [place for place, each in enumerate(self.frames) if limit.is_passed(value(each))]
+        )
+
+    def _named(self, name: MeasureName, text: str, places: Sequence[int]) -> Iterator[Damage]:
         if len(places) == 1:
-            yield f"frame {self._first + places[0]} {text}"
+            yield Damage(measure=name, text=f"frame {self._first + places[0]} {text}")
         elif places:
             shown = ", ".join(str(self._first + place) for place in places[:5])
             more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-            yield f"{len(places)} frames ({shown}{more}): each {text}"
+            yield Damage(measure=name, text=f"{len(places)} frames ({shown}{more}): each {text}")
 
 
-def _is_below(value: float | None, limit: float) -> bool:
-    return value is not None and value < limit
+def siting_shift(was: Picture, now: Picture, grid: Grid) -> tuple[float, float]:
+    """How far chroma seems to move on the grid because its samples lie left of (or above) their block.
+
+    The average of a block of samples lies in the block's middle, whatever the samples' siting; so the same
+    chroma, co-sited at two sizes, has two places. In samples of the grid's chroma.
+    """
+    lengths = ((was.width, now.width, grid.luma[1]), (was.height, now.height, grid.luma[0]))
+    shifts = []
+    for axis, (before, after, small) in enumerate(lengths):
+        places = []
+        for picture, length in ((was, before), (now, after)):
+            log2 = (picture.pixel.log2_chroma_w, picture.pixel.log2_chroma_h)[axis]
+            is_co_sited = picture.colour.siting in _LEFT if axis == 0 else "top" in picture.colour.siting
+            places.append(-0.5 * small / length if log2 == 1 and is_co_sited else 0.0)
+        shifts.append((places[0] - places[1]) / chroma_steps(was, now)[axis])
+    return shifts[0], shifts[1]
+
+
+def _beyond(value: float, due: float) -> float:
+    """What lies outside of [0, due]. `nearest` repeats samples and moves none; others follow siting."""
+    low, high = min(0.0, due), max(0.0, due)
+    return value - high if value > high else value - low if value < low else 0.0
+
+
+def _length(shift: tuple[float, float] | None) -> float:
+    return 0.0 if shift is None else max(abs(shift[0]), abs(shift[1]))
+
+
+def _worst(
+    choose: Callable[[list[float]], float], values: Iterator[float | None] | Sequence[float]
+) -> float | None:
+    known = [each for each in values if each is not None]
+    return choose(known) if known else None
 
 
 def _others(values: Sequence[float], place: int) -> list[float]:
     return [*values[max(0, place - _AROUND) : place], *values[place + 1 : place + 1 + _AROUND]]
-
-
-def _is_full(picture: Picture) -> bool:
-    return picture.pixel.kind == "rgb" or picture.colour.is_full_range
-
-
-def _colour(ours: Look, theirs: Look) -> tuple[float | None, float | None]:
-    if ours.chroma is None or theirs.chroma is None:
-        return None, None
-    own, made = ours.chroma, theirs.chroma
-    energy = float(np.mean(np.sum(own * own, axis=0)))
-    if energy < _LEAST_SATURATION**2:
-        return None, None
-    gain = float(np.mean(np.sum(own * made, axis=0))) / energy
-    # where U and V are alike, exchanging them shows nothing
-    is_told = float(np.mean(np.square(own[0] - own[1]))) > _LEAST_SATURATION**2
-    as_is, exchanged = (float(np.mean(np.square(each - own))) for each in (made, made[::-1]))
-    # a picture without colour has no U or V to exchange; a gain below zero may come of the exchange
-    swapped = (exchanged / max(as_is, 1e-3)) ** 0.5 if is_told else None
-    if swapped is not None and swapped < _SWAPPED:
-        return None, swapped
-    return gain, swapped
-
-
-def _range_errors(own: Thumbnail, made: Thumbnail, *, is_full: bool) -> tuple[float, float]:
-    """Residuals of the two classic errors of range, relative to the residual as it is; 1 is harmless."""
-    codes = own if is_full else own * np.float32(219 / 255) + 16
-    seen = made if is_full else made * np.float32(219 / 255) + 16
-    as_is = _rms(seen - codes)
-    if as_is < _LEAST_RANGE_ERROR:
-        return 1.0, 1.0
-    squeezed = _rms(seen - (codes * np.float32(219 / 255) + 16)) / as_is
-    stretched = _rms(seen - np.clip((codes - 16) * np.float32(255 / 219), 0, 255)) / as_is
-    return squeezed, stretched
-
-
-def _rms(error: NDArray[np.floating]) -> float:
-    return float(np.sqrt(np.mean(np.square(error))))
-
-
-def _place(own: Thumbnail, made: Thumbnail) -> tuple[float, tuple[float, float] | None]:
-    """(the worst spot in codes, the shift in small pixels), both after gain and offset are removed."""
-    one, other = own - own.mean(), made - made.mean()
-    energy = float(np.mean(np.square(one)))
-    gain = float(np.mean(one * other)) / max(energy, 1e-6)
-    rest = other - gain * one
-    high, wide = (length // 2 for length in rest.shape)
-    if not high or not wide:
-        return 0.0, None
-    spots = rest[: 2 * high, : 2 * wide].reshape(high, 2, wide, 2).mean(axis=(1, 3))
-    spot = float(np.abs(spots).max())
-    if energy < _LEAST_CONTRAST**2 or gain < 0.5 or min(one.shape) < 8:
-        return spot, None
-    down, across = np.gradient(one)
-    # a picture moved by d differs from the one before by -d times its slope
-    products = [[float(np.mean(a * b)) for b in (across, down)] for a in (across, down)]
-    sides = [-float(np.mean(each * rest)) / gain for each in (across, down)]
-    if np.linalg.cond(np.array(products)) > 100:
-        return spot, None
-    moved = np.linalg.solve(np.array(products), np.array(sides))
-    return spot, (float(moved[0]), float(moved[1]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -24,20 +24,25 @@ from vsr_hpc.media.pixels import without_alpha
 from vsr_hpc.media.source import Source, local_source
 from vsr_hpc.media.stills.names import ImageSequence, StillNames
 from vsr_hpc.media.timeline import Timeline, parse_position, select_range
-from vsr_hpc.verification.frame_match import REACH, ChunkFidelity, Matcher, thumbnail_shape
+from vsr_hpc.verification.frame_match import REACH, ChunkFidelity, Matcher, thumbnail, thumbnail_shape
 from vsr_hpc.verification.headers import (
     Check,
+    attachment_faults,
     chapter_faults,
+    default_faults,
     is_regenerated,
     picture_faults,
     picture_notes,
+    picture_warnings,
     still_faults,
     stream_tag_faults,
     tag_faults,
     timecode,
 )
+from vsr_hpc.verification.looks import Look
 from vsr_hpc.verification.packets import (
     Track,
+    duration_faults,
     first_sound,
     packet_faults,
     read_tracks,
@@ -47,7 +52,7 @@ from vsr_hpc.verification.packets import (
     step_faults,
     text_faults,
 )
-from vsr_hpc.verification.picture_damage import DamageFinder, Look, look_at
+from vsr_hpc.verification.picture_damage import DamageFinder, MeasureName
 from vsr_hpc.verification.timing import common_offset, timing_faults
 
 Progress = Callable[[int, int], None]
@@ -72,13 +77,15 @@ class Finding:
 class Verification:
     """What was compared and what was found. The output is good where there are no findings.
 
-    `offset_s` was added to every timestamp; `worst_psnr` is that of small grey pictures, no measure of
-    quality. `undecided` frames look like their neighbours: nobody could tell them apart.
+    `offset_s` was added to every timestamp; `worst_psnr` is that of reduced pictures, no measure of quality.
+    `undecided` frames look like their neighbours: they cannot be told apart.
     """
 
     input: str
     output: str
     findings: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+    """What looks like damage, but may be in a true output too."""
     notes: tuple[str, ...]
     frames: int
     is_deep: bool
@@ -87,6 +94,8 @@ class Verification:
     worst_psnr: float | None
     worst_frame: int | None
     undecided: int
+    measures: dict[MeasureName, float | None]
+    """The worst frame's value of each measure of damage that docs/verify.md names."""
 
     @property
     def ok(self) -> bool:
@@ -95,20 +104,22 @@ class Verification:
     def lines(self) -> Iterator[str]:
         """The answer as text."""
         if self.ok:
-            yield f"{self.output}: {self.frames} frames, each with its timestamp{_shifted_by(self.offset_s)}"
+            yield f"{self.output}: {self.frames} frames, each with its timestamp{_shift_text(self.offset_s)}"
             yield f"  {self.packets} packets of other streams equal the source's"
             if self.worst_psnr is not None:
                 yield (
-                    f"  every picture matches its own input best; {self.undecided} cannot be told from their "
-                    f"neighbours; furthest: frame {self.worst_frame}, {self.worst_psnr:.1f} dB in small"
+                    f"  every picture matches its own input best; {self.undecided} look like their "
+                    f"neighbours; worst match: frame {self.worst_frame} "
+                    f"(PSNR {self.worst_psnr:.1f} dB, reduced)"
                 )
             elif not self.is_deep:
                 yield "  pictures were not compared"
         else:
             count = len(self.findings)
-            things = "1 thing is" if count == 1 else f"{count} things are"
-            yield f"{self.output}: {things} not as in {self.input}"
+            things = "1 thing differs" if count == 1 else f"{count} things differ"
+            yield f"{self.output}: {things} from {self.input}"
         yield from (f"  {each.check}: {each.text}" for each in self.findings)
+        yield from (f"  warning: {each.check}: {each.text}" for each in self.warnings)
         yield from (f"  note: {each}" for each in self.notes)
 
 
@@ -166,6 +177,7 @@ def verify(
         input=origin.uri,
         output=target.uri,
         findings=tuple(work.findings),
+        warnings=tuple(work.warnings),
         notes=tuple(work.notes),
         frames=work.counted,
         is_deep=deep,
@@ -174,6 +186,7 @@ def verify(
         worst_psnr=None if fidelity is None else round(fidelity.worst_psnr, 2),
         worst_frame=None if fidelity is None else fidelity.worst_frame,
         undecided=0 if fidelity is None else fidelity.undecided,
+        measures=dict(work.measures),
     )
 
 
@@ -193,6 +206,8 @@ class _Verify:
         self.start, self.stop = frames
         self.promise, self.request = promise, promise.streams
         self.findings: list[Finding] = []
+        self.warnings: list[Finding] = []
+        self.measures: dict[MeasureName, float | None] = {}
         self.notes: list[str] = []
         self.counted = 0
         self.packets = 0
@@ -231,6 +246,8 @@ class _Verify:
         self.offset = common_offset(self.timeline, (self.start, self.stop), shown)[0]
         for check, text in picture_faults(self._due_picture(), made.picture, self.promise.picture):
             self.find(check, text)
+        for text in picture_warnings(self.clip.picture, made.picture):
+            self.warnings.append(Finding(check="colour", text=text))
         self.notes += picture_notes(self.clip.picture, made.picture)
         self.absent |= self._without_packets(made)
         self._compare_streams(made, shown)
@@ -284,10 +301,10 @@ class _Verify:
             self.clip, self.timeline, self.source, first, last, threads=threads, deinterlace=deinterlace
         )
         outputs = read_frames(made, shown, self.target, 0, len(shown), threads=threads)
-        shape = thumbnail_shape(self.clip.picture.width, self.clip.picture.height)
         matcher = Matcher(first_input=first, first_output=self.start, psnr_floor=self.promise.psnr_floor)
-        damage = DamageFinder(self.clip.picture, made.picture, first=self.start)
-        step = max(1, round(made.picture.width / self.clip.picture.width))
+        finder = DamageFinder(self.clip.picture, made.picture, first=self.start)
+        grid = finder.grid
+        shape = thumbnail_shape(*reversed(grid.luma))
         waiting: deque[Look] = deque()
         fed = first
         for place in range(len(shown)):
@@ -299,23 +316,26 @@ class _Verify:
             if place >= count:
                 continue
             while fed < min(last, self.start + place + REACH + 1):
-                ours = look_at(next(inputs), self.clip.picture, shape, 1)
-                matcher.add_input(ours.luma)
+                own = grid.look_at(next(inputs), self.clip.picture)
+                matcher.add_input(thumbnail(own.luma, shape))
                 if fed >= self.start:
-                    waiting.append(ours)
+                    waiting.append(own)
                 fed += 1
-            theirs = look_at(frame, made.picture, shape, step)
-            matcher.add_output(theirs.luma)
-            damage.add(waiting.popleft(), theirs)
+            look = grid.look_at(frame, made.picture)
+            matcher.add_output(thumbnail(look.luma, shape))
+            finder.add(waiting.popleft(), look)
             if progress is not None:
                 progress(place + 1, count)
         self.fidelity = matcher.finish()
         for text in fidelity_faults(self.fidelity):
             self.find("picture", text)
-        if not self.fidelity.wrong:  # wrong frames have another place, colour and sharpness anyway
-            for text in damage.faults():
-                self.find("picture", text)
-            self.notes += damage.notes()
+        if self.fidelity.wrong:
+            return  # wrong frames have another place, colour and sharpness anyway
+        self.measures = finder.values()
+        for each in finder.damages():
+            (self.findings if each.is_error else self.warnings).append(
+                Finding(check="picture", text=each.text)
+            )
 
     # --- the other streams
 
@@ -437,34 +457,47 @@ class _Verify:
         if one.kind != "attachment" and not one.is_attached_picture:
             check: Check = "sound" if one.kind == "audio" else "time"
             yield from ((check, text) for text in step_faults(ours, theirs, offset, tick))
+        if one.kind == "subtitle":
+            yield from (("time", text) for text in duration_faults(ours, theirs, tick, self._window()))
         yield from (("sound", text) for text in skip_faults(ours, theirs))
 
     # --- tags
 
     def _compare_tags(self, made: Clip) -> None:
-        if "chapters" not in self.request.drop:
-            window = self._window()
-            for text in chapter_faults(self.clip.chapters, made.chapters, self.offset or Fraction(0), window):
+        drop = self.request.drop
+        if "chapters" not in drop:
+            for text in chapter_faults(
+                self.clip.chapters,
+                made.chapters,
+                self.offset or Fraction(0),
+                self._window(),
+                has_gaps="mp4" not in made.container,
+            ):
                 self.find("tags", text)
-        one, other = self.clip.video_stream, made.video_stream
-        for stream, like in [(one, other), *self._kept_pairs(made)]:
-            for text in stream_tag_faults(stream, like, self.request.drop):
+        pairs = self._kept_pairs(made)
+        for stream, like in [(self.clip.video_stream, made.video_stream), *pairs]:
+            for text in stream_tag_faults(stream, like, drop):
                 self.find("tags", f"{_name(stream)}: {text}")
-        if "metadata" not in self.request.drop:
+        for kind in ("audio", "subtitle") if "disposition" not in drop else ():
+            for text in default_faults([pair for pair in pairs if pair[0].kind == kind]):
+                self.find("tags", text)
+        for stream, like in self._kept_pairs(made, ("attachment",)):
+            for text in attachment_faults(stream, like):
+                self.find("tags", f"{_name(stream)}: {text}")
+        if "metadata" not in drop:
             for text in tag_faults(self.clip.metadata, made.metadata):
                 self.find("tags", text)
-        if "timecode" not in self.request.drop:
+        if "timecode" not in drop:
             was, now = timecode(self.clip), timecode(made)
             if was and now and was != now:
                 self.find("tags", f"timecode was {was}, is {now}")
 
-    def _kept_pairs(self, made: Clip) -> list[tuple[Stream, Stream]]:
+    def _kept_pairs(
+        self, made: Clip, kinds: Sequence[str] = ("video", "audio", "subtitle", "unknown")
+    ) -> list[tuple[Stream, Stream]]:
         wanted, there = self._by_kind(self.clip), self._by_kind(made, is_output=True)
         return [
-            pair
-            for kind in wanted
-            if kind not in ("cover", "attachment", "data")
-            for pair in zip(wanted[kind], there.get(kind, []), strict=False)
+            pair for kind in kinds for pair in zip(wanted.get(kind, []), there.get(kind, []), strict=False)
         ]
 
 
@@ -501,5 +534,5 @@ def _name(stream: Stream) -> str:
     return f"stream {stream.index} ({kind} {format_name(stream.codec)})"
 
 
-def _shifted_by(offset_s: float | None) -> str:
+def _shift_text(offset_s: float | None) -> str:
     return f" shifted by {offset_s:+.6f} s" if offset_s else ""

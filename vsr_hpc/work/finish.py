@@ -14,32 +14,43 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import overload
 
-from vsr_hpc.errors import JobError, VerifyError, VsrError
-from vsr_hpc.media.encode.still_archive import extract_archives
+from vsr_hpc.errors import BackendError, JobError, VerifyError, VsrError
+from vsr_hpc.media.encode.still_archive import extract_archives, join_animation
 from vsr_hpc.media.merge.merge import merge
+from vsr_hpc.media.merge.request import MergeRequest
 from vsr_hpc.media.segment import MergeReport, SegmentPart
-from vsr_hpc.planning.requests import streams_request
+from vsr_hpc.media.stills.gif import is_animation, read_loops
+from vsr_hpc.planning.requests import gif_delays_of, streams_request
 from vsr_hpc.planning.source_stamps import SourceGuard
 from vsr_hpc.report.report import write_at_end
 from vsr_hpc.run.claims import is_taken_over, take_single
-from vsr_hpc.run.documents import Done, Receipt, SegmentFacts
+from vsr_hpc.run.documents import Done, Lease, Receipt, SegmentFacts
 from vsr_hpc.run.liveness import Liveness, Process, new_worker_id
 from vsr_hpc.run.notification import notify
 from vsr_hpc.run.run import READERS, DamagedObjectError, Run
+from vsr_hpc.run.settings_proof import receipt_fault
 from vsr_hpc.storage.opening import open_output, open_source
-from vsr_hpc.storage.output import disk_errors_explained, remove_partial
+from vsr_hpc.storage.output import Published, Publisher, disk_errors_explained, is_there, remove_partial
 from vsr_hpc.storage.store import MissingObject
 from vsr_hpc.system.files import sha256_of_file
 from vsr_hpc.system.interrupts import StopFlag
 from vsr_hpc.wording import plural
 from vsr_hpc.work.heartbeat import Pulse
 from vsr_hpc.work.watchdog import Watchdog
+from vsr_hpc.work.workbench import check_environment
 
 log = logging.getLogger(__name__)
+
+ExitCode = Callable[[str], int]
+"""Decides with which code a process ends whose work hangs, from what is known about the hang."""
 
 
 class ShardsLostError(VerifyError):
     """Finished shards whose segments or receipts are gone or damaged; their receipts were voided."""
+
+
+Conclusion = Callable[[Run, tuple[Receipt, ...]], None]
+"""What follows once the output is in place, while the `finish` lease is still held."""
 
 
 @overload
@@ -47,20 +58,43 @@ def finish_patiently(run: Run, node: str, *, task: str = "") -> Done: ...
 
 
 @overload
-def finish_patiently(run: Run, node: str, *, task: str = "", stop: StopFlag) -> Done | None: ...
+def finish_patiently(
+    run: Run,
+    node: str,
+    *,
+    task: str = "",
+    stop: StopFlag,
+    exit_code_of_hang: ExitCode = ...,
+    then: Conclusion | None = None,
+) -> Done | None: ...
 
 
-def finish_patiently(run: Run, node: str, *, task: str = "", stop: StopFlag | None = None) -> Done | None:
-    """Finish the run, or wait for the process that is at it and take over where that one dies.
+def finish_patiently(
+    run: Run,
+    node: str,
+    *,
+    task: str = "",
+    stop: StopFlag | None = None,
+    exit_code_of_hang: ExitCode = lambda text: BackendError.exit_code,
+    then: Conclusion | None = None,
+) -> Done | None:
+    """Finish the run, or wait for the process that finishes it and take over if that one dies.
 
-    `task` is the scheduler's name of this place: whoever had it before is dead. None only where the flag was
-    set while another process was at it.
+    `task` is the scheduler's name of this task: an earlier process of that name is dead. None is returned
+    only if the flag was set while another process finished the run.
     """
     worker, stop = new_worker_id(f"finish-{node}"), stop or StopFlag()
     liveness = Liveness(run=run, task=task, worker=worker)
     is_told = False
     while True:
-        done = try_finish(run, worker, node, liveness, lambda: _keep_beating(run, worker, node, task))
+        done = try_finish(
+            run,
+            worker,
+            node,
+            liveness,
+            lambda: _keep_beating(run, worker, node, task, stop, exit_code_of_hang),
+            then=then,
+        )
         if done is not None:
             return done
         if not is_told:
@@ -77,6 +111,8 @@ def try_finish(
     node: str,
     liveness: Liveness,
     beating: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    *,
+    then: Conclusion | None = None,
 ) -> Done | None:
     """Finish the run unless another worker does; the end of it, or None where somebody else is at it.
 
@@ -86,35 +122,45 @@ def try_finish(
     done = run.done()
     if done is not None:
         return done
+    check_environment(run.plan)
     lease = take_single(run, "finish", worker, node, liveness)
     if lease is None:
         return None
     try:
         with beating():
-            return finish(run)
+            return finish(run, lease, then)
     except BaseException as exc:
         run.give_back(lease, "stopped", node, str(exc))
-        if not isinstance(exc, VsrError) or not is_taken_over(run, lease):
+        if not isinstance(exc, VsrError):
             raise
-        log.warning("another process has taken the merge over, here it ended with: %s", exc)
-        return run.done()
+        done = run.done()
+        if not is_taken_over(run, lease) and (done is None or not is_in_place(done)):
+            raise
+        log.warning("another process has finished the run or taken it over, here it ended with: %s", exc)
+        return done
 
 
 @contextlib.contextmanager
-def _keep_beating(run: Run, worker: str, node: str, task: str) -> Iterator[None]:
+def _keep_beating(
+    run: Run, worker: str, node: str, task: str, stop: StopFlag, exit_code_of_hang: ExitCode
+) -> Iterator[None]:
     """Write heartbeats as a worker does: others leave a long merge alone and take over a dead one.
 
-    They belong to no round, since the speed of a round's workers is computed from its heartbeats.
+    They belong to no round, since the speed of a round's workers is computed from its heartbeats. The last
+    one says why the merge was stopped.
     """
     first = Process.current().heartbeat(worker, node, task=task).model_copy(update={"state": "finishing"})
-    with Pulse(run, first).kept_up(), Watchdog(run.job().run.hang_s).watching():
+    pulse = Pulse(run, first).kept_up(last=lambda: {"note": stop.reason.value if stop.reason else ""})
+    with pulse, Watchdog(run.job().run.hang_s, exit_code=exit_code_of_hang).watching():
         yield
 
 
-def finish(run: Run) -> Done:
+def finish(run: Run, lease: Lease | None = None, then: Conclusion | None = None) -> Done:
     """Merge a complete run into its output. VerifyError where something is missing or not as recorded.
 
-    ShardsLostError where finished shards have to be made again.
+    `then` follows once the output is in place; by default, the report that the job asks for.
+    ShardsLostError where finished shards have to be made again. BackendError where another process has taken
+    over the `finish` lease.
     """
     done = run.done()
     if done is not None and is_in_place(done):
@@ -137,34 +183,64 @@ def finish(run: Run) -> Done:
                 _void_lost(run, receipts, exc)
                 raise
             guard.check(run.plan.start, run.plan.stop)
-            _refuse_superseded(run)
-            output.publish(partial, report.sha256, replaces=run.plan.job.overwrite)
+            whole = Published(frames=report.frames, size_bytes=report.size_bytes, sha256=report.sha256)
+            publisher = Publisher(
+                run_uri=run.uri,
+                number=run.number,
+                replaces=run.plan.job.overwrite,
+                check=lambda: _refuse_late(run, lease),
+            )
+            whole = output.publish(partial, whole, publisher)
         finally:
             remove_partial(partial)
-    _refuse_superseded(run)
+        if run.is_superseded():
+            output.take_back(whole)
+    _refuse_late(run, lease)
+    now_s = time.time()
     done = Done(
         output=output.uri,
         frames=report.frames,
         size_bytes=report.size_bytes,
         sha256=report.sha256,
+        modified_ns=whole.modified_ns,
+        settings=run.plan.settings_id,
         offset_s=float(report.offset),
         notes=(*report.notes, *_repeats_note(repeated, report.frames)),
         repeated=repeated,
         platforms=len({tuple(sorted(receipt.platform.items())) for receipt in receipts}),
-        finished_s=time.time(),
-        seconds={"merge": round(time.monotonic() - began, 3)},
+        finished_s=now_s,
+        seconds={
+            "upscale": round(upscaling_s(receipts), 3),
+            "merge": round(time.monotonic() - began, 3),
+            "all": round(now_s - (run.begun_s() or now_s), 3),
+        },
     )
     run.write_done(done)
-    if not run.plan.job.run.keep_segments:
+    if run.plan.job.run.keep != "segments":
         _sweep(run)
     log.info("run finished output=%s frames=%d sha256=%s", output.uri, done.frames, done.sha256)
-    write_at_end(run, receipts)
     notify_complete(run, done)
+    (then or report_at_end)(run, receipts)
     return done
 
 
 def notify_complete(run: Run, done: Done) -> None:
     notify(run, "complete", f"{done.output}, {plural(done.frames, 'frame')}")
+
+
+def report_at_end(run: Run, receipts: tuple[Receipt, ...]) -> None:
+    """Make the report, unless the job asks for none."""
+    if run.plan.job.run.report != "none":
+        write_at_end(run, receipts)
+
+
+def upscaling_s(receipts: tuple[Receipt, ...]) -> float:
+    """How long at least one worker was making what these receipts prove; side by side counts once."""
+    total, until = 0.0, float("-inf")
+    for start, stop in sorted((each.started_s, each.finished_s) for each in receipts):
+        total += max(0.0, stop - max(start, until))
+        until = max(until, stop)
+    return total
 
 
 def _repeats_note(repeated: int, frames: int) -> tuple[str, ...]:
@@ -200,8 +276,7 @@ def _complete_receipts(run: Run) -> tuple[Receipt, ...]:
 
 
 def _sound_receipt(run: Run, shard: int, epoch: int) -> Receipt | str:
-    """The receipt of a shard, or why it is none: unreadable twice, or not of the plan's chunks."""
-    plan = run.plan
+    """The receipt of a shard, or why it is none: unreadable twice, of other settings or of other chunks."""
     for is_last in (False, True):
         try:
             receipt = run.receipt(shard, epoch)
@@ -210,16 +285,7 @@ def _sound_receipt(run: Run, shard: int, epoch: int) -> Receipt | str:
                 return f"has a receipt that cannot be read ({exc})"
         else:
             break
-    wanted = plan.shard(shard)
-    lengths = [
-        (chunk, stop - start)
-        for chunk in range(wanted.first_chunk, wanted.last_chunk)
-        for start, stop in (plan.chunk(chunk),)
-    ]
-    found = [(segment.chunk, segment.frames) for segment in receipt.segments]
-    if receipt.shard != shard or found != lengths:
-        return f"has a receipt of other chunks than the plan's: {found} instead of {lengths}"
-    return receipt
+    return receipt_fault(run.plan, receipt, shard) or receipt
 
 
 def _void_lost(run: Run, receipts: tuple[Receipt, ...], why: VsrError) -> None:
@@ -262,6 +328,13 @@ def _refuse_superseded(run: Run) -> None:
         )
 
 
+def _refuse_late(run: Run, lease: Lease | None) -> None:
+    """Refuse to publish for a run that was replaced, or under a lease that another process has taken over."""
+    _refuse_superseded(run)
+    if lease is not None and is_taken_over(run, lease):
+        raise BackendError(f"{run.uri}: another process has taken the merge over while this one was silent")
+
+
 def _part(run: Run, segment: SegmentFacts) -> SegmentPart:
     """A segment that is brought to this machine when its turn comes, and let go afterwards."""
     held = contextlib.ExitStack()
@@ -275,25 +348,32 @@ def _part(run: Run, segment: SegmentFacts) -> SegmentPart:
 
 def _merge(run: Run, parts: tuple[SegmentPart, ...], partial: Path) -> MergeReport:
     plan = run.plan
+    if plan.encoding is None and is_animation(plan.job.output):
+        source = open_source(plan.clip.uri, etag=plan.source_etag)
+        return join_animation(
+            parts,
+            partial,
+            (plan.picture.width, plan.picture.height),
+            gif_delays_of(plan.job, run.timeline, plan.start, plan.stop),
+            read_loops(source) if plan.clip.container == "gif" else 0,
+        )
     if plan.encoding is None:
         return extract_archives(parts, partial)
-    return merge(
-        parts,
+    request = MergeRequest(
         clip=plan.clip,
         timeline=run.timeline,
         source=open_source(plan.clip.uri, etag=plan.source_etag),
         picture=plan.picture,
         encoding=plan.encoding,
-        output=partial,
-        request=streams_request(plan.job),
+        streams=streams_request(plan.job),
         frames=(plan.start, plan.stop),
-        name=Path(plan.job.output),
     )
+    return merge(parts, request, partial, name=Path(plan.job.output))
 
 
 def is_in_place(done: Done) -> bool:
     """Whether the output of a finished run still stands where it was put."""
-    return open_output(done.output).is_there(done.size_bytes, done.sha256)
+    return is_there(open_output(done.output), done.published)
 
 
 def _sweep(run: Run) -> None:

@@ -30,10 +30,15 @@ from vsr_hpc.media.timeline import Timeline
 from vsr_hpc.planning.plan import Plan, Shard
 from vsr_hpc.run.documents import SegmentFacts
 from vsr_hpc.verification import frame_match as fidelity
-from vsr_hpc.verification.frame_match import Thumbnail, thumbnail_shape
+from vsr_hpc.verification.looks import Look, common_grid
+from vsr_hpc.verification.picture_damage import DamageFinder
 
 T = TypeVar("T")
 _QUEUED_BATCHES = 3
+CHECKED_PX = 192
+"""The longer side of the pictures that a worker compares; `vsr verify` compares larger ones."""
+_LISTED = 5
+"""Findings of a shard that its receipt names; receipts stay small."""
 
 
 class Upscaling(Protocol):
@@ -136,6 +141,8 @@ class ShardWork:
     clipped: int
     repeated: int
     """Frames that got the result of an equal one."""
+    findings: tuple[str, ...] = ()
+    """What looks like damage of the picture; no reason to refuse the shard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +196,7 @@ def make_segments(
         seconds={stage: round(spent, 3) for stage, spent in sorted(work.clock.seconds.items())},
         clipped=bench.upscaler.clipped - clipped_before,
         repeated=sum(work.repeats.saved.values()),
+        findings=tuple(work.findings[:_LISTED]),
     )
 
 
@@ -222,8 +230,10 @@ class _Work:
     ) -> None:
         self._bench, self._shard, self._on_frames, self._should_drop = bench, shard, on_frames, should_drop
         self.clock, self.segments, self.repeats = StageClock(), list[SegmentFacts](), Repeats()
+        self.findings: list[str] = []
         self._failed = threading.Event()
-        self._thumbnails: dict[int, list[Thumbnail]] = {}
+        self._grid = common_grid(bench.plan.clip.picture, bench.plan.picture, CHECKED_PX)
+        self._looks: dict[int, list[Look]] = {}
         self._writers: list[ChunkWriter] = []
         ends = (self._failed, self.clock)
         queued = _QUEUED_BATCHES if bench.plan.temporal is None else 1  # windows are long
@@ -248,12 +258,12 @@ class _Work:
         # one pass over the shard: each beginning costs a seek, and the frames from the keyframe before it
         frames: Iterator[Frame] = iter(()) if is_windowed else self._read(shard.start, shard.stop)
         for chunk in range(shard.first_chunk, shard.last_chunk):
-            self._thumbnails[chunk] = []
+            self._looks[chunk] = []
             for each in self._windows(chunk) if is_windowed else self._plain(chunk, frames):
                 picture = self._bench.plan.clip.picture
                 with self.clock.timed("decode"):
                     own = each.frames[each.before : each.before + each.count]
-                    self._thumbnails[chunk] += [_thumbnail(frame, picture) for frame in own]
+                    self._looks[chunk] += [self._grid.look_at(frame, picture) for frame in own]
                 self._decoded.put(each)
         self._decoded.end()
 
@@ -354,13 +364,14 @@ class _Work:
 
     def check(self) -> None:
         """Finish segments, hold them against their input and hand them on, one after the other."""
-        bench, clock, earlier = self._bench, self.clock, list[Thumbnail]()
+        bench, clock, earlier = self._bench, self.clock, list[Look]()
         for each in self._closing:
             with clock.timed("encode"):
                 facts = each.writer.close()
-            inputs = self._thumbnails.pop(each.chunk)
+            inputs = self._looks.pop(each.chunk)
             with clock.timed("check"):
-                segment = _checked(bench, each.chunk, each.path, facts, inputs, earlier)
+                segment, findings = check_segment(bench, each.chunk, each.path, facts, inputs, earlier)
+            self.findings += findings
             earlier = [*earlier, *inputs][-fidelity.REACH :]
             with clock.timed("store"):
                 bench.publish(segment.name, each.path)
@@ -392,33 +403,36 @@ def _suffix(plan: Plan) -> str:
     return plan.encoding.suffix if plan.encoding else ".tar"
 
 
-def _checked(
+def check_segment(
     bench: Workbench,
     chunk: int,
     path: Path,
     facts: WrittenFacts,
-    inputs: list[Thumbnail],
-    earlier: list[Thumbnail],
-) -> SegmentFacts:
-    """Decode the segment back, count its frames and hold them against its input.
+    inputs: list[Look],
+    earlier: list[Look],
+) -> tuple[SegmentFacts, list[str]]:
+    """Decode the segment back, count its frames and compare them with its input; also what looks damaged.
 
     `earlier` inputs of the shard tell a frame that shows the chunk before. Later ones may not be there yet,
-    and the verdict must not depend on who was faster.
+    and the verdict must not depend on who was faster. A wrong frame raises MediaError. What only looks
+    damaged is named: it may be in a true output too, and must not set a shard aside.
     """
+    plan = bench.plan
     picture, frames = bench.read_back(path)
-    outputs = [_thumbnail(frame, picture, like=inputs[0]) for frame in frames]
-    start, stop = bench.plan.chunk(chunk)
+    start, stop = plan.chunk(chunk)
+    finder = DamageFinder(plan.clip.picture, plan.picture, first=start, longest=CHECKED_PX)
+    outputs = [finder.grid.look_at(frame, picture) for frame in frames]
     if not len(inputs) == len(outputs) == stop - start:
         raise MediaError(
             f"chunk {chunk}: {stop - start} frames planned, {len(inputs)} read, "
             f"{len(outputs)} came back from its segment"
         )
     verdict = fidelity.compare(
-        [*earlier, *inputs],
-        outputs,
+        [each.luma for each in (*earlier, *inputs)],
+        [each.luma for each in outputs],
         first=start,
         context=len(earlier),
-        psnr_floor=bench.plan.card.psnr_floor,
+        psnr_floor=plan.card.psnr_floor,
     )
     if verdict.wrong:
         index, shown = verdict.wrong[0]
@@ -427,7 +441,9 @@ def _checked(
             f"chunk {chunk}: output frame {index} looks like {like} ({len(verdict.wrong)} such frames); "
             "the segment is thrown away"
         )
-    return SegmentFacts(
+    for own, made in zip(inputs, outputs, strict=True):
+        finder.add(own, made)
+    segment = SegmentFacts(
         chunk=chunk,
         name=f"segments/{chunk:06d}-{facts.sha256[:16]}{path.suffix}",
         frames=facts.frames,
@@ -436,11 +452,7 @@ def _checked(
         worst_psnr_db=round(verdict.worst_psnr, 2),
         undecided=verdict.undecided,
     )
-
-
-def _thumbnail(frame: Frame, picture: Picture, like: Thumbnail | None = None) -> Thumbnail:
-    rows, columns = like.shape if like is not None else thumbnail_shape(picture.width, picture.height)
-    return fidelity.luma_thumbnail(frame, picture, (rows, columns))
+    return segment, [each.text for each in finder.damages()]
 
 
 def _batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:

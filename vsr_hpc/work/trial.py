@@ -26,8 +26,8 @@ from vsr_hpc.planning.preparation import Prepared
 from vsr_hpc.run.run import Run
 from vsr_hpc.storage.store import MissingObject
 from vsr_hpc.verification import frame_match as fidelity
-from vsr_hpc.verification.frame_match import Thumbnail, thumbnail_shape
-from vsr_hpc.work.pipeline import Upscaling, Workbench, frames_of
+from vsr_hpc.verification.picture_damage import DamageFinder
+from vsr_hpc.work.pipeline import CHECKED_PX, Upscaling, Workbench, frames_of
 
 log = logging.getLogger(__name__)
 
@@ -284,17 +284,16 @@ def _through_encoder(
     except BaseException:
         writer.abort()
         raise
-    with clock.timed("check"):
-        inputs = [_thumbnail(frame, prepared.clip.picture, None) for frame in taken]
+    with clock.timed("check"):  # for its time alone; a worker judges
+        was, now = prepared.clip.picture, prepared.picture
+        finder = DamageFinder(was, now, first=0, longest=CHECKED_PX)
+        inputs = [finder.grid.look_at(frame, was) for frame in taken]
         picture, frames = bench.read_back(path)
-        outputs = [_thumbnail(frame, picture, inputs[0]) for frame in frames]
-        fidelity.compare(inputs, outputs)  # for its time alone; a worker judges
+        outputs = [finder.grid.look_at(frame, picture) for frame in frames]
+        fidelity.compare([each.luma for each in inputs], [each.luma for each in outputs])
+        for own, output in zip(inputs, outputs, strict=True):
+            finder.add(own, output)
     return facts.size_bytes
-
-
-def _thumbnail(frame: Frame, picture: Picture, like: Thumbnail | None) -> Thumbnail:
-    rows, columns = like.shape if like is not None else thumbnail_shape(picture.width, picture.height)
-    return fidelity.luma_thumbnail(frame, picture, (rows, columns))
 
 
 def _cropped(frame: Frame, picture: Picture) -> Frame:

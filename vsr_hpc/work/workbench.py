@@ -21,6 +21,7 @@ from vsr_hpc.planning.plan import Plan
 from vsr_hpc.planning.preparation import Prepared
 from vsr_hpc.planning.requests import upscale_request
 from vsr_hpc.storage.opening import open_source
+from vsr_hpc.version import VERSION
 from vsr_hpc.work.pipeline import ChunkWriter, Upscaling, Workbench
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _new_writer(plan: Plan, path: Path) -> ChunkWriter:
 
 def _read_back(plan: Plan, path: Path) -> tuple[Picture, Iterator[Frame]]:
     if plan.encoding is None:
-        return plan.picture, read_archive(path)
+        return plan.picture, read_archive(path, plan.picture)
     if plan.encoding.codec == "prores":  # FFmpeg decodes 4444 to 12 bits, whatever went in
         return probe_clip(local_source(path)).picture, read_segment(path)
     return plan.picture, read_segment(path, plan.picture)
@@ -82,10 +83,20 @@ def build_upscaler(plan: Plan | Prepared, threads: int) -> tuple[Upscaler, dict[
     return upscaler, {**platform_record(settings.device, settings.precision), "tile": tile}
 
 
-def check_encoder(plan: Plan) -> None:
-    """Segments of different encoder builds may not join, so a node with another build does not begin."""
-    planned, here = json.loads(plan.fingerprint["encoder build"]), encoder_build()
+def check_environment(plan: Plan) -> None:
+    """Refuse a run that another version of this package, or another encoder build, has planned.
+
+    Another version may make other pixels or another container, and segments of different builds may not join.
+    """
+    planned, here = (
+        f"vsr_hpc {version} with {build}"
+        for version, build in (
+            (plan.made_by, json.loads(plan.fingerprint["encoder build"])),
+            (VERSION, encoder_build()),
+        )
+    )
     if planned != here:
         raise JobError(
-            f"this machine encodes with {here}, the run was planned with {planned}; install the same"
+            f"the run was planned by {planned}, and this is {here}; the environment that planned a run also "
+            "works on it and merges it: use that one, or start over with --new"
         )

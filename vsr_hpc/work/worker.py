@@ -38,7 +38,7 @@ from vsr_hpc.work.metrics import Push, Telemetry, sinks_of
 from vsr_hpc.work.pipeline import Stopped, Workbench, make_segments
 from vsr_hpc.work.run_plan import plan_run
 from vsr_hpc.work.watchdog import Watchdog
-from vsr_hpc.work.workbench import build_upscaler, check_encoder, workbench
+from vsr_hpc.work.workbench import build_upscaler, check_environment, workbench
 
 log = logging.getLogger(__name__)
 
@@ -325,7 +325,7 @@ class Worker:
 
     def _set_up(self) -> Workbench:
         plan = self._run.plan
-        check_encoder(plan)
+        check_environment(plan)
         upscaler, self._platform = build_upscaler(plan, self._threads())
         self._check_platform(self._platform)
         upscaler.canary()
@@ -353,23 +353,29 @@ class Worker:
     def _do(self, bench: Workbench, shard: Shard, epoch: int, lease: Lease) -> None:
         began, began_s = time.monotonic(), time.time()
         self._begin(shard)
-        work_done = make_segments(
-            bench,
-            shard,
-            on_frames=self._note_frames,
-            should_drop=lambda left: not self._stop.allows(left * (self._seconds_per_frame or 0.0)),
-        )
+        try:
+            work_done = make_segments(
+                bench,
+                shard,
+                on_frames=self._note_frames,
+                should_drop=lambda left: not self._stop.allows(left * (self._seconds_per_frame or 0.0)),
+            )
+        except MediaError:  # the clip is to blame only if it is still there, and still the same
+            self._guard.check(shard.start, shard.stop)
+            raise
         self._guard.check(shard.start, shard.stop)
         receipt = Receipt(
             shard=shard.index,
             epoch=epoch,
             worker=self._beat.worker,
             generation=lease.generation,
+            settings=self._run.plan.settings_id,
             segments=work_done.segments,
             platform={**self._platform, "batch": str(bench.upscaler.batch)},
             seconds=work_done.seconds,
             clipped=work_done.clipped,
             repeated=work_done.repeated,
+            findings=work_done.findings,
             started_s=round(began_s, 3),
             finished_s=round(time.time(), 3),
         )

@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 from botocore.exceptions import ClientError
 
-import vsr_hpc
 from vsr_hpc.aws.account import Say, client
 from vsr_hpc.aws.config_files import config_folder
 from vsr_hpc.aws.errors import OPERATOR_POLICY, error_code, explained
@@ -200,7 +199,7 @@ def _install(site: Path, wanted: Sequence[str], flavour: Flavour, python: str, i
 
 
 def _own_code(root: Path, site: Path) -> None:
-    own = Path(vsr_hpc.__file__).parent
+    own = Path(__file__).parents[2]
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
     shutil.copytree(own, site / "vsr_hpc", ignore=ignore, dirs_exist_ok=True)
     facts = site / f"vsr_hpc-{VERSION}.dist-info"

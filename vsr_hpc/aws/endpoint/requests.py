@@ -87,6 +87,8 @@ def alarm_requests(spec: EndpointSpec) -> tuple[Request, ...]:
     found = []
     for variant in variants(spec):
         found += _variant_alarms(spec, variant.name)
+    if spec.asynchronous is not None and spec.alarms.oldest_s is not None:
+        found.append(_waiting_alarm(spec, spec.alarms.oldest_s))
     if spec.alarms.no_instances and spec.scales_to_zero:
         found.append(_stuck_alarm(spec))
     return tuple(found)
@@ -181,7 +183,8 @@ def _variant_alarms(spec: EndpointSpec, variant: str) -> list[Request]:
     assert wanted is not None
     where = _dimensions(spec.name, variant)
     found: list[Request] = []
-    if wanted.p99_ms is not None:
+    is_asked = spec.asynchronous is None or "p99_ms" in wanted.model_fields_set
+    if wanted.p99_ms is not None and is_asked:
         latency = {
             "MetricName": "ModelLatency",
             "ExtendedStatistic": "p99",
@@ -192,6 +195,9 @@ def _variant_alarms(spec: EndpointSpec, variant: str) -> list[Request]:
         share = wanted.errors_percent / 100
         errors = {"MetricName": "Invocation5XXErrors", "Statistic": "Average", "Threshold": share}
         found.append(_alarm(spec, f"{variant}/errors", where, errors))
+    if spec.asynchronous is not None and wanted.failures is not None:
+        failed = {"MetricName": "InvocationFailures", "Statistic": "Sum", "Threshold": float(wanted.failures)}
+        found.append(_alarm(spec, f"{variant}/failures", where, failed))
     if wanted.no_instances and spec.serverless is None and not spec.scales_to_zero:
         none = {
             "MetricName": "CPUUtilization", "Statistic": "SampleCount", "Threshold": 1.0,
@@ -210,6 +216,14 @@ def _stuck_alarm(spec: EndpointSpec) -> Request:
         "EvaluationPeriods": _STUCK_MINUTES, "DatapointsToAlarm": _STUCK_MINUTES,
     }  # fmt: skip
     return _alarm(spec, "no-instances", _dimensions(spec.name), waiting)
+
+
+def _waiting_alarm(spec: EndpointSpec, oldest_s: float) -> Request:
+    """Requests that wait for longer than people should."""
+    oldest: Request = {
+        "MetricName": "ApproximateAgeOfOldestRequest", "Statistic": "Maximum", "Threshold": float(oldest_s),
+    }  # fmt: skip
+    return _alarm(spec, "waiting", _dimensions(spec.name), oldest)
 
 
 def _alarm(spec: EndpointSpec, what: str, where: list[dict[str, str]], more: Request) -> Request:

@@ -103,6 +103,11 @@ class Alarms(_Section):
     """What wakes somebody, and what turns a rollout back."""
 
     p99_ms: float | None = Field(30_000, gt=0, le=3_600_000)
+    """The slowest answers. An asynchronous endpoint has this alarm only where the file sets it."""
+    oldest_s: float | None = Field(3600, gt=0)
+    """How long the oldest request of an asynchronous endpoint may wait."""
+    failures: int | None = Field(5, ge=1)
+    """How many requests of an asynchronous endpoint may fail in a minute."""
     errors_percent: float | None = Field(5, ge=0, lt=100)
     no_instances: bool = True
     minutes: int = Field(3, ge=1, le=60)
@@ -111,6 +116,8 @@ class Alarms(_Section):
 
 
 class Vpc(_Section):
+    internet: bool = False
+    """Whether the subnets reach the internet, through a NAT gateway for example."""
     subnets: tuple[Annotated[str, StringConstraints(pattern=r"^subnet-[0-9a-f]{8,17}$")], ...] = Field(
         min_length=1, max_length=16
     )
@@ -165,6 +172,8 @@ class EndpointSpec(_Section):
     model_data: S3Uri | None = None
     multi_model: S3Uri | None = None
     """A prefix of many model archives, of which each request names one."""
+    models_in_image: tuple[str, ...] = ()
+    """Models whose weights lie in the image (`make image WEIGHTS=…`), so that no container downloads them."""
     environment: Environment = Field(default_factory=dict)
     instance_type: InstanceType | None = None
     instance_count: int = Field(1, ge=1, le=1000)

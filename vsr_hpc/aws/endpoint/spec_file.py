@@ -90,6 +90,7 @@ def findings(spec: EndpointSpec) -> Iterator[str]:
     yield from _rollout_findings(spec)
     yield from _transform_findings(spec)
     yield from _type_findings(spec)
+    yield from _download_findings(spec)
     if spec.promote and spec.promote.staging == spec.name:
         yield "promote.staging: this endpoint itself; name the one that serves the candidate now"
     if spec.alarms and spec.alarms.p99_ms is None and spec.alarms.errors_percent is None:
@@ -155,6 +156,21 @@ def _cards(spec: EndpointSpec) -> Iterator[Card]:
     """The cards of models that the container is told to serve by name."""
     named = spec.environment.get("VSR_SERVE_MODELS", "").split()
     yield from (card for card in all_cards() if card.name in named)
+
+
+def _download_findings(spec: EndpointSpec) -> Iterator[str]:
+    """A container that cannot reach the internet cannot fetch weights, and would never become healthy."""
+    if not spec.isolated and (spec.vpc is None or spec.vpc.internet):
+        return
+    where = "isolated" if spec.isolated else "vpc"
+    for card in _cards(spec):
+        if card.weights is not None and card.weights.url and card.name not in spec.models_in_image:
+            way = "" if spec.isolated else ", or set vpc.internet: true where the subnets have a NAT gateway"
+            yield (
+                f"{where}: the container would download {card.name} when it starts, and it cannot reach the "
+                "internet; name an archive in S3 as model_data, or build the image with the weights and list "
+                f"the model in models_in_image{way}"
+            )
 
 
 def _asynchronous_findings(spec: EndpointSpec) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vsr_hpc.aws.account import WaitLimits, client
-from vsr_hpc.aws.calls import check
+from vsr_hpc.aws.calls import EXECUTION_ID_LENGTH, check
 from vsr_hpc.aws.endpoint.requests import Request, model_request, tags
 from vsr_hpc.aws.endpoint.spec import EndpointSpec, can_encrypt_volume
 from vsr_hpc.aws.errors import explained
@@ -17,6 +18,7 @@ from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import BackendError, JobError
 
 _TARGET = "arn:{partition}:scheduler:::aws-sdk:sagemaker:createTransformJob"
+_LONGEST_JOB_NAME = 63
 _OVER = ("Completed", "Failed", "Stopped")
 
 
@@ -77,7 +79,7 @@ def schedule_request(spec: EndpointSpec) -> Request | None:
     if spec.transform is None or spec.transform.schedule is None:
         return None
     when = spec.transform.schedule
-    job = job_request(spec, f"{spec.name}-<aws.scheduler.execution-id>")
+    job = job_request(spec, f"{_scheduled_job_prefix(spec.name)}-<aws.scheduler.execution-id>")
     return {
         "Name": schedule_name(spec.name),
         "GroupName": schedule_name(spec.name),
@@ -91,6 +93,14 @@ def schedule_request(spec: EndpointSpec) -> Request | None:
             "RetryPolicy": {"MaximumRetryAttempts": 3, "MaximumEventAgeInSeconds": 3600},
         },
     }
+
+
+def _scheduled_job_prefix(name: str) -> str:
+    """The endpoint's name, cut so that the name of a scheduled job is no longer than SageMaker allows."""
+    room = _LONGEST_JOB_NAME - 1 - EXECUTION_ID_LENGTH
+    if len(name) <= room:
+        return name
+    return f"{name[: room - 9].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def creation(spec: EndpointSpec, wanted: Request, *, has_group: bool) -> Step:

@@ -18,6 +18,7 @@ export function createPage(page, send) {
   const output = el("input", { type: "text", autocomplete: "off", spellcheck: "false", placeholder: "beside the clip" });
   const model = el("select", { onchange: describe });
   const scale = el("input", { type: "number", min: "1", max: "16", step: "any", placeholder: "the model's own" });
+  const size = el("input", { type: "text", placeholder: "or a size: 1920x1080", autocomplete: "off" });
   const at = el("input", { type: "text", placeholder: "a third into the clip", autocomplete: "off" });
   const where = el("select", {}, ["local", "slurm", "aws-batch"].map((name) => el("option", { value: name }, name)));
   const about = el("p", { class: "about soft" });
@@ -31,7 +32,7 @@ export function createPage(page, send) {
     el("p", { class: "bar" }, el("a", { class: "back", href: "#" }, "← all runs")),
     el("header", { class: "hero" }, el("h1", {}, "New run")),
     card("Clip", null, drop, upload, el("div", { class: "form" }, field("or name one that this machine can read", input, "wide"))),
-    card("Model", null, el("div", { class: "form" }, field("model", model), field("scale", scale), field("preview at", at), field("where", where), field("output", output, "wide")), about),
+    card("Model", null, el("div", { class: "form" }, field("model", model), field("scale", scale), field("size", size), field("preview at", at), field("where", where), field("output", output, "wide")), about),
     el("div", { class: "card" }, el("div", { class: "actions" }, tryIt, begin), trouble, shown),
   );
   addEventListener("dragover", over);
@@ -45,8 +46,10 @@ export function createPage(page, send) {
     } catch (error) {
       return said(error);
     }
-    fill(model, setup.models.map((each) => el("option", { value: each.name }, `${each.name} (${each.is_filter ? "any factor" : "x" + each.scale})`)));
-    model.value = ["vsr-video-x2", "bicubic"].find((name) => setup.models.some((each) => each.name === name)) || "";
+    const auto = { name: "auto", description: "Takes the package's x2 network for up to twice the size, and its x4 network above.", licence: "Apache-2.0" };
+    setup.models = [auto, ...setup.models];
+    fill(model, setup.models.map((each) => el("option", { value: each.name }, each.scale ? `${each.name} (${each.is_filter ? "any factor" : "x" + each.scale})` : each.name)));
+    model.value = "auto";
     dropText.textContent = `or choose one; it goes ${setup.is_s3 ? "straight to " : "to "}${setup.place}`;
     describe();
     document.documentElement.dataset.ready = "new";
@@ -153,7 +156,7 @@ export function createPage(page, send) {
   }
 
   function asked() {
-    return { input: input.value.trim(), output: output.value.trim(), model: model.value, scale: scale.value ? Number(scale.value) : null, at: at.value.trim() || null, on: where.value };
+    return { input: input.value.trim(), output: output.value.trim(), model: model.value, scale: scale.value ? Number(scale.value) : null, size: size.value.trim() || null, at: at.value.trim() || null, on: where.value };
   }
 
   async function preview() {

@@ -1,15 +1,17 @@
 // One run as it goes.
 import { card, clock, count, el, fill, percent, speed } from "./dom.js";
+import { viewer } from "./slider.js";
 import { timeline } from "./timeline.js";
 import { stages, summed, verdict } from "./charts.js";
 import { pill, progressBar, sizes, tile, tiles } from "./sections.js";
 
-const LIVE = ["running", "planning", "finishing", "merging", "waiting"];
+const LIVE = ["running", "starting", "planning", "merging", "waiting"];
 
 export function runPage(page, number, listen, send) {
   const parts = {
     head: el("div", { class: "hero" }),
     trouble: el("p", { class: "trouble", role: "alert", hidden: true }),
+    picture: el("div", {}),
     workers: el("ul", { class: "workers" }),
     stages: el("div", {}),
     verdict: el("p", { class: "soft" }),
@@ -20,13 +22,16 @@ export function runPage(page, number, listen, send) {
   const line = timeline(history);
   let failure = "";
   let shown = "";
+  let pictured = "";
+  let isAsking = false;
   fill(
     page,
     el("p", { class: "bar" }, el("a", { class: "back", href: "#" }, "← all runs"), actions),
     parts.head,
     parts.trouble,
+    parts.picture,
     card("Workers", null, parts.workers),
-    card("Who did what, when", "Speed above, one line for each worker below", line),
+    card("Workers over time", "Speed above, one line for each worker below", line),
     el("section", { class: "card", "aria-label": "Where the time goes" }, el("header", { class: "card-head" }, el("h2", {}, "Where the time goes"), parts.verdict), parts.stages),
     card("Log", "The last lines of all workers", parts.log),
   );
@@ -47,21 +52,40 @@ export function runPage(page, number, listen, send) {
   }
 
   function offer(run) {
-    const key = [run.state, run.is_carried, run.has_report, failure].join();
+    const key = [run.state, run.is_carried, run.report, run.output, failure].join();
     if (key === shown) return;
     shown = key;
     const isLive = LIVE.includes(run.state);
-    const goesOn = ["incomplete", "cancelled", "poisoned", "merging"].includes(run.state) && !run.is_carried;
+    const goesOn = ["incomplete", "cancelled", "poisoned"].includes(run.state) && !run.is_carried;
     fill(
       actions,
-      run.has_report ? el("a", { class: "button", href: `api/runs/${number}/report`, target: "_blank", rel: "noopener" }, "Report") : null,
+      run.report ? el("a", { class: "button", href: run.report, target: "_blank", rel: "noopener" }, "Report") : null,
+      run.state === "complete" && run.output && !run.output.includes("://") ? el("a", { class: "button", href: `api/runs/${number}/output`, download: run.name }, "Download") : null,
       goesOn ? button("Resume", "primary", "resume") : null,
       isLive ? button("Cancel", "danger", "cancel") : null,
     );
   }
 
+  // A finished frame before and after, and a newer one whenever more shards are done.
+  async function look(run) {
+    const key = `${run.shards_done} ${run.state === "complete"}`;
+    if (isAsking || key === pictured || !run.shards_done) return;
+    isAsking = true;
+    try {
+      const scene = await send(`api/runs/${number}/picture`, undefined, "GET");
+      if (scene) fill(parts.picture, card("Latest finished frame", null, viewer([scene], { name: run.name })));
+      pictured = key;
+    } catch (error) {
+      fill(parts.picture, card("Latest finished frame", null, el("p", { class: "soft" }, error.message)));
+      pictured = key;
+    } finally {
+      isAsking = false;
+    }
+  }
+
   function told(run) {
     offer(run);
+    if (run.history) look(run);
     const trouble = failure || run.trouble || run.poisoned?.map((each) => `shard ${each.shard}: ${each.reason}`).join("\n");
     parts.trouble.hidden = !trouble;
     parts.trouble.textContent = trouble || "";

@@ -30,25 +30,26 @@ _KILL_WAIT_S = 25.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where in Batch this process is."""
+class Attempt:
+    """This process as Batch started it: one attempt at a job."""
 
     job: str
     """`<id>`, or `<id>:<index>` in an array; the same in every attempt."""
-    attempt: int
+    number: int
     attempts: int
     leaves_after_s: float
     """Some time before Batch would kill this attempt; 0 for never."""
 
     @classmethod
-    def here(cls) -> Place:
+    def read(cls) -> Attempt:
+        """Read it from the environment that Batch gives to a container."""
         environment = os.environ
         job = environment.get("AWS_BATCH_JOB_ID", "")
         if not job:
             raise JobError("this is not a job of AWS Batch; `vsr worker RUN` works anywhere")
         return cls(
             job=job,
-            attempt=int(environment.get("AWS_BATCH_JOB_ATTEMPT", "1")),
+            number=int(environment.get("AWS_BATCH_JOB_ATTEMPT", "1")),
             attempts=int(environment.get("VSR_BATCH_ATTEMPTS", "1")),
             leaves_after_s=float(environment.get("VSR_BATCH_TIMEOUT_S", "0"))
             - float(environment.get("VSR_BATCH_WARNING_S", "0")),
@@ -60,12 +61,12 @@ class Place:
 
     @property
     def is_last_attempt(self) -> bool:
-        return self.attempt >= self.attempts
+        return self.number >= self.attempts
 
 
 def work_here(uri: str, *, does_finish: bool, after: str | None) -> int:
     """Work as one worker of the run; the exit code for Batch. Raises what a person must mend."""
-    place = Place.here()
+    attempt = Attempt.read()
     if after is not None:
         require_complete(after)
     run = Run.open(uri)
@@ -76,36 +77,36 @@ def work_here(uri: str, *, does_finish: bool, after: str | None) -> int:
         with (
             signals_set(stop, grace_s=_KILL_WAIT_S),
             spot_watched(stop),
-            deadline_set(stop, place.leaves_after_s),
+            deadline_set(stop, attempt.leaves_after_s),
         ):
-            reason = _work(uri, place, stop, does_finish)
+            reason = _work(uri, attempt, stop, does_finish)
     except BackendError as exc:
-        return _ended_by(exc, run, place)
-    return exit_code(reason, is_over=run.done() is not None or run.is_cancelled(), place=place)
+        return _answer_error(exc, run, attempt)
+    return exit_code(reason, is_over=run.done() is not None or run.is_cancelled(), attempt=attempt)
 
 
-def _work(uri: str, place: Place, stop: StopFlag, does_finish: bool) -> Reason | None:
+def _work(uri: str, attempt: Attempt, stop: StopFlag, does_finish: bool) -> Reason | None:
     from vsr_hpc.work.worker import WorkerOptions, work
 
-    options = WorkerOptions(task=place.task, restart=place.attempt - 1, does_finish=does_finish)
+    options = WorkerOptions(task=attempt.task, restart=attempt.number - 1, does_finish=does_finish)
     return work(uri, options, stop).reason
 
 
-def exit_code(reason: Reason | None, *, is_over: bool, place: Place) -> int:
+def exit_code(reason: Reason | None, *, is_over: bool, attempt: Attempt) -> int:
     """What Batch is told after a worker that left in peace."""
     is_cut_off = reason in (Reason.TIME_LIMIT, Reason.SPOT_NOTICE, Reason.TERMINATED)
     if not is_cut_off or is_over:
         return 0
-    if place.is_last_attempt:
-        log.warning("cut off in the last attempt, not coming back attempt=%d", place.attempt)
+    if attempt.is_last_attempt:
+        log.warning("cut off in the last attempt, not coming back attempt=%d", attempt.number)
     return _AGAIN
 
 
-def _ended_by(exc: BackendError, run: Run, place: Place) -> int:
+def _answer_error(exc: BackendError, run: Run, attempt: Attempt) -> int:
     """After an error that may pass. In the last attempt others go on: one worker fails no array."""
-    if not place.is_last_attempt:
+    if not attempt.is_last_attempt:
         raise exc
-    others = [each for each in read_status(run).alive if each.heartbeat.task != place.task]
+    others = [each for each in read_status(run).alive if each.heartbeat.task != attempt.task]
     if not others:
         notify(run, "stuck", f"{run.job().output}: the last worker ended with: {exc}")
         raise exc

@@ -8,7 +8,7 @@ import os
 from pathlib import PurePosixPath
 
 from vsr_hpc.errors import JobError, MediaError, VerifyError
-from vsr_hpc.executors.aws_batch.worker_task import Place, work_here
+from vsr_hpc.executors.aws_batch.worker_task import Attempt, work_here
 from vsr_hpc.job.inputs import CLIP_SUFFIXES
 from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.planning.planner import make_plan
@@ -18,7 +18,7 @@ from vsr_hpc.run.model_copy import stage
 from vsr_hpc.run.run import Run
 from vsr_hpc.storage.opening import open_store
 from vsr_hpc.storage.s3_address import S3Address
-from vsr_hpc.verification.of_plan import verify_output
+from vsr_hpc.verification.of_plan import verify_run as verify_run_output
 from vsr_hpc.verification.verify import Verification
 from vsr_hpc.work.finish import finish_patiently
 
@@ -106,19 +106,15 @@ def _refuse_long(prepared: Prepared, longest_s: float | None) -> None:
 def finish(run_uri: str) -> Done:
     """Merge a complete run; VerifyError names what is missing or was set aside."""
     job = os.environ.get("AWS_BATCH_JOB_ID")
-    task = Place.here().task if job else ""
+    task = Attempt.read().task if job else ""
     return finish_patiently(Run.open(run_uri), os.uname().nodename, task=task)
 
 
 def verify_run(run_uri: str) -> Verification:
     """Prove the output of a finished run: counts, timestamps, streams, tags. VerifyError if it is not so."""
-    run = Run.open(run_uri)
-    done = run.done()
-    if done is None:
-        raise VerifyError(f"{run_uri}: is not finished")
-    result = verify_output(run.plan, done.output, deep=False)
+    result = verify_run_output(Run.open(run_uri), deep=False)
     if not result.ok:
-        raise VerifyError("\n".join([f"{done.output}: is not the whole, true output", *result.lines()]))
+        raise VerifyError("\n".join([f"{result.output}: is not the whole, true output", *result.lines()]))
     return result
 
 

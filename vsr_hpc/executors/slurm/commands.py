@@ -1,7 +1,7 @@
-"""Slurm's commands as functions: squeue, scancel, scontrol, sinfo. Never sacct.
+"""Calls Slurm's commands squeue, scancel, scontrol and sinfo, but never sacct.
 
-What they say is a hint. Where Slurm is not installed, does not answer or has forgotten a job, the answer is
-empty and the run's own facts decide.
+What they answer is a hint. Where Slurm is not installed, does not answer or has forgotten a job, the answer
+is empty and the run's own facts decide.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,11 @@ class QueuedTask:
     state: str
     reason: str
     node: str
+
+    @property
+    def array(self) -> str:
+        """The number that all tasks of an array share."""
+        return self.job.partition("_")[0]
 
     @property
     def is_ended(self) -> bool:
@@ -77,9 +83,9 @@ def partitions() -> tuple[Partition, ...]:
     """The partitions that this user sees, in Slurm's order; none where Slurm does not answer."""
     nodes: dict[str, int] = {}
     gpus: dict[str, dict[str, None]] = {}
-    for line in (_said("sinfo", "-h", "-o", "%R|%D|%G") or "").splitlines():
+    for line in (_run("sinfo", "-h", "-o", "%R|%D|%G") or "").splitlines():
         name, count, resources = line.split("|", 2)
-        nodes[name] = nodes.get(name, 0) + number_in(count, 0)
+        nodes[name] = nodes.get(name, 0) + parse_number(count, 0)
         found = (each.partition("(")[0] for each in resources.split(",") if each.startswith("gpu"))
         gpus.setdefault(name, {}).update(dict.fromkeys(found))
     return tuple(Partition(name=name, nodes=nodes[name], gpus=tuple(gpus[name])) for name in nodes)
@@ -89,7 +95,7 @@ def queue(names: Iterable[str]) -> tuple[QueuedTask, ...]:
     """This user's jobs of these names, each array task; ended ones while slurmctld knows them."""
     fields = ("JobArrayID", "Name", "State", "Reason", "NodeList")
     layout = ",".join(f"{field}:|" for field in fields)
-    said = _said(
+    said = _run(
         "squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}",
         f"--name={','.join(names)}", "-O", layout,
     )  # fmt: skip
@@ -105,8 +111,7 @@ def cancel(names: Iterable[str], *, only_pending: bool) -> bool:
     """End this user's jobs of these names; False where Slurm could not be asked."""
     which = ["--state=PENDING"] if only_pending else []
     answers = [
-        _said("scancel", f"--user={getpass.getuser()}", *which, f"--name={name}") is not None
-        for name in names
+        _run("scancel", f"--user={getpass.getuser()}", *which, f"--name={name}") is not None for name in names
     ]
     return all(answers)
 
@@ -115,15 +120,15 @@ def requeue(job: str, *, tries: int = 6) -> bool:
     """Put the task that this process runs in back into the queue. Call it last.
 
     Slurm answers a requeue with SIGTERM to everything in the task, scontrol included: killed there, it would
-    fail although the requeue succeeded (submitit's own way). SIGTERM is ignored from here on, and scontrol
-    inherits that.
+    fail although the requeue succeeded. SIGTERM is therefore ignored from here on, in scontrol and, where the
+    main thread calls, in this process.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    command = ["sh", "-c", 'trap "" TERM; exec scontrol requeue "$1"', "sh", job]
     for attempt in range(tries):
         try:
-            done = subprocess.run(
-                ["scontrol", "requeue", job], capture_output=True, text=True, timeout=_TIMEOUT_S
-            )
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
         except (OSError, subprocess.SubprocessError) as exc:
             log.warning("requeue failed job=%s error=%s", job, exc)
             return False
@@ -131,7 +136,7 @@ def requeue(job: str, *, tries: int = 6) -> bool:
         if done.returncode == 0 or "pending" in said.lower():
             log.info("requeued job=%s", job)
             return True
-        log.warning("requeue refused job=%s attempt=%d said=%s", job, attempt + 1, said)
+        log.warning("requeue refused job=%s attempt=%d answer=%s", job, attempt + 1, said)
         time.sleep(min(2.0**attempt, 15.0))
     return False
 
@@ -139,33 +144,33 @@ def requeue(job: str, *, tries: int = 6) -> bool:
 def exclude_nodes(array: str, nodes: Iterable[str]) -> bool:
     """Keep the still pending tasks of an array off these nodes, so that a bad node does not eat them all."""
     wanted = f"ExcNodeList={','.join(sorted(nodes))}"
-    return _said("scontrol", "update", f"JobId={array}", wanted) is not None
+    return _run("scontrol", "update", f"JobId={array}", wanted) is not None
 
 
-def setting(name: str) -> str | None:
+def read_setting(name: str) -> str | None:
     """A value of Slurm's configuration."""
-    for line in (_said("scontrol", "show", "config") or "").splitlines():
+    for line in (_run("scontrol", "show", "config") or "").splitlines():
         key, separator, value = line.partition("=")
         if separator and key.strip() == name:
             return value.strip()
     return None
 
 
-def number_in(text: str | None, default: int) -> int:
+def parse_number(text: str | None, default: int) -> int:
     """The leading number of a setting such as `30 sec`."""
     digits = (text or "").split(" ")[0]
     return int(digits) if digits.isdigit() else default
 
 
-def partition_nodes(partition: str | None) -> frozenset[str]:
+def list_nodes(partition: str | None) -> frozenset[str]:
     """The nodes of a partition, of all partitions where none is named."""
     which = [f"--partition={partition}"] if partition else []
-    return frozenset((_said("sinfo", "-h", "-N", "-o", "%N", *which) or "").split())
+    return frozenset((_run("sinfo", "-h", "-N", "-o", "%N", *which) or "").split())
 
 
 def is_node_leaving(node: str) -> bool:
     """Whether nothing new would start on this node: it is drained or down."""
-    said = _said("sinfo", "-h", "-n", node, "-o", "%T") or ""
+    said = _run("sinfo", "-h", "-n", node, "-o", "%T") or ""
     return said.startswith(("drain", "down", "fail"))
 
 
@@ -186,18 +191,14 @@ def clean_environment() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _said(*command: str) -> str | None:
-    """What a command said; None where it could not be run or failed."""
+def _run(*command: str) -> str | None:
+    """The output of a command; None where it could not be run or failed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError) as exc:
         log.debug("%s: %s", command[0], exc)
         return None
     if done.returncode != 0:
-        log.debug("%s: %s", _shown(command), done.stderr.strip())
+        log.debug("%s: %s", " ".join(command[:4]), done.stderr.strip())
         return None
     return done.stdout
-
-
-def _shown(command: Sequence[str]) -> str:
-    return " ".join(command[:4])

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import NoReturn
 
-from vsr_hpc.errors import VerifyError
+from vsr_hpc.errors import JobError, VerifyError
+from vsr_hpc.executors.rounds import why_no_other_round
 from vsr_hpc.executors.slurm import commands as slurm
-from vsr_hpc.executors.slurm.jobs import RoundJobs, failure_lines, jobs_of, names_of
+from vsr_hpc.executors.slurm.jobs import ROUNDS, RoundJobs, failure_lines, names_of
 from vsr_hpc.executors.slurm.submission import start
-from vsr_hpc.executors.slurm.worker_task import Place, record_failure
-from vsr_hpc.run.documents import Done, Heartbeat
+from vsr_hpc.executors.slurm.task_life import TaskLife, failure_noted
+from vsr_hpc.run.documents import Done
 from vsr_hpc.run.notification import Event, notify
 from vsr_hpc.run.run import Run
-from vsr_hpc.system.interrupts import StopFlag, signals_set
+from vsr_hpc.system.interrupts import Reason, StopFlag, signals_set
 
 log = logging.getLogger(__name__)
 
+_CUT_OFFS = 4
+"""A merge that the time limit has cut off for this many times will not fit into it the next time either."""
 
-def conclude(run: Run, number: int, *, task: str, node: str) -> Done | RoundJobs | None:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishTask:
+    """Runs when all workers of a round have ended: merge, begin another round, or raise what is wrong."""
+
+    uri: str
+    round: int
+
+    def __call__(self) -> NoReturn:
+        life = TaskLife.read()
+        with failure_noted(life), signals_set(StopFlag()):
+            conclude(Run.open(self.uri), self.round, life)
+        raise SystemExit(0)
+
+
+def conclude(run: Run, number: int, life: TaskLife) -> Done | RoundJobs | None:
     """After all workers of a round have ended: merge, or begin another round, or raise what is wrong."""
-    from vsr_hpc.work.finish import finish_patiently
-
     done = run.done()
     if done is not None:
         return done
@@ -35,10 +55,10 @@ def conclude(run: Run, number: int, *, task: str, node: str) -> Done | RoundJobs
         notify(run, "stuck", f"{run.job().output}: round {number} ended without a plan")
         raise VerifyError(f"{run.uri}: round {number} ended without a plan\n{failures}".rstrip())
     if not run.missing():
-        return finish_patiently(run, node, task=task)
-    reason = why_no_other_round(run, number)
+        return _merge(run, number, life)
+    reason = why_no_other_round(run, number, is_cancelled_by_user=is_cancelled_by_user(run, number))
     if reason is None:
-        jobs = jobs_of(run, number)
+        jobs = ROUNDS.read(run, number)
         job = run.job()
         if jobs is not None:
             job = job.model_copy(update={"slurm": jobs.slurm, "run": jobs.run})
@@ -46,70 +66,77 @@ def conclude(run: Run, number: int, *, task: str, node: str) -> Done | RoundJobs
     poisoned = run.poisoned()
     lines = [f"{run.uri}: {len(run.missing())} of {run.plan.shard_count} shards are missing; {reason}"]
     if run.round_number() == number:
-        event: Event = "stopped" if was_cancelled_by_user(run, number) else "stuck"
+        event: Event = "stopped" if is_cancelled_by_user(run, number) else "stuck"
         notify(run, event, f"{run.job().output}: {len(run.missing())} shards are missing; {reason}")
     lines += [f"  shard {each.shard:05d} was set aside: {each.reason}" for each in poisoned]
     raise VerifyError("\n".join([*lines, *failure_lines(run, number).splitlines()]))
 
 
-def why_no_other_round(run: Run, number: int) -> str | None:
-    """Why nothing more is begun by itself; None where another round may help."""
-    if run.round_number() != number:
-        return f"round {run.round_number()} has been begun since"
-    missing = run.missing()
-    if missing <= set(run.control().poisoned):
-        return "`vsr resume --retry-poisoned` tries them again"
-    if was_cancelled_by_user(run, number):
-        return "its jobs were cancelled by a person; `vsr resume` goes on"
-    if number >= run.job().run.max_rounds:
-        return f"{number} rounds were tried (run.max_rounds); `vsr resume` tries again"
-    if not _made_progress(run, number, missing):
-        return "the last round got nothing done; see `vsr logs` and `vsr status`, then `vsr resume`"
+def is_cancelled_by_user(run: Run, number: int) -> bool:
+    """Whether somebody used scancel on workers of the round, as far as Slurm still knows.
+
+    The run itself cancels workers that wait, but only when nothing is left to do, and those on standby when a
+    Spot worker came; neither counts. Heartbeats cannot tell: a preempted worker receives SIGTERM, too.
+    """
+    jobs = ROUNDS.read(run, number)
+    if jobs is None:
+        return False
+    tasks = slurm.queue((names_of(run).workers,))
+    return any(task.state == "CANCELLED" for task in tasks if task.array in jobs.workers)
+
+
+def _merge(run: Run, number: int, life: TaskLife) -> Done | None:
+    """Merge, or wait for the process that does. A merge that is cut off gives its lease back and requeues."""
+    from vsr_hpc.work.finish import finish_patiently
+
+    stop = StopFlag()
+    try:
+        with _signals_raised(stop):
+            return finish_patiently(
+                run, life.node, task=life.task, stop=stop, exit_code_of_hang=life.fail_hung
+            )
+    except _CutOffError:
+        log.warning("the merge was cut off reason=%s", stop.reason)
+    if stop.reason is not Reason.TIME_LIMIT or run.is_cancelled():
+        return None  # Slurm requeues it, or a person cancelled it
+    cut_offs = count_cut_offs(run, life)
+    if cut_offs >= _CUT_OFFS:
+        jobs = ROUNDS.read(run, number)
+        limit = (run.job() if jobs is None else jobs).slurm.time_limit_min
+        raise JobError(
+            f"{run.uri}: the time limit of {limit} min cut the merge off {cut_offs} times; raise "
+            f"slurm.time_limit_min and call `vsr resume {run.uri}`, or call `vsr finish {run.uri}` where "
+            "there is no time limit"
+        )
+    slurm.requeue(life.job)
     return None
 
 
-def was_cancelled_by_user(run: Run, number: int) -> bool:
-    """Whether somebody used scancel on workers of the round, as far as Slurm or the workers can tell.
+def count_cut_offs(run: Run, life: TaskLife) -> int:
+    """How often the time limit has cut off a merge by this task; waiting for one does not count."""
+    limit = Reason.TIME_LIMIT.value
+    return sum(beat.task == life.task and beat.note == limit for beat in run.heartbeats())
 
-    Workers that wait are cancelled by the run itself, but only when nothing is left to do, and those on
-    standby when a Spot worker came; neither counts.
+
+class _CutOffError(BaseException):
+    """Raised by a signal in the midst of a merge. Nothing that handles errors may take it for one."""
+
+
+@contextlib.contextmanager
+def _signals_raised(stop: StopFlag) -> Iterator[None]:
+    """While in the block, the first SIGTERM or SIGUSR2 sets the flag and raises _CutOffError.
+
+    A merge looks at no flag, since it cannot continue where it was stopped.
     """
-    jobs = jobs_of(run, number)
-    tasks = slurm.queue((names_of(run).workers,))
-    mine = [task for task in tasks if jobs is not None and task.job.partition("_")[0] in jobs.workers]
-    if mine:
-        return any(task.state == "CANCELLED" for task in mine)
-    last: dict[str, Heartbeat] = {}
-    for beat in run.heartbeats():
-        if beat.round == number and beat.restart >= last.get(beat.task, beat).restart:
-            last[beat.task] = beat
-    return any(beat.note == "terminated" for beat in last.values())
 
+    def cut_off(number: int, frame: FrameType | None) -> None:
+        if not stop.is_set():
+            stop.set(Reason.TIME_LIMIT if number == signal.SIGUSR2 else Reason.TERMINATED)
+            raise _CutOffError
 
-def _made_progress(run: Run, number: int, missing: frozenset[int]) -> bool:
-    """A shard that killed its worker is a step on, too: such attempts are counted and end."""
-    begun = next(each for each in run.rounds() if each.number == number)
-    if len(missing) < begun.missing or (begun.missing == 0 and run.finished()):
-        return True
-    workers = {beat.worker for beat in run.heartbeats() if beat.round == number}
-    leases = run.leases()
-    newest = [(name, leases[name]) for name in (f"{shard:05d}" for shard in missing) if name in leases]
-    return any(
-        not state.is_ended and run.holder(name, state.generation).worker in workers for name, state in newest
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinishTask:
-    """Runs when all workers of a round have ended: merge, or begin another round, or say what is wrong."""
-
-    uri: str
-    round: int
-
-    def __call__(self) -> NoReturn:
-        place = Place.here()
-        with record_failure(place):
-            stop = StopFlag()
-            with signals_set(stop):
-                conclude(Run.open(self.uri), self.round, task=place.task, node=place.node)
-        raise SystemExit(0)
+    before = {number: signal.signal(number, cut_off) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -10,26 +10,22 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
+from vsr_hpc.executors.rounds import RoundRecord, Rounds
+from vsr_hpc.executors.slurm import commands as slurm
 from vsr_hpc.job.spec import RunSection, SlurmSection
 from vsr_hpc.run.run import Run
-from vsr_hpc.storage.store import MissingObject
+from vsr_hpc.wording import plural
 
 
-class RoundJobs(BaseModel):
-    """What was submitted for a round; written once, after sbatch answered."""
+class RoundJobs(RoundRecord):
+    """The Slurm jobs of a round, and the settings that they were submitted with."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    round: int
-    folder: str
+    folder: str = ""
     workers: tuple[str, ...] = ()
     standby: tuple[str, ...] = ()
     finish: tuple[str, ...] = ()
-    slurm: SlurmSection
-    run: RunSection
-    error: str = ""
+    slurm: SlurmSection = SlurmSection()
+    run: RunSection = RunSection()
 
     def text(self) -> str:
         if self.error:
@@ -46,25 +42,27 @@ def names_of(run: Run) -> Names:
     return Names(run=f"vsr-{readable}-{hashlib.sha256(run.place_uri.encode()).hexdigest()[:8]}")
 
 
-def jobs_of(run: Run, number: int) -> RoundJobs | None:
-    """What round `number` submitted to Slurm; None before that is known."""
-    try:
-        return RoundJobs.model_validate_json(run.store.read(f"jobs/{number}.json"))
-    except MissingObject:
-        return None
+def _is_open(run: Run, jobs: RoundJobs) -> bool | None:
+    names, ids = names_of(run), {*jobs.workers, *jobs.standby}
+    known = [task for task in slurm.queue((names.workers, names.standby)) if task.array in ids]
+    return any(not task.is_ended for task in known) if known else None
+
+
+ROUNDS = Rounds(executor="slurm", record=RoundJobs, is_open=_is_open)
 
 
 def failure_lines(run: Run, number: int) -> str:
-    """What tasks of a round said when they could not go on, each text once."""
-    jobs = jobs_of(run, number)
-    if jobs is None:
+    """What tasks of a round said when they ended with an error, each text once."""
+    jobs = ROUNDS.read(run, number)
+    if jobs is None or not jobs.folder:
         return ""
-    said = Counter((each.code, each.text) for each in failures(Path(jobs.folder)))
-    where = {(each.code, each.text): each for each in failures(Path(jobs.folder))}
+    found = failures(Path(jobs.folder))
+    counts = Counter((each.code, each.text) for each in found)
+    last = {(each.code, each.text): each for each in found}
     return "\n".join(
-        f"{count} task{'s' * (count > 1)} ended with {code} (last {where[code, text].job} on "
-        f"{where[code, text].node}): {text}"
-        for (code, text), count in said.most_common(5)
+        f"{plural(count, 'task')} ended with {code} (last {last[code, text].job} on "
+        f"{last[code, text].node}): {text}"
+        for (code, text), count in counts.most_common(5)
     )
 
 
@@ -89,7 +87,7 @@ class Names:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """How a task ended that could not go on; beside submitit's files, as the run may be unseen."""
+    """How a task ended with an error. It lies beside submitit's files, since the task may not see the run."""
 
     job: str
     node: str
@@ -97,11 +95,11 @@ class Failure:
     text: str
     after_s: float = 0.0
     times: int = 1
-    """How often the task ended so."""
+    """How often the task has ended with an error."""
 
 
 def failures(folder: Path) -> tuple[Failure, ...]:
-    """What tasks left behind that ended with an error."""
+    """What the tasks of a round recorded that ended with an error."""
     found = []
     for path in sorted(folder.glob("*.failed.json")):
         with contextlib.suppress(OSError, ValueError, TypeError):

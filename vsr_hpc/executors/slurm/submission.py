@@ -1,34 +1,33 @@
-"""Slurm through submitit: rounds of identical workers as one array, and a net behind them.
+"""Submits to Slurm through submitit: a round of identical workers as one array, and the job that follows it.
 
 Nothing here is the truth about a run. Job ids are kept to show and to cancel; what is done, missing or to be
-tried again is read from the run. No accounting database is asked, and no job needs to be still known.
+tried again is read from the run. No accounting database is asked, and Slurm may forget every job.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
 import secrets
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from vsr_hpc.errors import BackendError, JobError, VsrError
-from vsr_hpc.executors.rounds import SUBMITTING_S
+from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.executors.rounds import Submission
 from vsr_hpc.executors.slurm import commands as slurm
-from vsr_hpc.executors.slurm.jobs import RoundJobs, jobs_of, names_of
+from vsr_hpc.executors.slurm.jobs import ROUNDS, RoundJobs, names_of
 from vsr_hpc.executors.slurm.worker_task import WorkerTask
 from vsr_hpc.job.spec import JobSpec, SlurmSection
 from vsr_hpc.models.cards import find_card
 from vsr_hpc.run.documents import Round
 from vsr_hpc.run.model_copy import stage
 from vsr_hpc.run.run import Run
-from vsr_hpc.run.status import read_status
 from vsr_hpc.system.environment import THREAD_POLICY
+from vsr_hpc.system.files import sha256_of_file
 from vsr_hpc.system.user_folders import user_folder
 
 log = logging.getLogger(__name__)
@@ -38,16 +37,16 @@ _GUESSED_OPERATIONS_PER_S = 1e13
 _TRANSIENT = ("socket timed out", "unable to contact", "connection refused", "try again", "temporarily")
 
 
-def plan_here(run: Run, job: JobSpec) -> bool:
+def plan_here(run: Run, job: JobSpec) -> None:
     """Make the plan at submission where the source is small and the nodes run this very software.
 
-    False leaves it to the first worker. No speed is measured, since no GPU is near and torch stays out of a
+    Otherwise the first worker makes it. No speed is measured, since no GPU is near and torch stays out of a
     head node; a guess decides how many chunks make a shard, which changes no byte.
     """
     if run.has_plan():
-        return True
+        return
     if job.slurm.container or job.slurm.packed or job.slurm.python not in (None, sys.executable):
-        return False
+        return
     from vsr_hpc.planning.planner import make_plan
     from vsr_hpc.planning.preparation import Prepared, prepare
     from vsr_hpc.planning.space import check_space
@@ -58,11 +57,10 @@ def plan_here(run: Run, job: JobSpec) -> bool:
 
     prepared = prepare(job.model_copy(update={"overwrite": True}))
     if prepared.clip.size_bytes > _PLANNED_AT_SUBMISSION_BYTES:
-        return False
+        return
     plan, timeline = make_plan(replace(prepared, job=job), guess)
     check_space(plan, run.uri, run.store.free_bytes(), is_merged_here=False)
     run.write_plan(plan, timeline)
-    return True
 
 
 class Sequel(Protocol):
@@ -77,69 +75,18 @@ def start(run: Run, job: JobSpec, then: Sequel) -> RoundJobs:
         raise JobError("on: slurm needs sbatch here; submit on a login or head node of the cluster")
     if not run.place_uri.isprintable():
         raise JobError(f"{run.place_uri!r} cannot be written into a batch script; choose another name")
-    number = run.round_number() + 1  # before looking: whoever begins it meanwhile is met when it is created
-    present = active_round(run)
-    if present is not None:
-        log.warning("a round is under way round=%d", present.round)
-        return present
-    stage(run, job.model, job.picture.denoise)
-    is_planned = plan_here(run, job)
-    missing = len(run.missing() - set(run.control().poisoned)) if is_planned else 0
-    wanted = min(job.run.workers, missing) if is_planned else job.run.workers
-    workers = max(1, min(wanted, slurm.number_in(slurm.setting("MaxArraySize"), 1001)))
-    begun = run.start_round("slurm", workers, missing, number)
-    if begun is None:
-        return _begun_elsewhere(run)
-    folder = _folder(run, job.slurm, begun.number)
-    try:
-        jobs = _submit(run, job, begun, folder, then)
-    except VsrError as exc:
-        failed = RoundJobs(
-            round=begun.number, folder=str(folder), slurm=job.slurm, run=job.run, error=str(exc)
+
+    def prepare() -> Submission[RoundJobs]:
+        packed_sha256 = pin_environment(run, job.slurm.packed)
+        stage(run, job.model, job.picture.denoise)
+        plan_here(run, job)
+        largest_array = slurm.parse_number(slurm.read_setting("MaxArraySize"), 1001)
+        return Submission(
+            most_workers=min(job.run.workers, largest_array),
+            submit=lambda begun: _submit(run, job, begun, then, packed_sha256),
         )
-        run.store.create(f"jobs/{begun.number}.json", failed.model_dump_json().encode())
-        raise
-    run.store.create(f"jobs/{begun.number}.json", jobs.model_dump_json().encode())
-    log.info("round begun round=%d workers=%d jobs=%s", begun.number, workers, jobs.workers)
-    return jobs
 
-
-def active_round(run: Run) -> RoundJobs | None:
-    """The latest round where it may still get something done by itself."""
-    rounds = [each for each in run.rounds() if each.executor == "slurm"]
-    if not rounds or run.control().is_cancelled(rounds[-1].number):
-        return None
-    latest = rounds[-1]
-    jobs = jobs_of(run, latest.number)
-    if jobs is None:
-        if time.time() - latest.submitted_s > SUBMITTING_S:
-            return None
-        return _wait_for_jobs(run, latest)
-    if jobs.error:
-        return None
-    names, ids = names_of(run), {*jobs.workers, *jobs.standby}
-    known = [t for t in slurm.queue((names.workers, names.standby)) if t.job.partition("_")[0] in ids]
-    if known:
-        return jobs if any(not task.is_ended for task in known) else None
-    alive = [each for each in read_status(run).alive if each.heartbeat.round == latest.number]
-    return jobs if alive else None
-
-
-def _begun_elsewhere(run: Run) -> RoundJobs:
-    return _wait_for_jobs(run, run.rounds()[-1])
-
-
-def _wait_for_jobs(run: Run, begun: Round) -> RoundJobs:
-    """Another process is submitting this round right now; its jobs are known in a moment."""
-    until = time.monotonic() + SUBMITTING_S
-    while time.monotonic() < until:
-        jobs = jobs_of(run, begun.number)
-        if jobs is not None:
-            return jobs
-        time.sleep(0.2)
-    raise BackendError(
-        f"{run.uri}: {begun.user} began round {begun.number} and it has no jobs yet; call again in a moment"
-    )
+    return ROUNDS.begin(run, prepare)
 
 
 def _folder(run: Run, section: SlurmSection, number: int) -> Path:
@@ -148,15 +95,35 @@ def _folder(run: Run, section: SlurmSection, number: int) -> Path:
     return base.absolute() / names_of(run).run / f"{number}-{secrets.token_hex(3)}"
 
 
-def _submit(run: Run, job: JobSpec, begun: Round, folder: Path, then: Sequel) -> RoundJobs:
+def pin_environment(run: Run, archive: str | None) -> str:
+    """The sha256 of a packed environment: every round of a run must use what the first one used."""
+    if archive is None:
+        return ""
+    path = Path(archive)
+    try:
+        sha256 = sha256_of_file(path)
+    except OSError as exc:
+        raise JobError(f"slurm.packed: {path} cannot be read ({exc.strerror})") from exc
+    run.store.create("environment.json", json.dumps({"packed": archive, "sha256": sha256}).encode())
+    first: dict[str, str] = json.loads(run.store.read("environment.json"))
+    if first["sha256"] != sha256:
+        raise JobError(
+            f"slurm.packed: {path} (sha256 {sha256[:16]}) is another environment than {first['packed']} "
+            f"({first['sha256'][:16]}), which the run began with; put that one back, or start over with --new"
+        )
+    return sha256
+
+
+def _submit(run: Run, job: JobSpec, begun: Round, then: Sequel, packed_sha256: str) -> RoundJobs:
     section, names = job.slurm, names_of(run)
+    folder = _folder(run, section, begun.number)
     partitions: tuple[str | None, ...] = section.partitions or (None,)
     task = WorkerTask(
         uri=run.place_uri,
         names=names,
         threads=job.run.threads or section.cpus,
         has_standby=len(partitions) > 1,
-        kill_wait_s=slurm.number_in(slurm.setting("KillWait"), 30),
+        kill_wait_s=slurm.parse_number(slurm.read_setting("KillWait"), 30),
         container=section.container,
     )
     gpus = _gpus(job)
@@ -177,6 +144,7 @@ def _submit(run: Run, job: JobSpec, begun: Round, folder: Path, then: Sequel) ->
                         workers=begun.workers,
                         exclude=section.exclude,
                         flags=flags,
+                        packed_sha256=packed_sha256,
                     ),
                     replace(task, has_standby=task.has_standby and not is_standby),
                     begun.workers,
@@ -193,6 +161,7 @@ def _submit(run: Run, job: JobSpec, begun: Round, folder: Path, then: Sequel) ->
                 gpus=0,
                 workers=1,
                 exclude=(),
+                packed_sha256=packed_sha256,
                 flags={"dependency": ",".join(f"afterany:{each}" for each in arrays)},
             ),
             then(uri=run.place_uri, round=begun.number),
@@ -226,6 +195,7 @@ def parameters(
     workers: int,
     exclude: tuple[str, ...],
     flags: dict[str, str],
+    packed_sha256: str = "",
 ) -> dict[str, Any]:
     """submitit's parameters for one array. One node for each task: BadConstraints in docs/slurm.md."""
     return {
@@ -248,7 +218,7 @@ def parameters(
         "slurm_setup": [
             *(f'export {key}="${{{key}:-{value}}}"' for key, value in THREAD_POLICY.items()),
             *section.setup,
-            *_unpack_lines(section.packed),
+            *unpack_lines(section.packed, packed_sha256),
         ],
         "slurm_srun_args": [f"--cpus-per-task={section.cpus}"],
         "slurm_additional_parameters": {"requeue": True, **_mail(section), **flags, **section.sbatch},
@@ -262,7 +232,7 @@ def _array(
     count: int,
     section: SlurmSection,
 ) -> str:
-    """Submit `count` times the same task; the id that Slurm gave to all of them."""
+    """Submit the same task `count` times as one array; the number of the array."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -293,17 +263,19 @@ def _python(section: SlurmSection) -> str:
     return shlex.quote(section.python or sys.executable)
 
 
-def _unpack_lines(archive: str | None) -> list[str]:
+def unpack_lines(archive: str | None, sha256: str) -> list[str]:
     """Each node unpacks an environment once, into a folder of one's own; another archive, another folder."""
     if archive is None:
         return []
-    key, source = hashlib.sha256(archive.encode()).hexdigest()[:16], shlex.quote(archive)
+    source = shlex.quote(archive)
     return [
         'vsr_base="${TMPDIR:-/tmp}/vsr-env-$(id -u)"',
         'mkdir -p -m 700 "$vsr_base" && [ -O "$vsr_base" ] && [ ! -L "$vsr_base" ] || exit 75',
-        f'vsr_env="$vsr_base/{key}-$(stat -Lc %s-%Y {source})"',
+        f'vsr_env="$vsr_base/{sha256[:32]}"',
         '( flock 9; [ -e "$vsr_env/.ready" ] || {',
-        f'  rm -rf "$vsr_env" && mkdir "$vsr_env" && tar -xf {source} -C "$vsr_env" &&',
-        '  { [ ! -x "$vsr_env/bin/conda-unpack" ] || "$vsr_env/bin/conda-unpack"; } &&',
-        '  touch "$vsr_env/.ready"; } ) 9>"$vsr_env.lock" || exit 75',
+        f'  [ "$(sha256sum < {source})" = "{sha256}  -" ] ||',
+        f'    {{ echo {source} "is not the environment that the run began with" >&2; exit 2; }}',
+        f'  {{ rm -rf "$vsr_env" && mkdir "$vsr_env" && tar -xf {source} -C "$vsr_env" &&',
+        '    { [ ! -x "$vsr_env/bin/conda-unpack" ] || "$vsr_env/bin/conda-unpack"; } &&',
+        '    touch "$vsr_env/.ready"; } || exit 75; } ) 9>"$vsr_env.lock" || exit $?',
     ]

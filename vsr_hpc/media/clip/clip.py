@@ -40,6 +40,7 @@ class Stream:
     edits: tuple[Edit, ...] = ()
     has_plain_edits: bool = True
     is_attached_picture: bool = False
+    is_monochrome: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,8 @@ class Clip:
     has_film_grain: bool = False
     side_data: tuple[str, ...] = ()
     """Kinds of side data on the first frames, by FFmpeg's names."""
+    is_single_picture: bool = False
+    """A HEIC or AVIF still: a container that holds one picture."""
     images: ImageSequence | None = None
     """Set where the clip is a folder, a pattern or a single still: there is no container then."""
     findings: tuple[str, ...] = ()

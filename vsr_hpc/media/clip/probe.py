@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, get_args
 
@@ -12,11 +12,12 @@ import av
 from vsr_hpc.errors import MediaError
 from vsr_hpc.media.clip import indexing
 from vsr_hpc.media.clip.clip import Chapter, Clip, Pairs, Stream, StreamKind
+from vsr_hpc.media.clip.colour_tags import read_colour
 from vsr_hpc.media.clip.container_facts import Track, matroska_crops, mp4_tracks
 from vsr_hpc.media.clip.interlace import judge_scan, sample_scan
 from vsr_hpc.media.decoder import ALPHA_DECODERS, open_decoder
-from vsr_hpc.media.picture import Colour, Picture
-from vsr_hpc.media.pixels import is_full_range_by_name, pixel_format
+from vsr_hpc.media.picture import Picture
+from vsr_hpc.media.pixels import pixel_format
 from vsr_hpc.media.side_data import Shown, SideData, read_side_data, show
 from vsr_hpc.media.source import MAX_PIXELS, MAX_SIDE, Source, file_hash, open_input, raw_bytes, size_bytes
 from vsr_hpc.media.stills.sequence import (
@@ -28,15 +29,14 @@ from vsr_hpc.media.stills.sequence import (
 )
 from vsr_hpc.media.timeline import Timeline
 
-# Coded greyscale is limited unless tagged; greyscale from still and raw codecs is full.
-_LIMITED_GREY_CODECS = frozenset({"h264", "hevc", "vvc", "av1", "vp9", "mpeg2video", "prores"})
 _RAW_CONTAINERS = frozenset({"h264", "hevc", "vvc", "m4v", "mpegvideo", "cavsvideo", "dirac", "vc1", "obu"})
+_STILL_BRANDS = frozenset({"avif", "heic", "heix", "heim", "heis", "mif1"})
 _PROBED_FRAMES = 3
+_AUDIBLE_S = Fraction(1, 50)
 _LOST_SIDE_DATA = {
     "A53_CC": "closed captions inside the picture's stream",
     "S12M_TIMECODE": "a time code on each frame",
     "SPHERICAL": "a spherical (360 degree) projection",
-    "STEREO3D": "a stereoscopic layout",
     "AMBIENT_VIEWING_ENVIRONMENT": "an ambient viewing environment",
     "DYNAMIC_HDR_VIVID": "HDR Vivid metadata",
     "ICC_PROFILE": "an ICC profile",
@@ -83,6 +83,9 @@ def probe_clip(
             "duration_s": _seconds(container.duration),
             "start_s": _seconds(container.start_time),
         }
+    is_single = dict(headers["metadata"]).get("major_brand") in _STILL_BRANDS
+    if is_single:
+        _refuse_tiles(source.uri, streams, chosen)
     first = _first_frames(source, chosen, decoder)
     picture, findings = _picture(source.uri, codec, first, aspect)
     scan = sample_scan(source, chosen.index, codec, first.shown.field_order, field_order)
@@ -114,6 +117,7 @@ def probe_clip(
         dolby_vision_profile=_dolby_vision(first.side, chosen),
         has_film_grain=first.has_film_grain,
         side_data=first.side.names,
+        is_single_picture=is_single,
         findings=(*findings, *scan_findings, *_stream_findings(streams, chosen), *first.findings),
         **headers,
     )
@@ -128,7 +132,7 @@ def index_clip(clip: Clip, source: Source, *, decode: bool = False) -> Timeline:
     if clip.images is not None:
         return stills_timeline(clip.images, clip.frame_rate or DEFAULT_RATE)
     stream = clip.video_stream
-    return indexing.build(
+    timeline = indexing.build(
         indexing.Target(
             source=source,
             stream=stream.index,
@@ -141,6 +145,25 @@ def index_clip(clip: Clip, source: Source, *, decode: bool = False) -> Timeline:
         ),
         decode=decode,
     )
+    return replace(timeline, findings=(*timeline.findings, *_sound_findings(clip, timeline)))
+
+
+def _sound_findings(clip: Clip, timeline: Timeline) -> list[str]:
+    """Sound that does not begin with a video whose beginning is assumed."""
+    if not timeline.is_synthetic:
+        return []
+    begins = timeline.first * timeline.time_base
+    starts = {
+        each.index: each.start_pts * each.time_base
+        for each in clip.streams
+        if each.kind == "audio" and each.start_pts is not None
+    }
+    return [
+        f"the video's timestamps are assumed and begin at {float(begins):.3f} s, while the sound of stream "
+        f"{index} begins at {float(start):.3f} s: check that they are in step"
+        for index, start in starts.items()
+        if abs(start - begins) >= _AUDIBLE_S
+    ]
 
 
 def content_hash(source: Source) -> str:
@@ -250,6 +273,7 @@ def _stream(stream: Any, tracks: tuple[Track, ...]) -> Stream:
         edits=track.edits,
         has_plain_edits=track.has_plain_edits,
         is_attached_picture=_is_attached(stream),
+        is_monochrome=is_video and str(context.pix_fmt or "").startswith("gray"),
     )
 
 
@@ -381,18 +405,6 @@ def _picture(uri: str, codec: str, first: _First, aspect: Any) -> tuple[Picture,
         form = pixel_format(name)
     except MediaError as exc:
         raise MediaError(f"{uri}: {exc}") from exc
-    tagged = int(frame.color_range or 0)
-    is_full = tagged == 2 or is_full_range_by_name(name)
-    if tagged == 0 and not is_full:
-        is_full = form.kind == "rgb" or (form.kind == "grey" and codec not in _LIMITED_GREY_CODECS)
-    colour = Colour(
-        matrix=int(frame.colorspace),
-        primaries=int(frame.color_primaries),
-        transfer=int(frame.color_trc),
-        is_full_range=is_full,
-        is_range_tagged=tagged in (1, 2) or is_full_range_by_name(name),
-        siting=first.shown.siting,
-    )
     sample_aspect = Fraction(aspect) if aspect else first.shown.sample_aspect or Fraction(1)
     if first.side.mastering and not first.side.mastering.max_luminance:
         findings.append("the mastering display names primaries but no luminance")
@@ -400,7 +412,7 @@ def _picture(uri: str, codec: str, first: _First, aspect: Any) -> tuple[Picture,
         width=frame.width,
         height=frame.height,
         pixel=form,
-        colour=colour,
+        colour=read_colour(frame, codec, first.shown.siting),
         sample_aspect=sample_aspect,
         display_matrix=first.side.display_matrix,
         mastering=first.side.mastering,
@@ -413,6 +425,18 @@ def _dolby_vision(side: SideData, stream: Stream) -> int | None:
     if side.dolby_vision_profile is not None:
         return side.dolby_vision_profile
     return 0 if re.match(r"dvh|dva|dav1", stream.codec_tag) else None
+
+
+def _refuse_tiles(uri: str, streams: tuple[Stream, ...], chosen: Stream) -> None:
+    """FFmpeg reads each tile of a large HEIC or AVIF picture as a stream of its own."""
+    size = (chosen.width, chosen.height)
+    alike = [each for each in streams if each.kind == "video" and (each.width, each.height) == size]
+    tiles = [each for each in alike if not each.is_monochrome]
+    if len(tiles) > 1:
+        raise MediaError(
+            f"{uri}: this picture is made of {len(tiles)} tiles of {size[0]}x{size[1]}, which are not joined "
+            "here; convert it first: heif-convert IN OUT.png"
+        )
 
 
 def _check_edits(uri: str, stream: Stream) -> None:

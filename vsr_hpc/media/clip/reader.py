@@ -15,6 +15,7 @@ from av.filter import Graph
 
 from vsr_hpc.errors import MediaError
 from vsr_hpc.media.clip.clip import Clip
+from vsr_hpc.media.clip.colour_tags import describe_change, read_colour
 from vsr_hpc.media.decoder import SeekMissed, frames_from, open_decoder
 from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.media.pixels import pixel_format, to_planes
@@ -144,6 +145,7 @@ def _from_key(
             if number < start:
                 continue
             _check_same(clip.uri, number, frame, clip.picture)
+            _check_colour(clip, timeline, number, frame)
             yield number, frame
             if number == stop - 1:
                 return
@@ -186,8 +188,25 @@ def _check_same(uri: str, number: int, frame: av.VideoFrame, picture: Picture) -
         raise MediaError(
             f"{uri}: the picture changes at frame {number} from {picture.width}x{picture.height} "
             f"{picture.pixel.name} to {frame.width}x{frame.height} {form.name}; "
-            f"take the parts one by one with --to {number}f and --from {number}f"
+            f"{_split_at(number)}"
         )
+
+
+def _check_colour(clip: Clip, timeline: Timeline, number: int, frame: av.VideoFrame) -> None:
+    found = read_colour(frame, clip.codec, clip.picture.colour.siting)
+    if change := describe_change(clip.picture.colour, found):
+        raise MediaError(
+            f"{clip.uri}: the colour tags change at frame {number} ({_clock(timeline, number)}): {change}. "
+            "An output has one set of tags, so one of the two parts would be shown in wrong colours; "
+            f"{_split_at(number)}"
+        )
+
+
+def _split_at(number: int) -> str:
+    return (
+        f"upscale what lies before with --to {number}f, and cut the rest off into a file of its own "
+        "(ffmpeg -ss TIME -i IN -map 0 -c copy OUT.mkv)"
+    )
 
 
 def _deinterlaced(clip: Clip, frames: Iterator[tuple[int, av.VideoFrame]]) -> Iterator[av.VideoFrame]:

@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 import tarfile
-import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +16,9 @@ from vsr_hpc.errors import MediaError, VerifyError
 from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.media.segment import MergeReport, SegmentFacts, SegmentPart
+from vsr_hpc.media.stills.gif import SUFFIX as GIF_SUFFIX
+from vsr_hpc.media.stills.gif import TICK as GIF_TICK
+from vsr_hpc.media.stills.gif import decode_gif, encode_gif, is_animation, join_gifs
 from vsr_hpc.media.stills.metadata import StillMeta
 from vsr_hpc.media.stills.names import ImageSequence, StillNames, is_pattern
 from vsr_hpc.media.stills.still import (
@@ -29,7 +31,7 @@ from vsr_hpc.media.stills.still import (
     still_meta,
     write_then_rename,
 )
-from vsr_hpc.system.files import sha256_of_file
+from vsr_hpc.system.files import flush_and_hash, sha256_of_file
 from vsr_hpc.system.progress import tick
 
 
@@ -44,8 +46,10 @@ class ArchiveWriter:
         self.path = Path(path)
         self._picture = picture
         self._sequence: ImageSequence | None = clip.images
+        self._is_animation = is_animation(output)
         self._names = StillNames(output, self._sequence)
-        self._encoding = resolve_image_encoding(f"any{self._names.suffix}", picture)
+        name = "any.png" if self._is_animation else f"any{self._names.suffix}"
+        self._encoding = resolve_image_encoding(name, picture)
         self._frames = 0
         self._facts: SegmentFacts | None = None
         with _disk(self.path):
@@ -63,8 +67,12 @@ class ArchiveWriter:
 
     def write(self, frame: Frame) -> None:
         """Encode the next still."""
-        data = encode_image(self._encoding, self._picture, frame.planes, self._meta(frame.index))
-        entry = tarfile.TarInfo(self._names.name(frame.index))  # time 0, no owner: only name and bytes count
+        if self._is_animation:
+            name, data = f"{frame.index:08d}{GIF_SUFFIX}", encode_gif(self._picture, frame.planes)
+        else:
+            name = self._names.name(frame.index)
+            data = encode_image(self._encoding, self._picture, frame.planes, self._meta(frame.index))
+        entry = tarfile.TarInfo(name)  # time 0, no owner: only name and bytes count
         entry.size = len(data)
         with _disk(self.path):
             self._tar.addfile(entry, io.BytesIO(data))
@@ -111,10 +119,13 @@ def _disk(path: Path) -> Iterator[None]:
         raise disk_error(path, exc) from exc
 
 
-def read_archive(path: Path | str) -> Iterator[Frame]:
+def read_archive(path: Path | str, picture: Picture) -> Iterator[Frame]:
     """Every still of a segment as a frame, in order."""
-    for number, (_, data) in enumerate(_members(Path(path))):
-        _, planes, _ = read_image(io.BytesIO(data))
+    for number, (name, data) in enumerate(_members(Path(path))):
+        if name.endswith(GIF_SUFFIX):
+            planes = decode_gif(data, has_alpha=picture.pixel.has_alpha)
+        else:
+            _, planes, _ = read_image(io.BytesIO(data))
         yield Frame(index=number, planes=planes)
 
 
@@ -123,38 +134,66 @@ def extract_archives(parts: Sequence[SegmentPart], output: Path) -> MergeReport:
 
     The report's sha256 is over names and bytes in order.
     """
-    began = time.monotonic()
     digest, count, size = hashlib.sha256(), 0, 0
     is_single = output.suffix.lower() in SUFFIXES and not is_pattern(output.name)
+    for name, data in _stills_of(parts):
+        if not is_single:
+            with _disk(output):
+                output.mkdir(parents=True, exist_ok=True)
+        write_then_rename(output if is_single else output / name, data)
+        digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
+        count, size = count + 1, size + len(data)
+    if is_single and count == 1:
+        digest = hashlib.sha256(output.read_bytes())
+    return _report(count, size, digest.hexdigest(), tick=Fraction(1))
+
+
+def join_animation(
+    parts: Sequence[SegmentPart],
+    output: Path,
+    size: tuple[int, int],
+    delays: Sequence[int],
+    loops: int | None,
+) -> MergeReport:
+    """Join segments of GIF pictures to one animation of this size; on any error the file is removed."""
+    with _disk(output):
+        try:
+            with output.open("wb") as file:
+                pictures = (data for _, data in _stills_of(parts))
+                for piece in join_gifs(pictures, delays, size, loops):
+                    file.write(piece)
+            size_bytes, digest = flush_and_hash(output)
+        except BaseException:
+            output.unlink(missing_ok=True)
+            raise
+    return _report(len(delays), size_bytes, digest, tick=GIF_TICK)
+
+
+def _report(frames: int, size_bytes: int, sha256: str, *, tick: Fraction) -> MergeReport:
+    return MergeReport(
+        frames=frames,
+        size_bytes=size_bytes,
+        sha256=sha256,
+        offset=Fraction(0),
+        tick=tick,
+        reorder_depth=0,
+        notes=(),
+    )
+
+
+def _stills_of(parts: Sequence[SegmentPart]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of every still of all segments, which are checked and counted on the way."""
     for part in parts:
         path = part.fetch()
         if part.sha256 is not None and sha256_of_file(path) != part.sha256:
             raise VerifyError(f"{path}: its sha256 is not the one of its receipt")
-        before = count
-        for name, data in _members(path):
-            if not is_single:
-                with _disk(output):
-                    output.mkdir(parents=True, exist_ok=True)
-            write_then_rename(output if is_single else output / name, data)
-            digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
-            count, size = count + 1, size + len(data)
-        if count - before != part.frames:
-            raise VerifyError(f"{path}: holds {count - before} stills, its receipt says {part.frames}")
+        count = 0
+        for count, each in enumerate(_members(path), 1):  # noqa: B007
+            yield each
+        if count != part.frames:
+            raise VerifyError(f"{path}: holds {count} stills, its receipt says {part.frames}")
         if part.done is not None:
             part.done(path)
-    if is_single and count == 1:
-        digest = hashlib.sha256(output.read_bytes())
-    return MergeReport(
-        frames=count,
-        size_bytes=size,
-        sha256=digest.hexdigest(),
-        offset=Fraction(0),
-        tick=Fraction(1),
-        reorder_depth=0,
-        notes=(),
-        copy_s=time.monotonic() - began,
-        hash_s=0.0,
-    )
 
 
 def _members(path: Path) -> Iterator[tuple[str, bytes]]:

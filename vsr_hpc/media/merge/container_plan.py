@@ -31,6 +31,7 @@ _VIDEO: dict[str, tuple[VideoCodec, ...]] = {
 }
 _TEXT = ("subrip", "srt", "mov_text", "text", "webvtt")
 _TEXT_OF = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip"}
+_STEREO_TAG = "stereo_mode"
 DROP_KINDS = {
     "audio": "all sound",
     "video": "video streams beside the upscaled one",
@@ -46,6 +47,7 @@ DROP_KINDS = {
     "hdr10plus": "HDR10+ dynamic metadata",
     "dolby-vision": "Dolby Vision's second layer and dynamic metadata",
     "film-grain": "film grain parameters",
+    "timing": "the exact times of frames that a GIF cannot show for so short a time",
 }
 # Formats that a muxer lists but refuses when it writes its header.
 _LISTED_BUT_REFUSED = {
@@ -90,6 +92,8 @@ class StreamsRequest:
 
     audio: AudioMode = "copy"
     drop: tuple[str, ...] = ()
+    is_cut: bool = False
+    """Whether a part of the clip is wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +129,16 @@ def default_output_path(clip: Clip, scale: str, codec: VideoCodec = "h264") -> P
     if suffix not in MUXERS or codec not in _VIDEO[MUXERS[suffix]]:
         suffix = ".mkv"
     return source.with_name(f"{source.stem}_{scale}{suffix}")
+
+
+def lost_layout_notes(clip: Clip, output: Path) -> list[str]:
+    """What is said where the output loses how a stereoscopic picture holds its two views."""
+    has_layout = "STEREO3D" in clip.side_data
+    is_kept = MUXERS.get(output.suffix.lower()) == "matroska" and _STEREO_TAG in dict(
+        clip.video_stream.metadata
+    )
+    text = f"the stereoscopic layout is lost: {output.suffix} and its codec do not state it here; "
+    return [text + "only a layout of .mkv is kept, in .mkv"] * (has_layout and not is_kept)
 
 
 def plan_container(
@@ -212,13 +226,18 @@ def _plan_stream(
                 f"{', ' if way_out else ''}recode it with --audio {'opus' if muxer == 'webm' else 'aac'}"
             )
         findings.append(
-            f"{name}: {suffix} cannot hold it; {way_out}{', or' if way_out else ''} use --drop {kind}"
+            f"{name}: {suffix} cannot hold it; {way_out}{', or ' if way_out else ''}use --drop {kind}"
         )
         action, codec = "drop", stream.codec
     elif action == "transcode" and recoded_layout(codec, stream.layout, stream.channels) is None:
         findings.append(
             f"{name}: {stream.channels} channels are more than {codec} takes here; copy it into .mkv, or use "
             "--drop audio"
+        )
+    elif action == "copy" and codec == "tta" and request.is_cut:
+        findings.append(
+            f"{name}: a part of TTA sound cannot be copied, since its last packet is known by the length of "
+            "the whole; recode it with --audio aac or opus, or use --drop audio"
         )
     elif action == "copy" and stream.kind == "audio" and not stream.has_plain_edits:
         findings.append(
@@ -327,7 +346,13 @@ def _speakers(layout: str) -> frozenset[str]:
 
 
 def _takes(muxer: str, codec: str) -> bool:
-    return codec not in _LISTED_BUT_REFUSED.get(muxer, ()) and codec in _held(muxer)
+    is_listed = codec not in _LISTED_BUT_REFUSED.get(muxer, ()) and codec in _held(muxer)
+    return is_listed or (muxer == "matroska" and is_acm(codec))
+
+
+def is_acm(codec: str) -> bool:
+    """Whether Matroska holds this sound only by its WAVE header (see `acm`)."""
+    return codec in _held("wav") and codec not in _held("matroska")
 
 
 @lru_cache(maxsize=8)

@@ -75,6 +75,29 @@ def _edited(kind: bytes, body: bytes, matrix: tuple[int, ...] | None, extra: byt
     return _box(kind, body)
 
 
+def remove_other_location(path: Path, location: str) -> None:
+    """Hide the 3GPP place (loci) that FFmpeg writes beside a location tag where it says something else.
+
+    It rounds degrees and metres to 1/65536, and readers prefer it to the tag.
+    """
+    with path.open("r+b") as file:
+        for at, start, end in _find_boxes(file, b"loci", (b"moov", b"udta")):
+            file.seek(start)
+            if _place_of(file.read(end - start)) != location:
+                file.seek(at + 4)
+                file.write(b"free")
+
+
+def _place_of(loci: bytes) -> str:
+    """The text that FFmpeg reads from a 3GPP place."""
+    name_end = loci.find(b"\0", 6)
+    if name_end < 0 or name_end + 14 > len(loci):
+        return ""
+    longitude, latitude, altitude = (each / 65536 for each in struct.unpack_from(">3i", loci, name_end + 2))
+    height = f"{altitude:+f}" if altitude else ""
+    return f"{latitude:+08.4f}{longitude:+09.4f}{height}/{loci[6:name_end].decode('utf-8', 'replace')}"
+
+
 def edit_mov_languages(path: Path, languages: Sequence[str]) -> None:
     """Write languages, one for each track, where the muxer left them open: it knows few of QuickTime's codes.
 
@@ -93,21 +116,28 @@ def edit_mov_languages(path: Path, languages: Sequence[str]) -> None:
 
 def _language_places(file: BinaryIO) -> Iterator[int]:
     """Where each track's language stands in a file."""
-    folders = [(0, file.seek(0, 2))]
-    while folders:
-        at, stop = folders.pop()
+    for _, start, _ in _find_boxes(file, b"mdhd", (b"moov", b"trak", b"mdia")):
+        file.seek(start)
+        yield start + _LANGUAGE_OFFSET[file.read(1)[0]]
+
+
+def _find_boxes(file: BinaryIO, kind: bytes, folders: tuple[bytes, ...]) -> Iterator[tuple[int, int, int]]:
+    """(box, body, end) of each box of a kind, in document order, inside these folders alone."""
+    waiting = [(0, file.seek(0, 2))]
+    while waiting:
+        at, stop = waiting.pop()
         while at + 8 <= stop:
             file.seek(at)
-            size, kind = struct.unpack(">I4s", file.read(8))
+            size, found = struct.unpack(">I4s", file.read(8))
             start = at + 8
             if size == 1:
                 (size,) = struct.unpack(">Q", file.read(8))
                 start += 8
             end = at + size if size else stop
-            if kind == b"mdhd":
-                yield start + _LANGUAGE_OFFSET[file.read(1)[0]]
-            elif kind in (b"moov", b"trak", b"mdia"):
-                folders.append((end, stop))
+            if found == kind:
+                yield at, start, end
+            elif found in folders:
+                waiting.append((end, stop))
                 at, stop = start, end
                 continue
             at = end
@@ -117,7 +147,8 @@ def _language_places(file: BinaryIO) -> Iterator[int]:
 _SEGMENT, _TRACKS, _TRACK, _CLUSTER = 0x18538067, 0x1654AE6B, 0xAE, 0x1F43B675
 _CRC, _VOID, _NAME, _VIDEO, _COLOUR = 0xBF, 0xEC, 0x536E, 0xE0, 0x55B0
 _DISPLAY_WIDTH, _DISPLAY_HEIGHT, _DISPLAY_UNIT = 0x54B0, 0x54BA, 0x54B2
-_SITING_HORIZONTAL, _SITING_VERTICAL, _CODEC_DELAY = 0x55B7, 0x55B8, 0x56AA
+_STEREO_MODE, _SIDE_BY_SIDE, _ABOVE_EACH_OTHER = 0x53B8, (1, 8, 9, 11), (2, 3, 6, 7)
+_SITING_HORIZONTAL, _SITING_VERTICAL, _CODEC_DELAY, _CODEC_ID = 0x55B7, 0x55B8, 0x56AA, 0x86
 _SITING = {"left": (1, 2), "center": (2, 2), "topleft": (1, 1), "top": (2, 1)}
 
 NAME_PADDING = " " * 48
@@ -132,6 +163,7 @@ class TrackEdit:
     size: tuple[int, int] = (0, 0)
     siting: str = "unspecified"
     codec_delay_ns: int | None = None
+    codec_id: str | None = None
 
 
 def edit_matroska_tracks(file: BinaryIO, edits: dict[int, TrackEdit]) -> None:
@@ -196,6 +228,8 @@ def _edited_track(payload: bytes, edit: TrackEdit) -> bytes:
                 continue
         elif kind == _VIDEO:
             body = _edited_video(body, edit)
+        elif kind == _CODEC_ID and edit.codec_id is not None:
+            body = edit.codec_id.encode()
         elif kind == _CODEC_DELAY and edit.codec_delay_ns is not None:
             continue
         children.append(_element(kind, body))
@@ -220,7 +254,7 @@ def _filled(body: bytes, size: int) -> bytes:
 def _edited_video(body: bytes, edit: TrackEdit) -> bytes:
     children = dict(_elements(body))
     if edit.sample_aspect is not None:
-        width, height = display_size(*edit.size, edit.sample_aspect)
+        width, height = display_size(*edit.size, edit.sample_aspect / _views_aspect(children))
         children.pop(_DISPLAY_UNIT, None)
         children[_DISPLAY_WIDTH] = _number(width)
         children[_DISPLAY_HEIGHT] = _number(height)
@@ -230,6 +264,14 @@ def _edited_video(body: bytes, edit: TrackEdit) -> bytes:
         colour[_SITING_HORIZONTAL], colour[_SITING_VERTICAL] = _number(horizontal), _number(vertical)
         children[_COLOUR] = b"".join(_element(*each) for each in colour.items())
     return b"".join(_element(*each) for each in children.items())
+
+
+def _views_aspect(video: dict[int, bytes]) -> Fraction:
+    """What FFmpeg multiplies the stated aspect by where a picture holds two views: that of one is stated."""
+    mode = int.from_bytes(video.get(_STEREO_MODE, b""), "big")
+    return (
+        Fraction(2) if mode in _SIDE_BY_SIDE else Fraction(1, 2) if mode in _ABOVE_EACH_OTHER else Fraction(1)
+    )
 
 
 def display_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from av.filter import Graph
 from vsr_hpc.media.ffmpeg_errors import reason
 from vsr_hpc.media.merge.container_plan import StreamPlan, recoded_layout
 from vsr_hpc.media.merge.header_edits import NAME_PADDING, TrackEdit, edit_matroska_tracks
+from vsr_hpc.media.merge.pgs import Screen
 from vsr_hpc.media.merge.segment_packets import nearest
 from vsr_hpc.media.source import Source, open_input
 from vsr_hpc.system.progress import tick
@@ -51,6 +52,10 @@ class Track:
     next_pts: Fraction | None = None
     mended: int = 0
     encoder: Any = None
+    samples: Fraction | None = None
+    """How long the sound is, where its packets' own durations do not tell."""
+    screen: Screen | None = None
+    """Where what is shown at the beginning of a range was sent before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +104,18 @@ def add_file(out: Any, stream: Any, plan: StreamPlan, peek: Peek) -> None:
     added.metadata.update(
         {**stream.metadata, "filename": name, "mimetype": kind or "application/octet-stream"}
     )
+
+
+def tta_length(stream: Any) -> Fraction | None:
+    """Seconds of a TTA stream by its header. Its last frame is shorter than its packet's duration says.
+
+    In Matroska FFmpeg makes that header from the file's duration, so a file that is too long decodes short.
+    """
+    header = bytes(stream.codec_context.extradata or b"")
+    if not header.startswith(b"TTA") or len(header) < 18:
+        return None
+    rate, samples = struct.unpack_from("<II", header, 10)
+    return Fraction(samples, rate) if rate else None
 
 
 def track_position(out: Any, stream: Any) -> int:

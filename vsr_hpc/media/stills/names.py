@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from vsr_hpc.errors import JobError, MediaError
+from vsr_hpc.errors import MediaError
 from vsr_hpc.media.stills.still import SUFFIXES
 
 _NUMBERED = re.compile(r"^(.*?)(\d+)$")
@@ -116,6 +117,15 @@ def _sequence(folder: Path, names: list[str], allow_gaps: bool, shown: str) -> I
     return ImageSequence(folder=str(folder), names=tuple(ordered))
 
 
+def are_numbered(names: Sequence[str]) -> bool:
+    """Whether names differ by a number alone, without a gap, as the frames of one clip do."""
+    found = [_NUMBERED.fullmatch(Path(name).stem) for name in names]
+    heads = {each[1] for each in found if each is not None}
+    numbers = sorted(int(each[2]) for each in found if each is not None)
+    is_run = all(two - one == 1 for one, two in pairwise(numbers))
+    return len(numbers) == len(names) > 1 and len(heads) == 1 and is_run
+
+
 def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
@@ -139,11 +149,6 @@ class StillNames:
             self._pattern = path.name
         else:
             self._single = path.name
-            if sequence is None or len(sequence) != 1:
-                raise JobError(
-                    f"{output}: one file cannot hold several pictures; name a folder (ending in /), "
-                    f"a pattern such as {path.stem}_%05d{path.suffix}, or a video"
-                )
 
     @property
     def is_single(self) -> bool:

@@ -22,7 +22,7 @@ export function comparison(found) {
     const [width, height] = [found.width, found.height];
     const caption = `Frame ${found.frame}, at ${place(found.time_s)}; the part ${found.box.join(", ")} of the input`;
     const scene = { time_s: found.time_s, frame: found.frame, before: one.picture, after: two.picture, width, height, caption };
-    fill(stage, viewer([scene], [one.label, two.label]));
+    fill(stage, viewer([scene], { names: [one.label, two.label], name: "preview" }));
   }
 
   draw();

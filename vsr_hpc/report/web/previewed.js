@@ -22,6 +22,6 @@ fill(
   card("Compare", null, comparison(found)),
   loops.length ? card("Moving", null, moving(loops)) : null,
   card("Time", "Measured on this machine for the part alone", times(found)),
-  el("footer", { class: "soft" }, "This page asks the network for nothing."),
+  el("footer", { class: "soft" }, "This page makes no network requests."),
 );
 document.documentElement.dataset.ready = "true";

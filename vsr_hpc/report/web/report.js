@@ -35,12 +35,12 @@ function head() {
 function pictures() {
   if (!run.scenes.length) return card("Before and after", null, el("p", { class: "soft" }, run.why_no_pictures));
   const loops = run.loops.length ? [el("h3", {}, "Moving"), moving(run.loops)] : [];
-  return card("Before and after", `${run.scenes.length} frames of the clip that differ most`, viewer(run.scenes), loops);
+  return card("Before and after", `${run.scenes.length} frames of the clip that differ most`, viewer(run.scenes, { name: run.name }), loops);
 }
 
 function work() {
   return card(
-    "Who did what, when",
+    "Workers over time",
     "Speed above, one line for each worker below",
     timeline(run.history),
     folded(`As a table: ${count(run.history.lanes.length, "worker")}`, workersTable(run.history.lanes)),
@@ -79,10 +79,10 @@ function quality() {
   if (!found) return null;
   return card(
     "Quality",
-    `${count(found.frames, "frame")} held against ${found.truth}`,
+    `${count(found.frames, "frame")} compared with the original ${found.truth}`,
     tiles(
-      tile("PSNR, luma", `${found.psnr_db.toFixed(2)} dB`, `bicubic ${found.bicubic_psnr_db.toFixed(2)} dB`),
-      tile("SSIM, luma", found.ssim.toFixed(4), `bicubic ${found.bicubic_ssim.toFixed(4)}`),
+      tile("PSNR, luma (higher is closer)", `${found.psnr_db.toFixed(2)} dB`, `bicubic ${found.bicubic_psnr_db.toFixed(2)} dB`),
+      tile("SSIM, luma (1 is equal)", found.ssim.toFixed(4), `bicubic ${found.bicubic_ssim.toFixed(4)}`),
       tile("worst frame", `${found.worst_psnr_db.toFixed(2)} dB`, `frame ${found.worst_frame}`),
     ),
   );
@@ -97,7 +97,7 @@ function proved() {
     found.push({ state, title, text: deep.lines.join(" ") });
   }
   const good = found.filter((check) => check.state === "good").length;
-  return card("Verified", `${good} of ${found.filter((check) => check.state !== "note").length} promises were seen to hold`, checkList(found));
+  return card("Verified", `${good} of ${found.filter((check) => check.state !== "note").length} checks passed`, checkList(found));
 }
 
 function ran() {
@@ -117,7 +117,7 @@ function again() {
 
 function foot() {
   const made = new Date(1000 * run.made_s).toISOString().replace("T", " ").slice(0, 16);
-  return el("footer", { class: "soft" }, `Made ${made} UTC from ${run.uri}. This page asks the network for nothing.`);
+  return el("footer", { class: "soft" }, `Made ${made} UTC from ${run.uri}. This page makes no network requests.`);
 }
 
 fill(document.getElementById("page"), head(), pictures(), work(), time(), costs(), quality(), proved(), ran(), again(), foot());

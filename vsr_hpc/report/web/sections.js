@@ -1,7 +1,7 @@
 // Parts that the report and the live page share: tiles, tables, workers, checks.
 import { bytes, clock, count, el, percent, speed } from "./dom.js";
 
-const STATES = { complete: "good", running: "live", finishing: "live", merging: "live", planning: "live", poisoned: "bad" };
+const STATES = { complete: "good", running: "live", finishing: "live", merging: "live", planning: "live", starting: "live", poisoned: "bad" };
 
 export function pill(state) {
   return el("span", { class: `pill ${STATES[state] || "note"}` }, state);
@@ -29,7 +29,7 @@ export function folded(title, content) {
 
 export function checkList(found) {
   const marks = { good: "✓", note: "i", bad: "✕" };
-  const words = { good: "holds", note: "note", bad: "fails" };
+  const words = { good: "passed", note: "note", bad: "failed" };
   return el(
     "ul",
     { class: "checks" },

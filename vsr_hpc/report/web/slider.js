@@ -3,8 +3,9 @@ import { el, fill, percent, place } from "./dom.js";
 
 const MOST_ZOOM = 16;
 
-export function viewer(scenes, names = ["before", "after"]) {
-  const state = { index: 0, split: 0.5, zoom: 1, x: 0, y: 0, smooth: true };
+export function viewer(scenes, { names = ["before", "after"], name = "picture" } = {}) {
+  const opens = Math.max(0, scenes.findIndex((scene) => scene.has_most_detail));
+  const state = { index: opens, split: 0.5, zoom: 1, x: 0, y: 0, smooth: true };
   const images = names.map((name) => el("img", { alt: "", draggable: "false", decoding: "async" }));
   const layers = images.map((image, side) => el("div", { class: "layer " + (side ? "after" : "before") }, image));
   const handle = el("div", {
@@ -31,11 +32,12 @@ export function viewer(scenes, names = ["before", "after"]) {
     button("fit", "Whole picture (0)", () => change({ zoom: 1, x: 0, y: 0 })),
     button("1:1", "One dot of the output on one dot of the screen (1)", oneToOne),
     smooth,
+    button("save", "Save both crops, side by side, as a PNG file (S)", save),
   );
   const thumbs = scenes.map((scene, index) =>
     el(
       "button",
-      { type: "button", class: "thumb", onclick: () => change({ index }), "aria-label": `Frame at ${place(scene.time_s)}` },
+      { type: "button", class: "thumb", onclick: () => choose(index), "aria-label": `Frame at ${place(scene.time_s)}` },
       el("img", { src: scene.after, alt: "", loading: "lazy" }),
       el("span", {}, place(scene.time_s)),
     ),
@@ -94,6 +96,45 @@ export function viewer(scenes, names = ["before", "after"]) {
   function oneToOne() {
     const zoom = scenes[state.index].width / (stage.clientWidth * devicePixelRatio);
     zoomBy(zoom / state.zoom);
+  }
+
+  function choose(index) {
+    if (state.zoom > 1 && scenes[index].focus) showFocus(index, state.zoom);
+    else change({ index });
+  }
+
+  // A zoom at which the part with the most detail is in the middle.
+  function showFocus(index, zoom) {
+    const [x, y] = scenes[index].focus;
+    state.zoom = Math.min(MOST_ZOOM, Math.max(1, zoom));
+    change({ index, x: 0.5 - x * state.zoom, y: 0.5 - y * state.zoom });
+  }
+
+  // The visible part of both pictures in the output's dots.
+  async function save() {
+    const scene = scenes[state.index];
+    const wide = Math.max(1, Math.round(scene.width / state.zoom));
+    const high = Math.max(1, Math.round(scene.height / state.zoom));
+    const [gap, line] = [8, 28];
+    const canvas = Object.assign(document.createElement("canvas"), { width: 2 * wide + gap, height: high + line });
+    const context = canvas.getContext("2d");
+    context.fillStyle = "#fff";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.fillStyle = "#000";
+    context.font = "14px sans-serif";
+    context.imageSmoothingEnabled = state.smooth;
+    context.imageSmoothingQuality = "high";
+    for (const [side, image] of images.entries()) {
+      await image.decode();
+      const [full, tall] = [image.naturalWidth, image.naturalHeight];
+      const from = [(-state.x / state.zoom) * full, (-state.y / state.zoom) * tall, full / state.zoom, tall / state.zoom];
+      context.drawImage(image, ...from, side * (wide + gap), line, wide, high);
+      context.fillText(names[side], side * (wide + gap) + 4, 19, wide - 8);
+    }
+    const file = await new Promise((done) => canvas.toBlob(done, "image/png"));
+    const href = URL.createObjectURL(file);
+    el("a", { href, download: `${name}-frame-${scene.frame}.png` }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 10_000);
   }
 
   function at(event) {
@@ -164,6 +205,7 @@ export function viewer(scenes, names = ["before", "after"]) {
     else if (key === "-" || key === "_") zoomBy(1 / 1.5);
     else if (key === "0") change({ zoom: 1 });
     else if (key === "1") oneToOne();
+    else if (key === "s" || key === "S") save();
     else if (key === "p" || key === "P") change({ smooth: !state.smooth });
     else if (steps[key] && isShifted) {
       change({ x: state.x - 0.1 * steps[key][0], y: state.y - 0.1 * steps[key][1] });
@@ -179,5 +221,12 @@ export function viewer(scenes, names = ["before", "after"]) {
   }
 
   draw();
+  const opening = new ResizeObserver(() => {
+    if (!stage.clientWidth) return;
+    opening.disconnect();
+    const scene = scenes[state.index];
+    if (state.zoom === 1 && scene.focus) showFocus(state.index, scene.width / (stage.clientWidth * devicePixelRatio));
+  });
+  opening.observe(stage);
   return root;
 }
