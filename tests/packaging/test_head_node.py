@@ -123,11 +123,19 @@ def test_a_cluster_is_rendered_and_models_are_listed(head_node: HeadNode) -> Non
     rendered = head_node.vsr("cluster render --values values.yaml")
     assert rendered.returncode == 0 and "Scheduler: slurm" in rendered.stdout, rendered.stderr
     assert "vsr-video-x4" in head_node.vsr("models list").stdout
+    workflow = head_node.vsr("workflow render job.yaml --bucket films")
+    assert workflow.returncode == 0 and "StartAt" in workflow.stdout, workflow.stderr
+
+
+def test_doctor_finds_no_fault_in_what_a_head_node_lacks(head_node: HeadNode) -> None:
+    said = head_node.vsr("doctor")
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "pip install torch" in said.stdout
 
 
 @pytest.mark.parametrize(
     "words",
-    ["endpoint status film", "batch status", "prices refresh", "workflow render job.yaml --bucket films"],
+    ["endpoint status film", "batch status", "prices refresh"],
 )
 def test_what_asks_aws_gets_as_far_as_the_missing_account(head_node: HeadNode, words: str) -> None:
     assert "torch" not in head_node.refusal(words)

@@ -76,9 +76,10 @@ def test_the_installed_wheel_finds_its_templates_and_tables(vsr: Path, tmp_path:
     rendered = _run(vsr, "cluster", "render", "spot-gpu", "--values", "values.yaml", cwd=tmp_path)
     assert "SlurmQueues" in rendered
     assert "vsr-video-x4" in _run(vsr, "models", "list", cwd=tmp_path)
-    for path in (ROOT / "jobs").glob("*.yaml"):
-        _run(vsr, "init", path.stem, cwd=tmp_path)
-        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+    listed = _run(vsr, "init", cwd=tmp_path).splitlines()
+    assert {line.split()[0] for line in listed} == {path.stem for path in (ROOT / "jobs").glob("*.yaml")}
+    _run(vsr, "init", "slurm", cwd=tmp_path)
+    assert (tmp_path / "slurm.yaml").read_bytes() == (ROOT / "jobs/slurm.yaml").read_bytes()
 
 
 PLAN = """import sys

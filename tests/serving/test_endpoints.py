@@ -449,7 +449,7 @@ def test_the_commands_say_what_they_do_and_what_it_costs(
     assert planned["cost"]["high_usd"] > planned["cost"]["low_usd"] > 1
     assert "per hour" in ran("create", str(path), "--plan")
     assert ran("create", str(path)).count("\n") == len(planned["steps"]) == 8
-    assert "nothing to do: all is as the file says" in ran("update", str(path), "--plan")
+    assert "nothing to do: the endpoint is as the file says" in ran("update", str(path), "--plan")
     shown = ran("status", "film")
     assert "all: 1 of 1 instances, 1 to 3, 100 % of the traffic" in shown
     assert "alarm vsr/film/all/errors: OK" in shown

@@ -56,6 +56,8 @@ def test_a_finished_run_calls_its_command_once_with_the_facts_in_the_environment
     run = run_in(tmp_path / "a", recorder(tmp_path))
     done = finished(run)
     assert launch.finish_here(run) == done
+    remember(run)
+    assert launch.watched_status(Run.open(run.uri)).state == "complete"  # its records are packed by now
     [(words, facts)] = calls(tmp_path)
     assert words == ["to", "me"]
     assert facts["VSR_EVENT"] == "complete" and facts["VSR_OUTPUT"] == done.output
@@ -136,7 +138,7 @@ def test_a_webhook_gets_the_facts_as_json(tmp_path: Path, hook: tuple[str, list[
 
 def test_an_address_is_in_no_report(tmp_path: Path) -> None:
     job = tiny_job(tmp_path, run={"notify": "https://hooks.example/secret", "workers": 2})
-    made = reproduce(job)
+    made = reproduce(job, job.model)
     assert "secret" not in made.command + made.job + command_line(job) and "workers" in made.job
 
 

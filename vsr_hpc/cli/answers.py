@@ -63,6 +63,20 @@ def answer_with_steps(
         typer.echo(nothing)
 
 
+def note(line: str) -> None:
+    """Print a line of progress on stderr."""
+    typer.echo(line, err=True)
+
+
+IsYes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+Region = Annotated[
+    str | None,
+    typer.Option(
+        "--region",
+        metavar="REGION",
+        help="AWS region. By default AWS_REGION, AWS_DEFAULT_REGION, or the profile's.",
+    ),
+]
 IsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 IsJsonOfJob = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.", rich_help_panel="Run")]
 """The same for commands whose options stand in panels."""

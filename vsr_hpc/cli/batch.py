@@ -1,49 +1,60 @@
-"""`vsr batch …`: arguments in, one library call, text and exit code out."""
+"""`vsr batch`: the queues, roles and instances of AWS Batch, and the steps that its jobs run."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from vsr_hpc.cli.answers import account_of, answer_with_steps, ask
+from vsr_hpc.cli.answers import IsJson, IsYes, Region, account_of, answer, answer_with_steps, ask, note
+from vsr_hpc.wording import plural
 
-app = typer.Typer(
-    help="Queues, roles and instances of AWS Batch, and what runs in them.", no_args_is_help=True
-)
+app = typer.Typer(help="Set up AWS Batch: queues, roles and instances; show its jobs.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="What everything is called; a job file's batch.name.")]
-Region = Annotated[
-    str | None,
-    typer.Option("--region", help="By default AWS_REGION, AWS_DEFAULT_REGION or the profile's region."),
-]
-IsPlan = Annotated[bool, typer.Option("--plan", help="Only say what would be done.")]
-IsYes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
-IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
+Name = Annotated[str, typer.Argument(help="Name of the installation; `batch.name` of a job file.")]
+IsPlan = Annotated[bool, typer.Option("--plan", help="Show what would be done; do nothing.")]
 
 
 @app.command("init")
 def init_command(
-    bucket: Annotated[str, typer.Option("--bucket", help="Where clips and runs live.")],
-    image: Annotated[str, typer.Option("--image", help="The container's address in your registry.")],
+    bucket: Annotated[
+        str, typer.Option("--bucket", metavar="BUCKET", help="The S3 bucket of clips and runs.")
+    ],
+    image: Annotated[
+        str, typer.Option("--image", metavar="ADDRESS", help="The container image in your registry.")
+    ],
     subnets: Annotated[
-        list[str], typer.Option("--subnet", help="One of each Availability Zone; may be repeated.")
+        list[str],
+        typer.Option(
+            "--subnet", metavar="SUBNET", help="A subnet; one of each Availability Zone. May be repeated."
+        ),
     ],
     name: Name = "vsr",
-    prefix: Annotated[str, typer.Option("--prefix", help="Jobs see what lies below it alone.")] = "vsr",
+    prefix: Annotated[
+        str,
+        typer.Option("--prefix", metavar="PREFIX", help="The only prefix of the bucket that jobs can use."),
+    ] = "vsr",
     region: Region = None,
     types: Annotated[
-        list[str], typer.Option("--type", help="A GPU instance type; may be repeated. Six kinds by default.")
+        list[str],
+        typer.Option(
+            "--type", metavar="TYPE", help="A GPU instance type. May be repeated. Six types by default."
+        ),
     ] = [],  # noqa: B006 - typer copies it
     max_vcpus: Annotated[
-        int, typer.Option("--max-vcpus", help="The most vCPUs that each environment runs at a time.")
+        int, typer.Option("--max-vcpus", metavar="N", help="Most vCPUs of each compute environment.")
     ] = 128,
-    disk_gib: Annotated[int, typer.Option("--disk-gib", help="The disk of each instance.")] = 100,
+    disk_gib: Annotated[
+        int, typer.Option("--disk-gib", metavar="N", help="Size of each instance's disk, in GiB.")
+    ] = 100,
     capacity_wait_min: Annotated[
         int,
-        typer.Option("--capacity-wait-min", help="Minutes that a job in NAME-spot waits for an instance."),
+        typer.Option(
+            "--capacity-wait-min",
+            metavar="N",
+            help="Minutes that a job in the queue NAME-spot waits for an instance.",
+        ),
     ] = 30,
     is_plan: IsPlan = False,
     is_json: IsJson = False,
@@ -72,11 +83,11 @@ def init_command(
         disk_gib=disk_gib,
         capacity_wait_min=capacity_wait_min,
     )
-    steps = init(settings, account, _tell, is_plan=is_plan)
+    steps = init(settings, account, note, is_plan=is_plan)
     if is_json:
         answer_with_steps(steps, is_json)
     elif is_plan:
-        typer.echo(f"{count_changes(steps)} of {len(steps)} things would be created or updated")
+        typer.echo(f"{count_changes(steps)} of {plural(len(steps), 'resource')} would be created or updated")
     else:
         typer.echo(f"{name} is ready in {account.region}: `vsr submit JOB.yaml --on aws-batch`")
 
@@ -89,7 +100,7 @@ def delete_command(
     is_yes: IsYes = False,
     is_json: IsJson = False,
 ) -> None:
-    """Remove everything that init made and jobs registered. Clips and runs in the bucket stay.
+    """Delete all that `vsr batch init` created and jobs registered. Clips and runs in the bucket stay.
 
     \b
     vsr batch delete --plan
@@ -100,15 +111,15 @@ def delete_command(
     account = account_of(region)
     if not is_plan:
         waiting = open_jobs(name, account)
-        busy = f" {waiting} jobs are waiting or running and end with it." if waiting else ""
-        ask(f"delete all of {name} in {account.region}?{busy}", is_yes)
-    steps = delete(name, account, _tell, is_plan=is_plan)
+        busy = f" {plural(waiting, 'job')} that wait or run will end." if waiting else ""
+        ask(f"delete the installation {name} in {account.region}?{busy}", is_yes)
+    steps = delete(name, account, note, is_plan=is_plan)
     if is_json:
         answer_with_steps(steps, is_json)
     elif not steps:
-        typer.echo(f"nothing of {name} in {account.region}")
+        typer.echo(f"there is nothing of {name} in {account.region}")
     else:
-        typer.echo(f"{len(steps)} things {'would be' if is_plan else 'are'} deleted")
+        typer.echo(f"{plural(len(steps), 'resource')} {'would be deleted' if is_plan else 'deleted'}")
 
 
 @app.command("status")
@@ -122,7 +133,7 @@ def status_command(name: Name = "vsr", region: Region = None, is_json: IsJson = 
 
     found = state_of(name, account_of(region))
     if is_json:
-        _answer(asdict(found))
+        answer(asdict(found))
         return
     for environment in found.environments:
         health = f"{environment.state.lower()}, {environment.status.lower()}"
@@ -140,12 +151,14 @@ def status_command(name: Name = "vsr", region: Region = None, is_json: IsJson = 
 @app.command("worker", hidden=True)
 def worker_command(
     run_uri: Annotated[str, typer.Argument(help="The run.")],
-    after: Annotated[str | None, typer.Option("--after", help="A run that must be complete.")] = None,
+    after: Annotated[
+        str | None, typer.Option("--after", help="A run that must be complete before this one begins.")
+    ] = None,
     does_finish: Annotated[
         bool, typer.Option("--finish/--no-finish", help="Whether the last worker merges.")
     ] = True,
 ) -> None:
-    """What a job of AWS Batch runs: one worker, whose exit code tells Batch whether to start it again."""
+    """Run one worker of a job of AWS Batch; its exit code tells Batch whether to start it again."""
     import logging
 
     from vsr_hpc.executors.aws_batch.worker_task import work_here
@@ -155,14 +168,14 @@ def worker_command(
     raise typer.Exit(work_here(run_uri, does_finish=does_finish, after=after))
 
 
-Source = Annotated[str, typer.Option("--input", help="The clip's address.")]
-Template = Annotated[str, typer.Option("--template", help="The job's address.")]
-Incoming = Annotated[str, typer.Option("--incoming", help="The prefix that clips come below.")]
+Source = Annotated[str, typer.Option("--input", help="The clip's S3 address.")]
+Template = Annotated[str, typer.Option("--template", help="The job file's S3 address.")]
+Incoming = Annotated[str, typer.Option("--incoming", help="The prefix under which clips arrive.")]
 
 
 @app.command("plan", hidden=True)
 def plan_command(run_uri: str, source: Source, template: Template, incoming: Incoming) -> None:
-    """A workflow's first step: the run and its plan."""
+    """Make the run and its plan: the first step of a workflow."""
     from vsr_hpc.executors.aws_batch import workflow_steps as batch_workflow
 
     typer.echo(f"{batch_workflow.plan(run_uri, source, template, incoming)} workers")
@@ -170,7 +183,7 @@ def plan_command(run_uri: str, source: Source, template: Template, incoming: Inc
 
 @app.command("finish", hidden=True)
 def finish_command(run_uri: str) -> None:
-    """A workflow's step after the workers: the merge."""
+    """Merge the run: the step of a workflow after its workers."""
     from vsr_hpc.executors.aws_batch import workflow_steps as batch_workflow
 
     typer.echo(batch_workflow.finish(run_uri).output)
@@ -178,7 +191,7 @@ def finish_command(run_uri: str) -> None:
 
 @app.command("verify", hidden=True)
 def verify_command(run_uri: str) -> None:
-    """A workflow's step after the merge: the proof."""
+    """Verify the output: the step of a workflow after the merge."""
     from vsr_hpc.executors.aws_batch import workflow_steps as batch_workflow
 
     for line in batch_workflow.verify_run(run_uri).lines():
@@ -187,15 +200,7 @@ def verify_command(run_uri: str) -> None:
 
 @app.command("whole", hidden=True)
 def whole_command(run_uri: str, source: Source, template: Template, incoming: Incoming) -> None:
-    """A short clip from beginning to end in one job."""
+    """Upscale a short clip from beginning to end in one job."""
     from vsr_hpc.executors.aws_batch import workflow_steps as batch_workflow
 
     raise typer.Exit(batch_workflow.whole(run_uri, source, template, incoming))
-
-
-def _tell(line: str) -> None:
-    typer.echo(line, err=True)
-
-
-def _answer(found: Any) -> None:
-    typer.echo(json.dumps(found, indent=1))

@@ -1,49 +1,87 @@
-"""`vsr cluster …` and `vsr storage …`: arguments in, one library call, text and exit code out."""
+"""`vsr cluster` and `vsr storage`: a Spot GPU cluster by AWS ParallelCluster, and the bucket of its runs."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vsr_hpc.cli.answers import ask
+from vsr_hpc.cli.answers import IsJson, IsYes, answer, ask, note
+from vsr_hpc.cli.completion import complete_models
 from vsr_hpc.errors import JobError
+from vsr_hpc.wording import plural
 
-app = typer.Typer(help="A Spot GPU cluster by AWS ParallelCluster, checked first.", no_args_is_help=True)
-storage_app = typer.Typer(help="The S3 bucket that runs live in.", no_args_is_help=True)
 
-Template = Annotated[str, typer.Argument(help="spot-gpu, dev, spot-gpu-fsx, or a file.")]
+class Flavour(StrEnum):
+    gpu = "gpu"
+    cpu = "cpu"
+    both = "both"
+
+
+def _complete(incomplete: str) -> list[str]:
+    return [name for name in ("spot-gpu", "dev", "spot-gpu-fsx") if name.startswith(incomplete)]
+
+
+app = typer.Typer(
+    help="Check, create, update and delete a Spot GPU cluster with AWS ParallelCluster.", no_args_is_help=True
+)
+storage_app = typer.Typer(help="Create the S3 bucket in which runs keep their files.", no_args_is_help=True)
+
+Template = Annotated[
+    str,
+    typer.Argument(
+        help="A template (spot-gpu, dev, spot-gpu-fsx), or a file of yours.", autocompletion=_complete
+    ),
+]
 ValuesFile = Annotated[
-    Path | None, typer.Option("--values", "-f", help="Your values; values.yaml where there is one.")
+    Path | None,
+    typer.Option(
+        "--values", "-f", metavar="FILE", help="Your values for the template. values.yaml here, by default."
+    ),
 ]
 Setting = Annotated[
     list[str] | None,
-    typer.Option("--set", help="One value, over the file's: --set region=eu-west-1"),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one value. May be repeated."),
 ]
-IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
-IsYes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
-Name = Annotated[str | None, typer.Option("--name", help="The cluster; the values file's where left out.")]
-Region = Annotated[str | None, typer.Option("--region", help="Its region; the values file's where left out.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="A model that every GPU must hold.")]
+Name = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="The cluster. By default the one in the values.")
+]
+Region = Annotated[
+    str | None,
+    typer.Option("--region", metavar="REGION", help="Its region. By default the one in the values."),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="A model whose tiles must fit the memory of every GPU.",
+        autocompletion=complete_models,
+    ),
+]
 
 
 @app.command()
 def setup(
     into: Annotated[
-        Path | None, typer.Option("--into", help="Where; below ~/.local/share otherwise.")
+        Path | None,
+        typer.Option(
+            "--into", metavar="FOLDER", help="Where to install it. By default below ~/.local/share."
+        ),
     ] = None,
 ) -> None:
-    """Install ParallelCluster into an environment of its own (190 MB); nothing is done twice.
+    """Install ParallelCluster into a Python environment of its own (190 MB). Safe to repeat.
 
     \b
     vsr cluster setup
     """
     from vsr_hpc.aws.cluster import pcluster
 
-    tool = pcluster.setup(into, _tell)
+    tool = pcluster.setup(into, note)
     typer.echo(str(tool.executable))
 
 
@@ -52,9 +90,11 @@ def render(
     template: Template = "spot-gpu",
     values: ValuesFile = None,
     settings: Setting = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A file; stdout where left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write to this file instead of stdout.")
+    ] = None,
 ) -> None:
-    """Fill a template in with your values.
+    """Fill in a template with your values and print it. Needs no AWS account.
 
     \b
     vsr cluster render spot-gpu --values values.yaml -o cluster.yaml
@@ -74,10 +114,12 @@ def check(
     values: ValuesFile = None,
     settings: Setting = None,
     model: Model = "",
-    offline: Annotated[bool, typer.Option("--offline", help="Don't ask the account.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the AWS account.")] = False,
     is_json: IsJson = False,
 ) -> None:
-    """Everything wrong with a configuration, and what it costs. Exit code 0 clean, 1 warnings, 2 errors.
+    """Report everything that is wrong with a configuration, and what the cluster costs.
+
+    Exit code 0: nothing found, 1: warnings, 2: errors.
 
     \b
     vsr cluster check spot-gpu --values values.yaml
@@ -89,7 +131,7 @@ def check(
     found = _values_if_any(template, values, settings)
     report = check_named(template, found, model=model, ask_account=False if offline else None)
     if is_json:
-        _answer(report.as_json())
+        answer(report.as_json())
     else:
         for finding in report.findings:
             typer.echo(str(finding))
@@ -106,7 +148,7 @@ def create(
     is_yes: IsYes = False,
     is_json: IsJson = False,
 ) -> None:
-    """Check, dry run, set the budget, create, wait until it stands; prints the line for the first job.
+    """Check the configuration, create the cluster, wait for it, and print how to submit the first job.
 
     \b
     vsr cluster create spot-gpu --values values.yaml
@@ -116,9 +158,9 @@ def create(
     found = _values(values, settings)
     lifecycle.check_ready(found)
     ask(f"create cluster {found.name} in {found.region}? It costs money until it is deleted", is_yes)
-    state = lifecycle.create(template, found, _tell)
+    state = lifecycle.create(template, found, note)
     if is_json:
-        _answer(asdict(state))
+        answer(asdict(state))
     else:
         typer.echo(lifecycle.first_job_line(state, found))
 
@@ -131,7 +173,7 @@ def update(
     is_yes: IsYes = False,
     is_json: IsJson = False,
 ) -> None:
-    """Bring a running cluster to a changed configuration; says what changes.
+    """Change a running cluster to a changed configuration. Prints what changes.
 
     \b
     vsr cluster update spot-gpu --values values.yaml --set spot_nodes=40
@@ -141,9 +183,9 @@ def update(
     found = _values(values, settings)
     lifecycle.check_ready(found)
     ask(f"update cluster {found.name} in {found.region}?", is_yes)
-    state = lifecycle.update(template, found, _tell)
+    state = lifecycle.update(template, found, note)
     if is_json:
-        _answer(asdict(state) if state else None)
+        answer(asdict(state) if state else None)
 
 
 @app.command()
@@ -154,7 +196,7 @@ def status(
     settings: Setting = None,
     is_json: IsJson = False,
 ) -> None:
-    """What a cluster is doing: its state, its fleet, its head node, its nodes.
+    """Show the state of a cluster: its stack, compute fleet, head node and compute nodes.
 
     \b
     vsr cluster status --values values.yaml
@@ -163,11 +205,12 @@ def status(
 
     state = lifecycle.status(*_which(name, region, values, settings))
     if is_json:
-        _answer(asdict(state))
+        answer(asdict(state))
     else:
         typer.echo(
             f"{state.name} in {state.region}: {state.status}, fleet {state.fleet}, head node "
-            f"{state.head_address or 'unknown'}, {state.compute_nodes} compute node(s), {state.version}"
+            f"{state.head_address or 'unknown'}, {plural(state.compute_nodes, 'compute node')}, "
+            f"ParallelCluster {state.version}"
         )
 
 
@@ -175,7 +218,7 @@ def status(
 def stop(
     name: Name = None, region: Region = None, values: ValuesFile = None, settings: Setting = None
 ) -> None:
-    """Stop the compute fleet: no node runs or starts; the head node stays.
+    """Stop the compute fleet: its nodes end and no new one starts. The head node goes on.
 
     \b
     vsr cluster stop --values values.yaml
@@ -189,7 +232,7 @@ def stop(
 def start(
     name: Name = None, region: Region = None, values: ValuesFile = None, settings: Setting = None
 ) -> None:
-    """Let the compute fleet run again.
+    """Start the compute fleet again.
 
     \b
     vsr cluster start --values values.yaml
@@ -205,10 +248,10 @@ def delete(
     region: Region = None,
     values: ValuesFile = None,
     settings: Setting = None,
-    is_forced: Annotated[bool, typer.Option("--force", help="Even while runs are active.")] = False,
+    is_forced: Annotated[bool, typer.Option("--force", help="Delete even while runs are active.")] = False,
     is_yes: IsYes = False,
 ) -> None:
-    """Delete a cluster; refused while runs are active. The bucket stays.
+    """Delete a cluster. Refused while runs are active. The bucket stays.
 
     \b
     vsr cluster delete --values values.yaml
@@ -220,18 +263,31 @@ def delete(
     lifecycle.check_credentials(place)
     ask(f"delete cluster {cluster} in {place}?", is_yes)
     store = (found.bucket, found.prefix) if found else None
-    lifecycle.delete(cluster, place, _tell, store=store, is_forced=is_forced)
+    lifecycle.delete(cluster, place, note, store=store, is_forced=is_forced)
 
 
 @app.command()
 def pack(
     values: ValuesFile = None,
     settings: Setting = None,
-    flavour: Annotated[str, typer.Option("--flavour", help="gpu, cpu, or both.")] = "both",
-    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Weights to bring along.")] = None,
-    python: Annotated[str, typer.Option("--python", help="The image's Python.")] = "3.12",
+    flavour: Annotated[
+        Flavour, typer.Option("--flavour", help="For which kind of nodes the environment is.")
+    ] = Flavour.both,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="A model whose weights are uploaded, too. May be repeated.",
+            autocompletion=complete_models,
+        ),
+    ] = None,
+    python: Annotated[
+        str, typer.Option("--python", metavar="VERSION", help="Version of Python in the nodes' image.")
+    ] = "3.12",
 ) -> None:
-    """Build the environment that nodes unpack, and upload it with scripts and weights.
+    """Build the Python environment that nodes unpack, and upload it with boot scripts and weights.
 
     \b
     vsr cluster pack --values values.yaml --model realesr-animevideov3
@@ -240,30 +296,34 @@ def pack(
 
     found = _values(values, settings)
     place = (found.bucket, found.prefix, found.region)
-    packing.upload_bootstrap(*place, _tell)
-    packing.upload_weights(tuple(model or ()), *place, _tell)
-    for each in packing.flavours(flavour):
-        with packing.pack(each, _tell, python=python) as packed:
-            typer.echo(packing.upload(packed, *place, _tell))
+    packing.upload_bootstrap(*place, note)
+    packing.upload_weights(tuple(model or ()), *place, note)
+    for each in packing.flavours(flavour.value):
+        with packing.pack(each, note, python=python) as packed:
+            typer.echo(packing.upload(packed, *place, note))
 
 
 @storage_app.callback()
 def _storage() -> None:
-    """A group even while it has one command."""
+    """Keep `init` a command of a group, though it is the only one."""
 
 
 @storage_app.command("init")
 def storage_init(
-    bucket: Annotated[str, typer.Argument(help="Its name, without s3://.")],
-    region: Annotated[str, typer.Option("--region", help="Where the cluster will be, too.")],
-    prefix: Annotated[str, typer.Option("--prefix", help="Everything of ours lies below this.")] = "vsr",
+    bucket: Annotated[str, typer.Argument(help="The bucket's name, without s3://.")],
+    region: Annotated[
+        str, typer.Option("--region", metavar="REGION", help="The region of the bucket and of the cluster.")
+    ],
+    prefix: Annotated[
+        str, typer.Option("--prefix", metavar="PREFIX", help="Prefix of all that vsr keeps in the bucket.")
+    ] = "vsr",
     with_container: Annotated[
-        bool, typer.Option("--with-container", help="Nodes may also pull the image vsr-hpc from ECR.")
+        bool, typer.Option("--with-container", help="Let nodes pull the image vsr-hpc from ECR, too.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; do nothing.")] = False,
     is_yes: IsYes = False,
 ) -> None:
-    """Make a closed, encrypted bucket and the policy for nodes. Says what it will do first; may be repeated.
+    """Create a private, encrypted bucket and the IAM policy of nodes. Shows its steps first. Safe to repeat.
 
     \b
     vsr storage init my-vsr-bucket --region us-east-1
@@ -277,8 +337,8 @@ def storage_init(
         typer.echo(f"will {step}", err=True)
     if dry_run:
         return
-    ask("go on?", is_yes)
-    storage.init(place, _tell, with_container=with_container)
+    ask("do these steps?", is_yes)
+    storage.init(place, note, with_container=with_container)
     typer.echo(f"region: {region}\nbucket: {bucket}\nprefix: {prefix}\nnode_policy_arn: {place.policy_arn}")
 
 
@@ -298,7 +358,7 @@ def _values(path: Path | None, settings: list[str] | None) -> Any:
 
 
 def _values_if_any(template: str, path: Path | None, settings: list[str] | None) -> Any:
-    """A finished file needs no values; a template does."""
+    """The values for a template; None for a finished configuration, or where no values are given."""
     given = path is not None or settings or Path("values.yaml").is_file()
     is_file = Path(template).is_file() and "${" not in Path(template).read_text("utf-8")
     return None if is_file or not given else _values(path, settings)
@@ -310,14 +370,6 @@ def _which(
     if name and region:
         return name, region
     if values is None and not settings and not Path("values.yaml").is_file():
-        raise JobError("which cluster? give --name and --region, or --values")
+        raise JobError("no cluster is named; give --name and --region, or --values")
     found = _values(values, settings)
     return name or found.name, region or found.region
-
-
-def _tell(line: str) -> None:
-    typer.echo(line, err=True)
-
-
-def _answer(found: Any) -> None:
-    typer.echo(json.dumps(found, indent=1, default=str))

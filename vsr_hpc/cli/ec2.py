@@ -1,14 +1,15 @@
-"""`vsr ec2 …`: arguments in, one library call, text and exit code out."""
+"""`vsr ec2`: a server, or workers of a run, as containers on plain EC2 instances."""
 
 from __future__ import annotations
 
-import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsr_hpc.cli.answers import answer_with_steps
+from vsr_hpc.cli.answers import IsJson, answer, answer_with_steps, note
+from vsr_hpc.cli.completion import complete_files
 from vsr_hpc.errors import JobError
 
 if TYPE_CHECKING:
@@ -16,25 +17,36 @@ if TYPE_CHECKING:
     from vsr_hpc.job.spec import JobSpec
 
 
+class RoleOwner(StrEnum):
+    instance = "instance"
+    you = "you"
+
+
 app = typer.Typer(
-    help="A server, or workers of a run, as containers on plain EC2; Spot loss is made good.",
+    help="Run a server, or workers of a run, as containers on EC2. A lost Spot instance is replaced.",
     no_args_is_help=True,
 )
 
-SpecFile = Annotated[Path, typer.Argument(metavar="EC2.yaml", help="What should run, and where.")]
-Name = Annotated[str, typer.Argument(help="The name in its file.")]
-IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
+SpecFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="EC2.yaml",
+        help="The file that says what runs and where (`vsr init ec2-server`).",
+        autocompletion=complete_files,
+    ),
+]
+Name = Annotated[str, typer.Argument(help="The name that the file gives.")]
 
 
 @app.command(no_args_is_help=True)
 def up(
     spec: SpecFile,
     is_plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what would change, and its price.")
+        bool, typer.Option("--plan", help="Show what would change and what it costs; change nothing.")
     ] = False,
     is_json: IsJson = False,
 ) -> None:
-    """Start the instances as the file says, wait until they answer, and keep their number.
+    """Start the instances that the file describes, wait until they answer, and keep their number.
 
     \b
     vsr ec2 up jobs/ec2-server.yaml --plan
@@ -50,7 +62,7 @@ def up(
         if not is_json:
             typer.echo(price)
         return
-    steps = ec2.up(wanted, _tell)
+    steps = ec2.up(wanted, note)
     if is_json:
         answer_with_steps(steps, is_json, ec2.status(wanted.name))
     else:
@@ -67,30 +79,34 @@ def status(name: Name, is_json: IsJson = False) -> None:
     from vsr_hpc.aws.ec2 import fleet as ec2
 
     found = ec2.status(name)
-    _answer(found) if is_json else _show(found)
+    answer(found) if is_json else _show(found)
 
 
 @app.command(no_args_is_help=True)
 def down(name: Name, is_json: IsJson = False) -> None:
-    """Terminate the instances and remove everything that was created for them, and nothing else.
+    """Terminate the instances and delete everything that vsr created for them, and nothing else.
 
     \b
     vsr ec2 down film
     """
     from vsr_hpc.aws.ec2 import fleet as ec2
 
-    answer_with_steps(ec2.down(name, _tell), is_json)
+    answer_with_steps(ec2.down(name, note), is_json)
 
 
 @app.command(no_args_is_help=True)
 def role(
     spec: SpecFile,
-    whose: Annotated[str, typer.Option("--for", help="instance: its own role; you: yours.")] = "instance",
-    is_trust: Annotated[bool, typer.Option("--trust", help="Who may take the role on, instead.")] = False,
+    whose: Annotated[
+        RoleOwner, typer.Option("--for", help="Whose policy: the instances', or yours as their operator.")
+    ] = RoleOwner.instance,
+    is_trust: Annotated[
+        bool, typer.Option("--trust", help="Print who may assume the role, instead.")
+    ] = False,
 ) -> None:
     """Print the smallest IAM policy that the instances or you need for this file, as JSON.
 
-    That of workers follows from their run, which is read.
+    The policy of workers follows from their run, which this command reads.
 
     \b
     vsr ec2 role jobs/ec2-server.yaml > policy.json
@@ -99,8 +115,8 @@ def role(
     from vsr_hpc.aws.ec2.spec import load_ec2
 
     wanted = load_ec2(spec)
-    job = job_of(wanted) if whose == "instance" and not is_trust else None
-    _answer(ec2_roles.document(wanted, whose, job=job, is_trust=is_trust))
+    job = job_of(wanted) if whose is RoleOwner.instance and not is_trust else None
+    answer(ec2_roles.document(wanted, whose.value, job=job, is_trust=is_trust))
 
 
 @app.command(name="user-data", no_args_is_help=True)
@@ -122,15 +138,7 @@ def _show(found: dict[str, Any]) -> None:
         typer.echo("  ".join(str(each[key]) for key in ("id", "type", "zone", "purchase", "state", "health")))
         typer.echo(f"  {each['url'] or each['session']}")
     if not found["instances"]:
-        typer.echo(f"no instance, {found['wanted']} wanted")
-
-
-def _answer(found: Any) -> None:
-    typer.echo(json.dumps(found, indent=1, default=str))
-
-
-def _tell(line: str) -> None:
-    typer.echo(line, err=True)
+        typer.echo(f"no instance runs; {found['wanted']} wanted")
 
 
 def job_of(spec: Ec2Spec) -> JobSpec | None:
@@ -142,5 +150,5 @@ def job_of(spec: Ec2Spec) -> JobSpec | None:
     try:
         return Run.open(spec.run).job()
     except (JobError, ValueError) as exc:
-        text = f"{spec.name}: what its workers may do follows from their run, which cannot be read: {exc}"
+        text = f"{spec.name}: the policy of its workers follows from their run, which cannot be read: {exc}"
         raise JobError(text) from exc

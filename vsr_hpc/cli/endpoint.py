@@ -1,16 +1,18 @@
-"""`vsr endpoint …`: arguments in, one library call, text and exit code out."""
+"""`vsr endpoint`: ask a server for pictures and clips, and deploy one at SageMaker."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsr_hpc.cli.answers import answer_with_steps
+from vsr_hpc.cli.answers import IsJson, answer, answer_with_steps, note
+from vsr_hpc.cli.completion import complete_files, complete_models
 from vsr_hpc.errors import JobError
 
 if TYPE_CHECKING:
@@ -18,46 +20,98 @@ if TYPE_CHECKING:
     from vsr_hpc.aws.steps import Step
 
 
-app = typer.Typer(help="Send pictures to a served model, and deploy one at SageMaker.", no_args_is_help=True)
+class RoleOwner(StrEnum):
+    endpoint = "endpoint"
+    schedule = "schedule"
+    you = "you"
+
+
+app = typer.Typer(
+    help="Send pictures and clips to a server, and deploy one at SageMaker.", no_args_is_help=True
+)
 transform_app = typer.Typer(
-    help="Batch transform: many files from S3, without an endpoint.", no_args_is_help=True
+    help="Upscale many objects of S3 in one batch transform job, without an endpoint.", no_args_is_help=True
 )
 app.add_typer(transform_app, name="transform")
 
-SpecFile = Annotated[Path, typer.Argument(metavar="ENDPOINT.yaml", help="What the endpoint should be.")]
-Name = Annotated[str, typer.Argument(help="The endpoint's name.")]
-Job = Annotated[str, typer.Argument(help="The transform job's name.")]
-IsPlan = Annotated[bool, typer.Option("--plan", help="Only show what would change, and what it costs.")]
-IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
+SpecFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="ENDPOINT.yaml",
+        help="The endpoint's file (`vsr init` writes examples).",
+        autocompletion=complete_files,
+    ),
+]
+Name = Annotated[str, typer.Argument(help="Name of the endpoint.")]
+Job = Annotated[str, typer.Argument(help="Name of the transform job.")]
+IsPlan = Annotated[
+    bool, typer.Option("--plan", help="Show what would change and what it costs; change nothing.")
+]
 
 
 @app.command(no_args_is_help=True)
 def invoke(
     endpoint: Annotated[
-        str, typer.Argument(help="http://HOST:PORT of a `vsr serve`, or a SageMaker endpoint.")
+        str, typer.Argument(help="http://HOST:PORT of a `vsr serve`, or the name of a SageMaker endpoint.")
     ],
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture or short clip.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Its suffix chooses the answer's type.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="One of the served models.")] = None,
-    scale: Annotated[float | None, typer.Option("--scale", "-s", help="The model's own if left out.")] = None,
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A picture or a short clip.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The output; its suffix chooses the format of the answer.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="One of the server's models.",
+            autocompletion=complete_models,
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            "--scale", "-s", metavar="NUMBER", help="Enlargement factor. The model's own by default."
+        ),
+    ] = None,
     options: Annotated[
         list[str] | None,
-        typer.Option("--option", "-o", help="key=value: size, quality, crf, codec, preset, …"),
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="KEY=VALUE",
+            help="An option of the request: size, quality, crf, codec, preset … May be repeated.",
+        ),
     ] = None,
     target_model: Annotated[
-        str | None, typer.Option("--target-model", help="Of a multi-model endpoint: its archive's name.")
+        str | None,
+        typer.Option(
+            "--target-model", metavar="ARCHIVE", help="The archive to ask at a multi-model endpoint."
+        ),
     ] = None,
-    variant: Annotated[str | None, typer.Option("--variant", help="A production variant (A/B).")] = None,
+    variant: Annotated[
+        str | None, typer.Option("--variant", metavar="NAME", help="The variant to ask at an A/B endpoint.")
+    ] = None,
     is_streamed: Annotated[
-        bool, typer.Option("--stream", help="Take a clip in pieces, while the rest is still being made.")
+        bool, typer.Option("--stream", help="Receive a clip in pieces while the server makes the rest.")
     ] = False,
-    is_async: Annotated[bool, typer.Option("--async", help="Through S3 though it would fit.")] = False,
-    s3: Annotated[str | None, typer.Option("--s3", help="Where an asynchronous input goes.")] = None,
-    payload_mb: Annotated[float, typer.Option("--max-payload-mb", help="Above it S3 is taken.")] = 6,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait in all.")] = 900,
-    is_json: Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")] = False,
+    is_async: Annotated[
+        bool, typer.Option("--async", help="Send the input through S3 even if it fits into a request.")
+    ] = False,
+    s3: Annotated[
+        str | None,
+        typer.Option("--s3", metavar="S3_URI", help="Prefix under which an asynchronous input is put."),
+    ] = None,
+    payload_mb: Annotated[
+        float,
+        typer.Option("--max-payload-mb", metavar="NUMBER", help="Send a larger input through S3."),
+    ] = 6,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=1, help="How long to wait in all.")
+    ] = 900,
+    is_json: IsJson = False,
 ) -> None:
-    """Upscale a picture or clip on a server or endpoint. What is too large for one request goes through S3.
+    """Upscale a picture or clip on a server or endpoint. An input too large for a request goes through S3.
 
     \b
     vsr endpoint invoke http://localhost:8080 in.png out.png --scale 2
@@ -92,7 +146,7 @@ def invoke(
 
 @app.command(no_args_is_help=True)
 def create(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> None:
-    """Create the SageMaker endpoint of the file, or update it; nothing is done twice.
+    """Create the SageMaker endpoint that the file describes, or update it. Safe to repeat.
 
     \b
     vsr endpoint create jobs/endpoint-realtime.yaml --plan
@@ -102,7 +156,7 @@ def create(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> 
 
 @app.command(no_args_is_help=True)
 def update(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> None:
-    """Update an existing endpoint to what the file says, all at once; an alarm rolls it back.
+    """Update an existing endpoint to what the file says, all at once. An alarm rolls it back.
 
     \b
     vsr endpoint update endpoint.yaml
@@ -112,7 +166,7 @@ def update(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> 
 
 @app.command(no_args_is_help=True)
 def rollout(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) -> None:
-    """Update an endpoint step by step, by the file's rollout (canary or linear); an alarm rolls it back.
+    """Update an endpoint step by step, as the file's rollout says. An alarm rolls it back.
 
     \b
     vsr endpoint rollout jobs/endpoint-canary.yaml
@@ -120,7 +174,9 @@ def rollout(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) ->
     from vsr_hpc.aws.endpoint.spec_file import load_spec
 
     if load_spec(spec).rollout is None:
-        raise JobError(f"{spec}: no rollout in it; add one, or `vsr endpoint update` changes all at once")
+        raise JobError(
+            f"{spec} has no rollout; add one, or use `vsr endpoint update`, which changes all at once"
+        )
     _apply(spec, is_plan, is_json, must_exist=True)
 
 
@@ -128,16 +184,19 @@ def rollout(spec: SpecFile, is_plan: IsPlan = False, is_json: IsJson = False) ->
 def promote(
     spec: SpecFile,
     pictures: Annotated[
-        Path, typer.Argument(metavar="PICTURES", help="Large pictures; or two folders, low/ and high/.")
+        Path,
+        typer.Argument(
+            metavar="PICTURES", help="A folder of large pictures, or one with two folders, low/ and high/."
+        ),
     ],
     is_plan: Annotated[
-        bool, typer.Option("--plan", help="Measure, say what would change, and change nothing.")
+        bool, typer.Option("--plan", help="Measure and show what would change; change nothing.")
     ] = False,
     is_json: IsJson = False,
 ) -> None:
-    """Measure the candidate on its staging endpoint; only if it is good enough, register and roll it out.
+    """Measure the candidate on its staging endpoint; register it and roll it out if it is good enough.
 
-    Exit code 5 where it is not.
+    Exit code 5 if it is not.
 
     \b
     vsr endpoint promote production.yaml ground-truth/
@@ -147,13 +206,13 @@ def promote(
     from vsr_hpc.bench import served_quality
 
     wanted = load_spec(spec)
-    measured = served_quality.measure(wanted, pictures, tell)
+    measured = served_quality.measure(wanted, pictures, note)
     typer.echo(str(measured), err=is_json)
     promotion.check(wanted, measured)
     if is_plan:
         _answer_with_plan(promotion.plan(wanted, measured), wanted, is_json, asdict(measured))
         return
-    steps = promotion.promote(wanted, measured, tell)
+    steps = promotion.promote(wanted, measured, note)
     if is_json:
         answer_with_steps(steps, is_json, {"measured": asdict(measured)})
 
@@ -161,7 +220,9 @@ def promote(
 @app.command(no_args_is_help=True)
 def shift(
     name: Name,
-    weights: Annotated[list[str], typer.Argument(metavar="VARIANT=WEIGHT…", help="Its new weights.")],
+    weights: Annotated[
+        list[str], typer.Argument(metavar="VARIANT=WEIGHT…", help="The new weight of each variant.")
+    ],
     is_plan: IsPlan = False,
     is_json: IsJson = False,
 ) -> None:
@@ -178,10 +239,16 @@ def shift(
 @app.command(no_args_is_help=True)
 def scale(
     name: Name,
-    count: Annotated[int | None, typer.Option("--count", min=1, help="Instances, where fixed.")] = None,
-    least: Annotated[int | None, typer.Option("--least", min=0, help="Bound of autoscaling.")] = None,
-    most: Annotated[int | None, typer.Option("--most", min=1, help="Bound of autoscaling.")] = None,
-    variant: Annotated[str | None, typer.Option("--variant", help="Which, where there are several.")] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, help="Number of instances, without autoscaling.")
+    ] = None,
+    least: Annotated[
+        int | None, typer.Option("--least", min=0, help="Least instances of autoscaling.")
+    ] = None,
+    most: Annotated[int | None, typer.Option("--most", min=1, help="Most instances of autoscaling.")] = None,
+    variant: Annotated[
+        str | None, typer.Option("--variant", metavar="NAME", help="Which variant, where there are several.")
+    ] = None,
     is_plan: IsPlan = False,
     is_json: IsJson = False,
 ) -> None:
@@ -209,7 +276,7 @@ def status(name: Name, is_json: IsJson = False) -> None:
 
     found = endpoints.status(name)
     if is_json:
-        _answer(found)
+        answer(found)
         return
     typer.echo(f"{name}  {found['doing']}  {found['configuration']}")
     for each in found["variants"]:
@@ -237,23 +304,26 @@ def delete(
     ] = False,
     is_json: IsJson = False,
 ) -> None:
-    """Remove a SageMaker endpoint with everything that was made for it, and nothing else.
+    """Delete a SageMaker endpoint and everything that vsr created for it, and nothing else.
 
     \b
     vsr endpoint delete film
     """
     from vsr_hpc.aws.endpoint import endpoint as endpoints
 
-    answer_with_steps(endpoints.delete(name, keeps_registry=keeps_registry, tell=tell), is_json)
+    answer_with_steps(endpoints.delete(name, keeps_registry=keeps_registry, tell=note), is_json)
 
 
 @app.command(no_args_is_help=True)
 def role(
     spec: SpecFile,
     whose: Annotated[
-        str, typer.Option("--for", help="endpoint: its own role; schedule: the scheduler's; you: yours.")
-    ] = "endpoint",
-    is_trust: Annotated[bool, typer.Option("--trust", help="Who may take the role on, instead.")] = False,
+        RoleOwner,
+        typer.Option("--for", help="Whose policy: the endpoint's, its schedule's, or yours as its operator."),
+    ] = RoleOwner.endpoint,
+    is_trust: Annotated[
+        bool, typer.Option("--trust", help="Print who may assume the role, instead.")
+    ] = False,
 ) -> None:
     """Print the smallest IAM policy that the endpoint, its schedule or you need for this file, as JSON.
 
@@ -263,18 +333,24 @@ def role(
     from vsr_hpc.aws.endpoint import roles
     from vsr_hpc.aws.endpoint.spec_file import load_spec
 
-    _answer(roles.document(load_spec(spec), whose, is_trust=is_trust))
+    answer(roles.document(load_spec(spec), whose.value, is_trust=is_trust))
 
 
 @transform_app.command("start", no_args_is_help=True)
 def transform_start(
     spec: SpecFile,
-    source: Annotated[str | None, typer.Option("--input", help="s3://…; the file's if left out.")] = None,
-    target: Annotated[str | None, typer.Option("--output", help="s3://…; the file's if left out.")] = None,
-    is_waiting: Annotated[bool, typer.Option("--wait", help="Until it is over.")] = False,
+    source: Annotated[
+        str | None,
+        typer.Option("--input", metavar="S3_URI", help="The prefix of the inputs. The file's by default."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--output", metavar="S3_URI", help="The prefix of the answers. The file's by default."),
+    ] = None,
+    is_waiting: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
     is_json: IsJson = False,
 ) -> None:
-    """Start a batch transform job over all objects below a prefix; prints its name.
+    """Start a batch transform job over all objects below a prefix. Prints its name.
 
     \b
     vsr endpoint transform start jobs/endpoint-transform.yaml --wait
@@ -284,8 +360,8 @@ def transform_start(
     from vsr_hpc.aws.endpoint.spec_file import load_spec
 
     job = transform.start(load_spec(spec), source, target)
-    found = transform.wait(job, WaitLimits(), tell) if is_waiting else {"job": job}
-    _answer(found) if is_json else typer.echo(job)
+    found = transform.wait(job, WaitLimits(), note) if is_waiting else {"job": job}
+    answer(found) if is_json else typer.echo(job)
 
 
 @transform_app.command("status", no_args_is_help=True)
@@ -297,12 +373,12 @@ def transform_status(job: Job) -> None:
     """
     from vsr_hpc.aws.endpoint import transform
 
-    _answer(transform.status(job))
+    answer(transform.status(job))
 
 
 @transform_app.command("stop", no_args_is_help=True)
 def transform_stop(job: Job) -> None:
-    """Stop a transform job early; the answers that it has written stay.
+    """Stop a transform job. The answers that it has written stay.
 
     \b
     vsr endpoint transform stop film-20261121020000-1a2b
@@ -310,10 +386,6 @@ def transform_stop(job: Job) -> None:
     from vsr_hpc.aws.endpoint import transform
 
     transform.stop(job)
-
-
-def tell(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 def _apply(
@@ -326,7 +398,7 @@ def _apply(
     if is_plan:
         _answer_with_plan(endpoints.plan(spec, at_once=at_once, must_exist=must_exist), spec, is_json)
         return
-    steps = endpoints.apply(spec, at_once=at_once, must_exist=must_exist, tell=tell)
+    steps = endpoints.apply(spec, at_once=at_once, must_exist=must_exist, tell=note)
     answer_with_steps(steps, is_json)
 
 
@@ -343,17 +415,13 @@ def _answer_with_plan(
         steps,
         is_json,
         {"cost": cost, **({"measured": more} if more else {})},
-        nothing="nothing to do: all is as the file says",
+        nothing="nothing to do: the endpoint is as the file says",
     )
     if is_json:
         return
     for line in (*found.lines, found.total) if len(found.lines) > 1 else found.lines:
         typer.echo(str(line))
     typer.echo(f"  {found.note}")
-
-
-def _answer(found: Any) -> None:
-    typer.echo(json.dumps(found, indent=1, default=str))
 
 
 def _weight(text: str) -> tuple[str, float]:

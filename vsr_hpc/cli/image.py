@@ -1,4 +1,4 @@
-"""`vsr image …`: arguments in, one library call, text and exit code out."""
+"""`vsr image`: brings the container image to the registry that clusters and endpoints pull from."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from vsr_hpc.cli.answers import IsJson, Region, note
 from vsr_hpc.version import VERSION
 
 app = typer.Typer(
-    help="The container image, and where clusters and endpoints fetch it.", no_args_is_help=True
+    help="Push the container image to the registry that clusters and endpoints pull from.",
+    no_args_is_help=True,
 )
 
 
@@ -23,27 +25,26 @@ class EngineChoice(StrEnum):
 
 @app.callback()
 def _root() -> None:
-    """A group even while it has one command."""
+    """Keep `push` a command of a group, though it is the only one."""
 
 
 @app.command("push")
 def push_command(
-    image: Annotated[str, typer.Argument(help="As `make image` called it.")] = "vsr-hpc:cpu",
+    image: Annotated[str, typer.Argument(help="The local image, as `make image` named it.")] = "vsr-hpc:cpu",
     repository: Annotated[
-        str, typer.Option("--repository", help="Of this account in ECR; the one that nodes may pull.")
+        str, typer.Option("--repository", metavar="NAME", help="The ECR repository of this account.")
     ] = "vsr-hpc",
-    tag: Annotated[str, typer.Option("--tag", help="The image's name in there.")] = VERSION,
-    region: Annotated[
-        str | None,
-        typer.Option("--region", help="By default AWS_REGION, AWS_DEFAULT_REGION or the profile's."),
-    ] = None,
+    tag: Annotated[
+        str, typer.Option("--tag", metavar="TAG", help="The tag of the image in the repository.")
+    ] = VERSION,
+    region: Region = None,
     engine: Annotated[
-        EngineChoice | None, typer.Option("--engine", help="The first that has the image, by default.")
+        EngineChoice | None, typer.Option("--engine", help="By default the first one that has the image.")
     ] = None,
     makes_repository: Annotated[
-        bool, typer.Option("--create/--no-create", help="Make the repository where it is missing.")
+        bool, typer.Option("--create/--no-create", help="Create the repository if it is missing.")
     ] = True,
-    is_json: Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")] = False,
+    is_json: IsJson = False,
 ) -> None:
     """Push a local image to ECR and print its address there, by its digest.
 
@@ -57,7 +58,7 @@ def push_command(
     pushed = push(
         image,
         PushTarget(repository=repository, tag=tag, region=region),
-        lambda line: typer.echo(line, err=True),
+        note,
         engine=None if engine is None else engine.value,
         makes_repository=makes_repository,
     )

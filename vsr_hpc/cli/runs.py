@@ -144,7 +144,7 @@ def submit(
             metavar="RUN",
             help="Start when this run is complete. Its output may be the input.",
             autocompletion=complete_runs,
-            rich_help_panel=_RUN,
+            rich_help_panel=_MACHINE,
         ),
     ] = None,
     new: IsNew = False,

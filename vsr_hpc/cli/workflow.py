@@ -1,4 +1,4 @@
-"""`vsr workflow …`: arguments in, one library call, text and exit code out."""
+"""`vsr workflow`: Step Functions that upscale every clip that arrives in a bucket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsr_hpc.cli.answers import account_of, account_to_render, answer_with_steps, ask
+from vsr_hpc.cli.answers import (
+    IsJson,
+    IsYes,
+    Region,
+    account_of,
+    account_to_render,
+    answer,
+    answer_with_steps,
+    ask,
+    note,
+)
+from vsr_hpc.cli.completion import complete_files
+from vsr_hpc.wording import plural
 
 if TYPE_CHECKING:
     from vsr_hpc.aws.workflow.installation import Workflow
@@ -18,7 +30,7 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(
-    help="Step Functions: upscale every clip that arrives in a bucket.",
+    help="Upscale every clip that arrives in a bucket, with AWS Step Functions.",
     no_args_is_help=True,
 )
 
@@ -28,22 +40,32 @@ class Pages(StrEnum):
     pattern = "pattern"
 
 
-Name = Annotated[str, typer.Option("--name", help="The installation that `vsr batch init` made.")]
-Region = Annotated[
-    str | None,
-    typer.Option("--region", help="By default AWS_REGION, AWS_DEFAULT_REGION or the profile's region."),
+Name = Annotated[
+    str, typer.Option("--name", metavar="NAME", help="The installation that `vsr batch init` created.")
 ]
-Bucket = Annotated[str, typer.Option("--bucket", help="Where clips come to and go from.")]
-Prefix = Annotated[str, typer.Option("--prefix", help="Below it lie incoming/, outgoing/, runs/, failures/.")]
+Bucket = Annotated[
+    str, typer.Option("--bucket", metavar="BUCKET", help="The S3 bucket of clips and outputs.")
+]
+Prefix = Annotated[
+    str,
+    typer.Option(
+        "--prefix", metavar="PREFIX", help="The prefix of incoming/, outgoing/, runs/ and failures/."
+    ),
+]
 IsExpress = Annotated[
     bool,
-    typer.Option("--express", help="For clips up to five minutes in incoming-short/: one job, told at once."),
+    typer.Option(
+        "--express",
+        help="The variant for clips of at most five minutes, in incoming-short/: one job for each.",
+    ),
 ]
-IsYes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
-IsJson = Annotated[bool, typer.Option("--json", help="Answer with JSON on stdout.")]
 JobFile = Annotated[
     Path,
-    typer.Argument(metavar="JOB.yaml", help="How every clip is done; only its output's suffix counts."),
+    typer.Argument(
+        metavar="JOB.yaml",
+        help="The job for every clip. Of its output, only the suffix counts.",
+        autocompletion=complete_files,
+    ),
 ]
 
 
@@ -56,10 +78,11 @@ def render(
     region: Region = None,
     is_express: IsExpress = False,
     page: Annotated[
-        Pages, typer.Option("--page", help="The state machine, or the pattern of events that start it.")
+        Pages,
+        typer.Option("--page", help="Print the state machine, or the pattern of the events that start it."),
     ] = Pages.definition,
 ) -> None:
-    """Print the state machine in Amazon States Language. Creates nothing.
+    """Print the state machine in Amazon States Language. Creates nothing and needs no account.
 
     \b
     vsr workflow render jobs/batch.yaml --bucket films
@@ -94,13 +117,14 @@ def create(
     from vsr_hpc.aws.workflow.installation import create as make
 
     flow = _flow(job_file, name, bucket, prefix, is_express)
-    machine = make(flow, account_of(region), lambda line: typer.echo(line, err=True))
+    machine = make(flow, account_of(region), note)
     if is_json:
-        _answer({"state_machine": machine})
+        answer({"state_machine": machine})
     else:
         folder = "incoming-short" if is_express else "incoming"
         typer.echo(
-            f"put a clip into s3://{bucket}/{prefix}/{folder}/, it comes to s3://{bucket}/{prefix}/outgoing/"
+            f"a clip that is put into s3://{bucket}/{prefix}/{folder}/ is upscaled to "
+            f"s3://{bucket}/{prefix}/outgoing/"
         )
 
 
@@ -119,24 +143,24 @@ def start(
     """
     from vsr_hpc.aws.workflow import executions as workflow_runs
 
-    _tell(workflow_runs.start(name, _kind(is_express), clip, account_of(region)), is_json)
+    _show(workflow_runs.start(name, _kind(is_express), clip, account_of(region)), is_json)
 
 
 @app.command(no_args_is_help=True)
 def redrive(
-    execution: Annotated[str, typer.Argument(help="A failed execution's name or ARN.")],
+    execution: Annotated[str, typer.Argument(help="The name or ARN of a failed execution.")],
     name: Name = "vsr",
     region: Region = None,
     is_json: IsJson = False,
 ) -> None:
-    """Continue an execution that failed; what its run has done is not done again.
+    """Continue an execution that failed. The finished shards of its run are kept.
 
     \b
     vsr workflow redrive 8a6e…
     """
     from vsr_hpc.aws.workflow import executions as workflow_runs
 
-    _tell(workflow_runs.redrive(name, execution, account_of(region)), is_json)
+    _show(workflow_runs.redrive(name, execution, account_of(region)), is_json)
 
 
 @app.command()
@@ -152,16 +176,18 @@ def status(
     from vsr_hpc.errors import JobError
 
     if is_express:
-        raise JobError("AWS keeps no list of express executions; `vsr batch status` shows their jobs")
+        raise JobError(
+            "AWS keeps no list of express executions; use `vsr batch status`, which shows their jobs"
+        )
     found = executions(name, _kind(is_express), account_of(region))
     if is_json:
-        _answer([asdict(each) for each in found])
+        answer([asdict(each) for each in found])
         return
     for each in found:
         why = f" ({each.error})" if each.error else ""
         typer.echo(f"{each.state:<10} {each.began}  {each.input}  {each.name}{why}")
     if not found:
-        typer.echo("no execution yet", err=True)
+        typer.echo("there is no execution yet", err=True)
 
 
 @app.command()
@@ -169,11 +195,11 @@ def delete(
     name: Name = "vsr",
     region: Region = None,
     is_express: IsExpress = False,
-    is_plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
+    is_plan: Annotated[bool, typer.Option("--plan", help="Show what would be done; do nothing.")] = False,
     is_yes: IsYes = False,
     is_json: IsJson = False,
 ) -> None:
-    """Remove the state machine, its rule, roles and topic. Clips, runs and results stay.
+    """Delete the state machine, its rule, roles and topic. Clips, runs and outputs stay.
 
     \b
     vsr workflow delete --plan
@@ -183,13 +209,11 @@ def delete(
     account, kind = account_of(region), _kind(is_express)
     if not is_plan:
         ask(f"delete {workflow_life.machine_name(name, kind)} in {account.region}?", is_yes)
-    steps = workflow_life.delete(
-        name, kind, account, lambda line: typer.echo(line, err=True), is_plan=is_plan
-    )
+    steps = workflow_life.delete(name, kind, account, note, is_plan=is_plan)
     if is_json:
         answer_with_steps(steps, is_json)
     else:
-        typer.echo(f"{len(steps)} things {'would be' if is_plan else 'are'} deleted")
+        typer.echo(f"{plural(len(steps), 'resource')} {'would be deleted' if is_plan else 'deleted'}")
 
 
 def _flow(job_file: Path, name: str, bucket: str, prefix: str, is_express: bool) -> Workflow:
@@ -205,13 +229,9 @@ def _kind(is_express: bool) -> Kind:
     return "express" if is_express else "standard"
 
 
-def _tell(found: Any, is_json: bool) -> None:
+def _show(found: Any, is_json: bool) -> None:
     if is_json:
-        _answer(asdict(found))
+        answer(asdict(found))
     else:
         typer.echo(f"{found.state}: {found.name}")
-        typer.echo(f"vsr status {found.run} --watch   shows its run", err=True)
-
-
-def _answer(found: Any) -> None:
-    typer.echo(json.dumps(found, indent=1))
+        typer.echo(f"`vsr status {found.run} --watch` shows its run", err=True)

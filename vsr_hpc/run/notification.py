@@ -72,7 +72,10 @@ def _facts(run: Run, event: Event, text: str) -> dict[str, str]:
 
 
 def _call(command: str, facts: dict[str, str]) -> None:
-    """Run the command without a shell; names reach it as environment variables, never as its words."""
+    """Run the command without a shell; names reach it as environment variables, never as its words.
+
+    They are VSR_EVENT, VSR_TEXT, VSR_RUN, VSR_INPUT, VSR_OUTPUT, VSR_FRAMES and VSR_FRAMES_DONE.
+    """
     variables = {f"VSR_{name.upper()}": value for name, value in facts.items()}
     words = shlex.split(command)
     try:
