@@ -165,6 +165,7 @@ def _merge(folder: Path, size_mib: int) -> None:
     from vsr_hpc.media.clip.reader import read_frames
     from vsr_hpc.media.encode.segment_writer import SegmentWriter
     from vsr_hpc.media.merge.merge import merge
+    from vsr_hpc.media.merge.request import MergeRequest
     from vsr_hpc.media.segment import SegmentPart
     from vsr_hpc.media.timeline import Timeline
     from vsr_hpc.planning.planner import make_plan
@@ -207,10 +208,11 @@ def _merge(folder: Path, size_mib: int) -> None:
         part = SegmentPart(
             fetch=lambda: segment, frames=facts.frames, sha256=facts.sha256, done=lambda path: None
         )
-        report = merge(
-            (part,), clip=plan.clip, timeline=timeline, source=prepared.source, picture=plan.picture,
-            encoding=plan.encoding, output=folder / "merged.mkv", request=streams_request(job),
+        request = MergeRequest(
+            clip=plan.clip, timeline=timeline, source=prepared.source, picture=plan.picture,
+            encoding=plan.encoding, streams=streams_request(job),
         )  # fmt: skip
+        report = merge((part,), request, folder / "merged.mkv")
         merges.append(report.size_bytes / (time.perf_counter() - began) / 1e9)
         began = time.perf_counter()
         subprocess.run(["cp", str(segment), str(folder / "copy")], check=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from tests import clips
 from tests.honest_outputs import DATA, FRAMES, Honest, honest_outputs, make_output, make_source
 from tests.picture_damages import DAMAGES, FRAME, Damage, Planes
+from vsr_hpc.errors import VsrError
 from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.merge.container_plan import StreamsRequest
@@ -74,12 +75,20 @@ def sees(result: Verification, damage: Damage) -> bool:
     return any(damage.words in each.text for each in found)
 
 
-def measure_honest(chosen: Iterable[Honest], folder: Path) -> Iterator[tuple[Honest, Verification]]:
-    """`verify` of each output whose clip and weights are here."""
+def measure_honest(
+    chosen: Iterable[Honest], folder: Path
+) -> Iterator[tuple[Honest, Verification | VsrError]]:
+    """`verify` of each output whose clip and weights are here, or why the product did not make it."""
     for honest in chosen:
-        if honest.is_here():
+        if not honest.is_here():
+            print(f"{honest}: left out, the clip or the weights are not here", file=sys.stderr)
+            continue
+        try:
             output = make_output(honest, folder)
-            yield honest, verify(make_source(honest.clip, folder), output, PROMISE)
+        except VsrError as exc:
+            yield honest, exc
+            continue
+        yield honest, verify(make_source(honest.clip, folder), output, PROMISE)
 
 
 def detection_limit(output: Output, damage: Damage, folder: Path) -> float | None:
@@ -99,9 +108,12 @@ def _print_honest(folder: Path) -> int:
     failed, count = 0, 0
     for honest, result in measure_honest(honest_outputs(), folder):
         count += 1
-        told = [*result.findings, *result.warnings]
+        if isinstance(result, VsrError):
+            failed += 1
+            print(f"{honest}: not made: {result}", file=sys.stderr)
+            continue
         failed += not result.ok
-        for each in told:
+        for each in (*result.findings, *result.warnings):
             print(f"{honest}: {each.check}: {each.text}", file=sys.stderr)
         for name, value in result.measures.items():
             is_floor = LIMITS[name].is_floor  # type: ignore[index]

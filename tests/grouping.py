@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 _SHARED = (
-    ("tests/slurm/", "", "slurm"),
-    ("tests/aws/test_cluster_slurm.py", "", "slurm"),
+    ("tests/slurm/", "cluster", "slurm"),
+    ("tests/slurm/", "", "slurm-own"),
+    ("tests/aws/test_cluster_slurm.py", "", "slurm-own"),
     ("tests/browser/", "", "browser"),
     ("tests/aws/", "cloud", "aws-batch"),
     ("tests/aws/", "installed_cloud", "aws-batch"),
@@ -17,13 +18,22 @@ _SHARED = (
     ("tests/serving/", "server", "serving-server"),
 )
 """A file or folder, a fixture that its test must use (any where empty), and the group of these tests."""
-_FIRST = ("slurm", "aws-batch", "serving-server", "serving-moto", "browser")
+_FIRST = (
+    "slurm",
+    "slurm-own",
+    "tests/aws/test_cluster_life.py",
+    "aws-batch",
+    "serving-server",
+    "serving-moto",
+    "browser",
+)
 
 
 def group_of(file: str, fixtures: Collection[str], *, shares_a_fixture: bool) -> str | None:
     """The group of a test, given its file and fixtures; None for a test that may run anywhere.
 
-    One process has the only Slurm cluster, and one has each other fixture that is expensive to make.
+    One process has the Slurm cluster that tests share, one the tests that bring up a cluster of their own,
+    and one has each other fixture that is expensive to make.
     """
     for place, fixture, group in _SHARED:
         if file.startswith(place) and (not fixture or fixture in fixtures):

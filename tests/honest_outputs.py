@@ -49,6 +49,7 @@ def honest_outputs() -> Iterator[Honest]:
         ("nearest", 2, {}, {}),
         ("bicubic", 2, {}, {}),
         ("bicubic", third, {}, {}),
+        ("nearest", third, {}, {}),
         ("lanczos", 2, {}, {"crf": 35}),
         ("lanczos", 4, {}, {}),
         ("vsr-clean-x2", 2, {}, {}),
@@ -63,6 +64,8 @@ def honest_outputs() -> Iterator[Honest]:
     )
     for clip in ("carphone_pristine.mp4", "nasa_13013_hdr.mp4", "made", "made_10bit"):
         for model, scale, picture, video in ways:
+            if clip == "made_10bit" and scale < 1:
+                video = {"codec": "ffv1"}  # below H.265's least size
             yield Honest(clip=clip, model=model, scale=scale, picture=picture, video=video)
     for clip in ("bikes.mp4", "friday.mp4", "h264_10bits.mp4", "bt601_limited_range.mp4", "transparent.webm"):
         yield Honest(clip=clip, model=str(_ANIME), scale=4)

@@ -4,7 +4,7 @@
     python -m tests.waiting --workers 1000 --shards 10000
 
 The store is a table in memory that counts what S3 would bill: a listing costs a request for each thousand
-objects. Workers take about 45 seconds for a shard, beat every 20 seconds, and leave as the real ones do.
+objects. Workers take about 45 seconds for a shard, beat every 24 seconds, and leave as the real ones do.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from vsr_hpc.run.documents import Receipt
 from vsr_hpc.run.liveness import Process
 from vsr_hpc.run.run import Run
 from vsr_hpc.storage.store import MissingObject, ObjectFacts
+from vsr_hpc.work.heartbeat import AFTER_EVERY, BEFORE_EVERY
 
 _BEAT_S = 24.0
 
@@ -156,8 +157,9 @@ def simulate(folder: Path, workers: int, shards: int, *, seed: int = 0) -> Bill:
             if what in ("begin", "beat"):
                 run.beat(me["beat"])
                 me["beats"] += 1
-                if me["beats"] % 2 == 0:
+                if me["beats"] % BEFORE_EVERY == 0:
                     run.control()
+                if me["beats"] % AFTER_EVERY == 0:
                     store._count("put logs")
                 later(_BEAT_S, "beat", number)
             if what == "done":

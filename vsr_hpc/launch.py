@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from vsr_hpc.errors import BackendError, JobError, MediaError
+from vsr_hpc.engine.device_facts import describe_device, device_facts, gpu_findings
+from vsr_hpc.engine.settings import choose_precision
+from vsr_hpc.errors import BackendError, JobError, MediaError, VerifyError
 from vsr_hpc.executors import local
 from vsr_hpc.executors.rounds import count_workers
 from vsr_hpc.forecast import forecast
 from vsr_hpc.job.reading import with_absolute_paths
-from vsr_hpc.job.spec import JobSpec, RangeSection, RunSection, StreamsSection, run_folder
+from vsr_hpc.job.spec import JobSpec, RunSection, run_folder
 from vsr_hpc.media.clip.probe import content_hash
 from vsr_hpc.media.encode.segment_writer import encoder_build
+from vsr_hpc.models.cards import Card
+from vsr_hpc.models.weights import fetch_weights
 from vsr_hpc.planning.cutting import window_of
-from vsr_hpc.planning.fingerprint import check_same, fingerprint
+from vsr_hpc.planning.differences import describe_changes, describe_differences
+from vsr_hpc.planning.fingerprint import fingerprint
 from vsr_hpc.planning.plan import PlanError
 from vsr_hpc.planning.planner import frame_range
 from vsr_hpc.planning.preparation import Prepared, prepare
 from vsr_hpc.planning.space import check_space
-from vsr_hpc.run.documents import Done, Heartbeat
-from vsr_hpc.run.known_runs import remember
+from vsr_hpc.planning.summary import summarise
+from vsr_hpc.run.documents import Done, Heartbeat, Receipt
+from vsr_hpc.run.keeping import keep_only
+from vsr_hpc.run.known_runs import remember, remembered_runs
+from vsr_hpc.run.notification import Event, notify
 from vsr_hpc.run.run import Run
-from vsr_hpc.run.settings_proof import find_other_settings
 from vsr_hpc.run.status import RunStatus, read_status, with_costs
-from vsr_hpc.storage.opening import open_output, open_source, open_store
-from vsr_hpc.storage.output import is_there
+from vsr_hpc.storage.opening import open_source, open_store
 from vsr_hpc.system import processes
 from vsr_hpc.system.interrupts import StopFlag
+from vsr_hpc.wording import duration, plural
 from vsr_hpc.work.finish import is_in_place
 
 if TYPE_CHECKING:
     from vsr_hpc.verification.verify import Verification
 
 log = logging.getLogger(__name__)
+
+Phase = Literal["plan", "upscale", "merge", "verify", "report"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +57,8 @@ class Submitted:
     run: Run
     notes: tuple[str, ...]
     is_continued: bool
+    prepared: Prepared | None
+    """What the job's clip and settings come to; None where another run makes its input first."""
 
 
 def submit(job: JobSpec, *, is_new: bool = False, after: Run | None = None) -> Submitted:
@@ -62,18 +74,45 @@ def submit(job: JobSpec, *, is_new: bool = False, after: Run | None = None) -> S
         done = present.done()
         if done is None or is_in_place(done):
             _check_same_output(present, job)
-            notes = () if makes_input else _check_continues(present, job)
-            return Submitted(run=present, notes=notes, is_continued=True)
-        log.warning("the finished output is gone, starting over output=%s", done.output)
+            prepared, differing = (None, ()) if makes_input else _differences(present, job)
+            if not differing:
+                notes = prepared.notes if prepared else ()
+                return Submitted(run=present, notes=notes, is_continued=True, prepared=prepared)
+            _refuse_to_replace(present, done, job, differing)
+        else:
+            log.warning("the finished output is gone, starting over output=%s", done.output)
     notes = (f"{job.input} is looked at once {after.uri} has made it",) if after and makes_input else ()
-    notes = notes or prepare(job).notes
+    prepared = None if notes else prepare(job)
+    if prepared is not None:
+        fetch_weights(prepared.card)
     if present is not None:
         _refuse_living(present)
     # Only now: a job that is refused throws nothing away.
     run = Run.create(folder, with_absolute_paths(job), replaces=present)
-    _check_same_job(run, job)  # another call may have been faster
+    if differing := _changes(run, job):
+        raise JobError.from_findings(
+            f"{run.uri} was begun by another call, with other settings", list(differing)
+        )
     remember(run)
-    return Submitted(run=run, notes=notes, is_continued=False)
+    notes = prepared.notes if prepared else notes
+    return Submitted(run=run, notes=notes, is_continued=False, prepared=prepared)
+
+
+def describe_job(prepared: Prepared, frames: int | None = None) -> str:
+    """What a job will do, in one line: clip, output, model, device and encoder."""
+    return summarise(prepared, device=_describe_device(prepared.job, prepared.card), frames=frames)
+
+
+def _describe_device(job: JobSpec, card: Card) -> str:
+    if job.on != "local":
+        where = {"slurm": "Slurm", "aws-batch": "AWS Batch"}[job.on]
+        return f"{where}: {plural(job.run.workers, 'worker')}"
+    gpus = processes.visible_gpus() if job.run.gpus is None else job.run.gpus
+    device = describe_device(gpus, job.run.threads or len(os.sched_getaffinity(0)))
+    if card.is_filter:
+        return device
+    wanted = job.picture.precision
+    return f"{choose_precision(card, device_facts()) if wanted == 'auto' else wanted}, {device}"
 
 
 def predecessor(uri: str, job: JobSpec) -> Run:
@@ -105,6 +144,18 @@ def ensure_plan(run: Run, *, is_new: bool = False) -> None:
         raise
 
 
+def fewer_workers_note(run: Run, how: RunSection) -> str | None:
+    """Why fewer workers start than were asked for; None where all of them do, or the plan is not made yet."""
+    missing = len(run.missing()) if run.has_plan() else 0
+    if not 0 < missing < how.workers:
+        return None
+    left = "is 1 shard" if missing == 1 else f"are {missing} shards"
+    return (
+        f"{how.workers} workers were asked for and {missing} will start, because there {left} left to make; "
+        "--new with a shorter --chunk-s (and --shard-s) divides the clip more finely"
+    )
+
+
 def already_done(run: Run) -> Done | None:
     """The end of a finished run; None where something is left to do. JobError where its output is gone."""
     done = run.done()
@@ -121,6 +172,13 @@ def _check_executor(job: JobSpec) -> None:
         from vsr_hpc.executors.aws_batch import submission as aws_batch
 
         aws_batch.check(job)
+    if job.on != "local" and job.run.keep in ("report", "nothing"):
+        raise JobError(
+            f"--keep {job.run.keep}: other machines may still write into the run when it ends; leave it out, "
+            "and call `vsr clean OUT` afterwards"
+        )
+    if job.on == "local" and (findings := gpu_findings(job.run.gpus or ())):
+        raise JobError.from_findings("--gpus", findings)
 
 
 def run_here(
@@ -130,17 +188,19 @@ def run_here(
     how: RunSection | None = None,
     on_beat: Callable[[Heartbeat], None] = lambda heartbeat: None,
     on_tick: Callable[[], None] = lambda: None,
+    on_phase: Callable[[Phase, Done | None], None] = lambda phase, done: None,
 ) -> Done | None:
     """Do what is missing on this machine and finish; None where the flag was set before the end.
 
     `how` says with how many workers, GPUs and threads this time; the plan's job where it is left out.
+    `on_phase` hears of each phase when it begins, and of the output once that is in place.
     Finished shards whose segments were lost are made again.
     """
     from vsr_hpc.work.finish import ShardsLostError
 
     while True:
         try:
-            return _run_round(run, stop, how or run.plan.job.run, on_beat, on_tick)
+            return _run_round(run, stop, how or run.plan.job.run, on_beat, on_tick, on_phase)
         except ShardsLostError as exc:
             log.warning("%s", exc)
 
@@ -151,6 +211,7 @@ def _run_round(
     how: RunSection,
     on_beat: Callable[[Heartbeat], None],
     on_tick: Callable[[], None],
+    on_phase: Callable[[Phase, Done | None], None],
 ) -> Done | None:
     from vsr_hpc.work import worker
     from vsr_hpc.work.finish import finish_patiently
@@ -162,24 +223,54 @@ def _run_round(
     run.begin_again()
     run.start_round("local", workers, len(missing))
     done: Done | None = None
+    on_phase("upscale", None)
     if missing and workers == 1 and not how.gpus:  # a process of its own sees only the GPU that is named
-        options = worker.WorkerOptions(threads=how.threads or 0)
+        options = worker.WorkerOptions(threads=how.threads or 0, does_finish=False)
         worker.work(run.place_uri, options, stop, on_beat)
     elif missing:
         threads = max(1, (how.threads or len(os.sched_getaffinity(0))) // workers)
         local.run_workers(run, workers=workers, gpus=gpus, threads=threads, stop=stop, on_tick=on_tick)
     if run.missing() and stop.is_set():
+        why = stop.reason.value if stop.reason else "stopped"
+        notify(run, "stopped", f"{run.job().output}: {why}; the same command continues")
         return None
     poisoned = run.poisoned()
     if poisoned:
+        notify(run, "stuck", f"{run.job().output}: {len(poisoned)} shards cannot be made")
         raise MediaError(
             "\n".join(f"shard {each.shard:05d} cannot be made: {each.reason}" for each in poisoned)
         )
     if not run.missing():
-        done = finish_patiently(run, os.uname().nodename, stop=stop)
+        on_phase("merge", None)
+        then = functools.partial(_conclude, how, on_phase)
+        done = finish_patiently(run, os.uname().nodename, stop=stop, then=then)
+    if done is not None and how.keep in ("auto", "report", "nothing"):
+        keep_only(run, "nothing" if how.keep == "nothing" else "report")
     if done is None and not stop.is_set():
         raise BackendError(f"{run.uri}: work is left but other workers hold it; `vsr status` shows them")
     return done
+
+
+def _conclude(
+    how: RunSection,
+    on_phase: Callable[[Phase, Done | None], None],
+    run: Run,
+    receipts: tuple[Receipt, ...],
+) -> None:
+    """After the merge: hold the output's packets against the source, then make the report."""
+    from vsr_hpc.report.report import write_at_end
+    from vsr_hpc.verification.of_plan import verify_output
+
+    done = run.done()
+    on_phase("verify", done)
+    if run.plan.encoding is not None and done is not None:
+        found = verify_output(run.plan, done.output, deep=False)
+        if not found.ok:
+            lines = "".join(f"\n  - {each.text}" for each in found.findings)
+            raise VerifyError(f"{done.output}: the output is kept, but it is not what was planned{lines}")
+    if how.report != "none" and how.keep != "nothing":
+        on_phase("report", done)
+        write_at_end(run, receipts)
 
 
 def start_elsewhere(run: Run, job: JobSpec, after: Run | None = None) -> str:
@@ -217,6 +308,7 @@ def cancel(run: Run) -> bool:
     if run.done() is not None:
         return False
     run.cancel()
+    notify_if_own(run, "stopped", f"{run.job().output}: the run was cancelled; `vsr resume` continues it")
     where = executor_of(run)
     if where == "slurm":
         from vsr_hpc.executors.slurm import queue as slurm
@@ -229,9 +321,41 @@ def cancel(run: Run) -> bool:
     return True
 
 
+def notify_if_own(run: Run, event: Event, text: str) -> None:
+    """Notify from a command that only looks at a run, or stops it: never for a run that others began.
+
+    A command in another person's run would otherwise be run as whoever looks at it.
+    """
+    if run.uri in remembered_runs():
+        notify(run, event, text)
+
+
+def watched_status(run: Run) -> RunStatus:
+    """The whole status; where nobody works on the run any more and no process said so, this one does."""
+    found = whole_status(run)
+    output = run.job().output
+    if found.state == "complete" and found.done is not None:
+        notify_if_own(run, "complete", f"{found.done.output}, {plural(found.done.frames, 'frame')}")
+    elif found.state == "poisoned":
+        notify_if_own(run, "stuck", f"{output}: {plural(found.shards_poisoned, 'shard')} cannot be made")
+    elif found.state == "incomplete" and _has_worked(found):
+        missing = plural(found.shards_missing, "shard")
+        notify_if_own(run, "stuck", f"{output}: {missing} missing and no worker is alive")
+    return found
+
+
+def _has_worked(found: RunStatus) -> bool:
+    """Whether the latest round had a worker, which is gone by now; before that, the first is on its way."""
+    return bool(found.rounds) and any(
+        worker.heartbeat.round == found.rounds[-1].number for worker in found.workers
+    )
+
+
 def whole_status(run: Run) -> RunStatus:
     """A run's state with what its scheduler says of it, and what it was expected to take."""
     found = with_costs(read_status(run), run)
+    if found.done is not None:
+        found = replace(found, report=report_of(run))
     where = found.rounds[-1].executor if found.rounds else "local"
     if where == "aws-batch":
         from vsr_hpc.executors.aws_batch import submission as aws_batch
@@ -247,6 +371,13 @@ def whole_status(run: Run) -> RunStatus:
     return replace(found, state=state, queue=lines)
 
 
+def report_of(run: Run) -> str:
+    """Where the report of a run lies; empty where there is none."""
+    from vsr_hpc.report.report import NAME
+
+    return f"{run.place_uri}/{NAME}" if run.store.exists(NAME) else ""
+
+
 def retry(run: Run, *, retries_poisoned: bool = False) -> int:
     """Let shards that were set aside be tried again; how many they are."""
     run.begin_again()
@@ -260,39 +391,44 @@ def finish_here(run: Run) -> Done:
     return already_done(run) or finish_patiently(run, os.uname().nodename)
 
 
-def _run_beside(output: str) -> Run | None:
-    """The run that tells what was asked for, where it still stands and this version can read it."""
-    run = Run.find(open_store(run_folder(output)))
+def _run_of(output: str) -> Run | None:
+    """The run that made an output, where it still stands and this version can read its plan."""
+    run = Run.find(open_store(run_folder(output))) or _remembered_run_of(output)
     if run is None or not run.has_plan():
         return None
     try:
         return run if run.plan else None
     except PlanError as exc:
-        log.warning("the run beside the output is not asked: %s", exc)
+        log.warning("the run that made the output cannot be read: %s", exc)
         return None
 
 
-def verify_here(
-    source: str, output: str, *, is_deep: bool, streams: StreamsSection, wanted: RangeSection
-) -> Verification:
-    """Compare an output with its source; a run beside the output tells what was asked for.
+def _remembered_run_of(output: str) -> Run | None:
+    """A run of this user on this machine that lies elsewhere (`--run PLACE`), the latest first."""
+    for uri in reversed(remembered_runs()):
+        if "://" in uri:
+            continue
+        run = Run.find(open_store(uri))
+        if run is not None and Path(run.job().output).resolve() == Path(output).resolve():
+            return run
+    return None
 
-    Such a run is compared as well: its receipts and its end must be of its plan's settings, and the output
-    must be the file that it published.
+
+def verify_here(job: JobSpec, *, is_deep: bool) -> Verification:
+    """Compare a job's output with its input.
+
+    Where the run that made the output is found, its plan says what was asked for, else the job does. Such a
+    run is compared as well: its receipts and its end must be of its plan's settings, and the output must be
+    the file that it published.
     """
-    from vsr_hpc.verification.of_plan import promise_of_options, verify_output
-    from vsr_hpc.verification.verify import Finding, verify
+    from vsr_hpc.verification.of_plan import find_run_faults, promise_of_job, verify_output
+    from vsr_hpc.verification.verify import verify
 
-    run = _run_beside(output)
-    if run is not None and Path(run.plan.clip.uri).resolve() == Path(source).resolve():
-        found = verify_output(run.plan, output, deep=is_deep)
-        faults = [Finding(check="run", text=text) for text in find_other_settings(run)]
-        done = run.done()
-        if done is not None and not is_there(open_output(output), done.published):
-            faults.append(Finding(check="run", text="the output is not the file that the run published"))
-        return replace(found, findings=(*found.findings, *faults))
-    promise = promise_of_options(streams, wanted)
-    return verify(open_source(source), open_source(output), promise, deep=is_deep)
+    run = _run_of(job.output)
+    if run is not None and Path(run.plan.clip.uri).resolve() == Path(job.input).resolve():
+        found = verify_output(run.plan, job.output, deep=is_deep)
+        return replace(found, findings=(*found.findings, *find_run_faults(run, job.output)))
+    return verify(open_source(job.input), open_source(job.output), promise_of_job(job), deep=is_deep)
 
 
 def _refuse_living(run: Run) -> None:
@@ -317,24 +453,38 @@ def _check_same_output(run: Run, job: JobSpec) -> None:
     )
 
 
-def _check_continues(run: Run, job: JobSpec) -> tuple[str, ...]:
-    """Compare what decides bytes; how many workers do it may change from call to call."""
+def _differences(run: Run, job: JobSpec) -> tuple[Prepared, tuple[str, ...]]:
+    """What decides bytes and differs from the run; how many workers do it may change from call to call."""
     prepared = prepare(job.model_copy(update={"overwrite": True}))
     if run.has_plan():
-        check_same(run.plan.fingerprint, _fingerprint(run, prepared), run.uri)
-    else:
-        _check_same_job(run, job)
-    return prepared.notes
+        return prepared, describe_differences(run.plan.fingerprint, _fingerprint(run, prepared))
+    return prepared, _changes(run, job)
 
 
-def _check_same_job(run: Run, job: JobSpec) -> None:
+def _changes(run: Run, job: JobSpec) -> tuple[str, ...]:
     """Before there is a plan, what a person wrote is all that can be compared."""
-    before, now = run.job().model_dump(), with_absolute_paths(job).model_dump()
-    differing = [key for key in now if before[key] != now[key] and key not in _NO_BYTES]
-    if differing:
-        raise JobError(
-            f"{run.uri} was begun with another {', '.join(differing)} and has no plan yet; "
-            "take that back, or start over with --new"
+    before, now = (
+        {key: value for key, value in each.model_dump(by_alias=True).items() if key not in _NO_BYTES}
+        for each in (run.job(), with_absolute_paths(job))
+    )
+    return describe_changes(before, now)
+
+
+def _refuse_to_replace(run: Run, done: Done | None, job: JobSpec, differing: tuple[str, ...]) -> None:
+    """Refuse to replace a run with other settings, unless a person said so: --new where shards are done."""
+    finished = run.receipts() if done is None and run.has_plan() else ()
+    if finished:
+        lost = duration(sum(each.finished_s - each.started_s for each in finished))
+        shards = f"{len(finished)} of {plural(run.plan.shard_count, 'shard')}"
+        raise JobError.from_findings(
+            f"{run.uri} holds {lost} of work ({shards}) that was done with other settings. The same settings "
+            "continue it; --new throws that work away",
+            list(differing),
+        )
+    if not job.overwrite:
+        what = f"{done.output} was made" if done is not None else f"{run.uri} was begun, nothing is done yet,"
+        raise JobError.from_findings(
+            f"{what} with other settings; --overwrite makes it anew", list(differing)
         )
 
 

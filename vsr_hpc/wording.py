@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 
 def plural(count: int, noun: str) -> str:
-    """3 frames, 1 frame."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    """1,440 frames, 1 frame."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def size(size_bytes: int) -> str:
+    """157 KiB, 2.4 MiB, 64 MiB, 1.5 GiB."""
     if size_bytes >= 1 << 30:
         return f"{size_bytes / 2**30:.1f} GiB"
-    return f"{max(1, round(size_bytes / 2**20))} MiB"
+    if size_bytes >= 10 << 20:
+        return f"{size_bytes / 2**20:.0f} MiB"
+    if size_bytes >= 1 << 20:
+        return f"{size_bytes / 2**20:.1f}".removesuffix(".0") + " MiB"
+    return f"{math.ceil(size_bytes / 2**10)} KiB"
 
 
 def duration(seconds: float) -> str:

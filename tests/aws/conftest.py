@@ -40,10 +40,10 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 VALUES = {
     "region": "us-east-1",
-    "head_subnet": "subnet-0aaaaaaaaaaaaaaa1",
-    "compute_subnets": ["subnet-0aaaaaaaaaaaaaaa2", "subnet-0aaaaaaaaaaaaaaa3", "subnet-0aaaaaaaaaaaaaaa4"],
+    "head_subnet": "subnet-0a1b2c3d4e5f60711",
+    "compute_subnets": ["subnet-0a1b2c3d4e5f60712", "subnet-0a1b2c3d4e5f60713", "subnet-0a1b2c3d4e5f60714"],
     "key_name": "vsr-hpc",
-    "ssh_from": "203.0.113.7/32",
+    "ssh_from": "198.51.100.7/32",
     "bucket": "vsr-hpc-data",
     "prefix": "vsr",
     "node_policy_arn": "arn:aws:iam::123456789012:policy/vsr-node-vsr-hpc-data",

@@ -74,7 +74,7 @@ def account(tmp_path_factory: pytest.TempPathFactory, pcluster_tool: Tool) -> It
                 "compute_subnets": outputs["ComputeSubnets"].split(", "),
                 "node_policy_arn": place.policy_arn,
                 "budget_usd_per_month": 200,
-                "budget_email": "you@example.org",
+                "budget_email": "films@vsr-hpc.org",
             },
         )
 

@@ -141,7 +141,7 @@ def test_values_file_reports_everything_wrong_at_once(tmp_path: Path) -> None:
         {"key_name": "a b"},
         {"ssh_from": "everyone"},
         {"node_policy_arn": "arn:aws:s3:::x"},
-        {"compute_subnets": ["subnet-0aaaaaaaaaaaaaaa2", "subnet-0aaaaaaaaaaaaaaa2"]},
+        {"compute_subnets": ["subnet-0a1b2c3d4e5f60712", "subnet-0a1b2c3d4e5f60712"]},
         {"budget_usd_per_month": 100},
     ],
 )

@@ -147,7 +147,27 @@ def test_a_wrong_name_suggests_the_right_one(here: Path, words: tuple[str, ...],
 def test_stdout_is_the_answer_and_progress_goes_to_stderr(clip: Path, here: Path) -> None:
     said = process("upscale", clip, "out.mkv", *_FAST, cwd=here)
     assert (said.code, said.out) == (0, "out.mkv\n")
-    assert "12 frames in " in said.err
+    lines = said.err.splitlines()
+    assert re.fullmatch(
+        r"clip\.mkv 64×48, 24 fps, about 1[23] frames → out\.mkv 128×96, bicubic \(.PU.*: .+\), "
+        r"H\.264 CRF 18",
+        lines[0],
+    )
+    phases = [line.split()[0] for line in lines[1:-1] if not re.match(r"\d+/12 frames", line)]
+    assert phases == ["plan", "upscale", "merge", "verify", "report"]
+    last = re.fullmatch(
+        r"out\.mkv 128×96, \d+ KiB \(([\d,]+) bytes\), 12 frames at (\d+\.\d\d) fps, (\d+) s in all; "
+        r"report: (\.vsr/out\.mkv/\S+/report\.html)",
+        lines[-1],
+    )
+    assert last is not None, lines[-1]
+    assert int(last[1].replace(",", "")) == (here / "out.mkv").stat().st_size
+    assert Path(last[4]).is_file()
+    status = vsr("status", "out.mkv").out
+    assert f"speed: {last[2]} fps while upscaling\n" in status
+    assert f"took: {last[3]} s, " in status
+    assert f"({last[1]} bytes)" in status
+    assert f"report: {here}/{last[4]}\n" in status
     assert "\x1b" not in said.err + said.out, "no colours or cursor moves where no terminal is"
 
 
@@ -194,7 +214,7 @@ def test_json_is_one_document_on_stdout(made: Path) -> None:
     assert vsr("verify", "in.mkv", "out.mkv", "--json").json["findings"] == []
     assert [each["state"] for each in vsr("runs", "--json").json] == ["complete"]
     assert {each["name"] for each in vsr("models", "list", "--json").json} >= {"bicubic", "RealESRGAN_x4plus"}
-    assert vsr("models", "show", "bicubic").json["network"] == "bicubic"
+    assert vsr("models", "show", "bicubic", "--json").json["network"] == "bicubic"
 
 
 def test_a_reader_that_closes_the_pipe_early_is_no_error(made: Path) -> None:
@@ -270,7 +290,7 @@ def _begun(document: dict[str, Any]) -> Run:
 
 
 def test_a_second_ctrl_c_aborts_at_once_with_all_workers(here: Path) -> None:
-    numbered_clip(here / "in.mkv", frames=240, size=(320, 180))
+    numbered_clip(here / "in.mkv", frames=96, size=(320, 180))
     options = ["--scale", "6", "--model", "lanczos", "--chunk-s", "2", "--workers", "2"]
     command = [*MODULE, "upscale", "in.mkv", "out.mkv", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -325,7 +345,7 @@ def test_a_run_that_was_begun_with_other_settings_and_has_no_plan_is_not_continu
     submit(parse_job(document, "test"))  # and then the machine went down
     said = vsr("upscale", clip, "out.mkv", "--model", "bicubic")
     assert said.code == 2
-    assert "was begun with another model and has no plan yet" in said.err
+    assert said.err.endswith("--overwrite makes it anew: --model was nearest, now bicubic\n")
 
 
 def test_a_user_without_home_or_name_can_work(
@@ -415,7 +435,7 @@ def test_an_input_that_is_refused_does_not_stop_the_others(clip: Path, here: Pat
     shutil.copy(clip, "b.mkv")
     said = vsr("upscale", "a.mkv", "b.mkv", "big/", *_FAST, "-q")
     assert (said.code, said.out) == (3, "big/b.mkv\n")
-    assert said.err.startswith("vsr: a.mkv: FFmpeg cannot open this as a video")
+    assert said.err.startswith("vsr: 1 of 2: a.mkv: FFmpeg cannot open this as a video")
     assert said.err.endswith("vsr: 1 of 2 inputs were not upscaled\n")
 
 
@@ -474,9 +494,31 @@ def test_a_film_becomes_pictures_and_what_they_cannot_hold_is_said(clip: Path, h
     assert "these streams are left out: audio" in said.err
     names = sorted(path.name for path in (here / "frames").glob("*.png"))
     assert names == [f"f_{number:03d}.png" for number in range(1, 13)]
-    assert vsr("upscale", clip, "frames/f_%03d.png", "--model", "bicubic", "--scale", "2").err.startswith(
-        "note: images hold"
-    )
+
+
+def test_photographs_of_any_size_and_format_keep_their_names_and_a_broken_one_stops_nobody(
+    here: Path,
+) -> None:
+    (here / "photos").mkdir()
+    for name, size in (("beach.jpg", (40, 30)), ("Zoo.png", (24, 32)), ("cat.webp", (32, 24))):
+        shape = picture(size, "yuvj420p" if name == "beach.jpg" else "yuv420p" if "webp" in name else "gbrp")
+        write_image(here / "photos" / name, shape, numbered_planes(7, shape))
+    (here / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    (here / "photos" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    said = vsr("upscale", "photos", "big", "--scale", "2", "--no-report")
+    assert (said.code, said.out) == (3, "big/beach.jpg\nbig/cat.webp\nbig/Zoo.png\n"), said.err
+    lines = said.err.splitlines()
+    assert [line.split(" (")[0] for line in lines if " → " in line] == [
+        "1 of 5: beach.jpg 40×30 → beach.jpg 80×60, vsr-video-x2",
+        "3 of 5: cat.webp 32×24 → cat.webp 64×48, vsr-clean-x2",
+        "5 of 5: Zoo.png 24×32 → Zoo.png 48×64, vsr-clean-x2",
+    ]
+    assert sum("the model is vsr-clean-x2" in line for line in lines) == 1
+    assert any(line.startswith(f"vsr: 2 of 5: {here}/photos/broken.jpg: ") for line in lines)
+    assert any(line.startswith("vsr: 4 of 5: photos/phone.heic: this kind of picture") for line in lines)
+    assert lines[-1] == "vsr: 2 of 5 inputs were not upscaled"
+    assert not any(line.split()[0] in ("plan", "merge") for line in lines)
+    assert read_image(here / "big" / "Zoo.png")[0].height == 64
 
 
 def test_a_single_still_goes_in_and_out_with_its_16_bits(here: Path) -> None:
@@ -534,7 +576,12 @@ def test_submit_takes_two_places_and_options_as_upscale_does(clip: Path, here: P
     assert (said.code, said.out) == (0, "out.mkv\n"), said.err
     other = vsr("submit", clip, "out.mkv", *_FAST, "--crf", "30")
     assert other.code == 2
-    assert "video.rate was 18.0, now 30.0" in other.err
+    assert other.err == (
+        f"vsr: {here}/out.mkv was made with other settings; --overwrite makes it anew: "
+        "the quality was CRF 18, now CRF 30\n"
+    )
+    again = vsr("submit", clip, "out.mkv", *_FAST, "--crf", "30", "--overwrite", "-q")
+    assert (again.code, again.out) == (0, "out.mkv\n"), again.err
 
 
 def test_options_count_for_more_than_the_job_file(clip: Path, here: Path) -> None:

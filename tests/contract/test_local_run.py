@@ -23,7 +23,7 @@ from tests.clips import frame_number, numbered_clip
 from tests.kills import killed, undisturbed
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.errors import BackendError, JobError, MediaError
-from vsr_hpc.job.spec import RangeSection, StreamsSection
+from vsr_hpc.job.reading import parse_job
 from vsr_hpc.launch import ensure_plan, run_here, submit, verify_here
 from vsr_hpc.media.clip.reader import read_segment
 from vsr_hpc.media.decoder import open_decoder
@@ -36,6 +36,7 @@ from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
 from vsr_hpc.storage.opening import open_output
 from vsr_hpc.system.interrupts import Reason, StopFlag
+from vsr_hpc.verification.of_plan import verify_run
 from vsr_hpc.verification.verify import verify
 from vsr_hpc.work import run_plan, worker
 
@@ -427,10 +428,26 @@ def test_a_raw_stream_made_at_a_rate_that_was_given_is_verified_at_that_rate(tmp
     clip = numbered_clip(tmp_path / "clip.h264", b_frames=2)
     run = planned_run(tiny_job(tmp_path, input=str(clip), images={"rate": "50"}))
     done = finished(run)
-    wanted = RangeSection.model_validate({})
-    found = verify_here(str(clip), done.output, is_deep=True, streams=StreamsSection(), wanted=wanted)
+    asked = parse_job({"input": str(clip), "output": done.output}, "test")  # the run says the rate
+    found = verify_here(asked, is_deep=True)
     assert (found.findings, found.frames, found.is_deep) == ((), 24, True)
     assert verify_whole(run).findings == ()
+    away = tmp_path / "away.mkv"
+    Path(done.output).rename(away)
+    said = parse_job({"input": str(clip), "output": str(away), "images": {"rate": "50"}}, "test")
+    assert verify_here(said, is_deep=True).ok
+    silent = verify_here(parse_job({"input": str(clip), "output": str(away)}, "test"), is_deep=True)
+    assert "time" in {each.check for each in silent.findings}
+
+
+def test_a_run_that_lies_elsewhere_says_what_was_asked_for(tmp_path: Path) -> None:
+    clip = numbered_clip(tmp_path / "clip.mkv")
+    job = tiny_job(tmp_path, range={"from": "6f", "to": "18f"}, run={"location": str(tmp_path / "elsewhere")})
+    run = submit(job).run
+    ensure_plan(run)
+    done = finished(run)
+    assert verify_here(parse_job({"input": str(clip), "output": done.output}, "test"), is_deep=True).ok
+    assert verify_run(run, deep=True).frames == 12
 
 
 @pytest.mark.parametrize("deinterlace", [False, True])
@@ -448,9 +465,7 @@ def test_a_shard_of_several_chunks_reads_its_source_in_one_go(
         opened.append(source.uri)
         return open_decoder(source, *given, **named)
 
-    monkeypatch.setattr(
-        "vsr_hpc.work.finish.write_at_end", lambda run, receipts: None
-    )  # it reads pictures, too
+    monkeypatch.setattr("vsr_hpc.launch._conclude", lambda *given: None)  # verify and report read it, too
     monkeypatch.setattr("vsr_hpc.media.clip.reader.open_decoder", noted)
     assert finished(run).sha256 == wanted
     assert opened.count(run.plan.clip.uri) == run.plan.shard_count
@@ -470,7 +485,7 @@ def test_one_worker_sees_only_the_gpu_that_is_named(tmp_path: Path, monkeypatch:
     run = planned_run(tiny_job(tmp_path, frames=8, run={"gpus": [3]}))
     assert finished(run).frames == 8
     assert begun == ["3"]
-    assert os.getpid() not in {beat.pid for beat in run.heartbeats()}
+    assert os.getpid() not in {beat.pid for beat in run.heartbeats() if beat.round}  # here it is merged only
 
 
 @pytest.mark.parametrize("name", ["out.mkv", "out_%02d.png"])

@@ -17,7 +17,6 @@ from tests.unit.test_mux import QUARTER_TURN, rich_source
 from vsr_hpc.errors import JobError
 from vsr_hpc.executors.aws_batch.workflow_steps import verify_run
 from vsr_hpc.job.reading import parse_job
-from vsr_hpc.job.spec import RangeSection, StreamsSection
 from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.merge.container_plan import StreamsRequest
@@ -26,7 +25,6 @@ from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.source import local_source
 from vsr_hpc.report.report import verify_whole
 from vsr_hpc.run.run import Run
-from vsr_hpc.verification.of_plan import promise_of_options
 from vsr_hpc.verification.verify import Promise, Verification, verify
 
 
@@ -199,7 +197,7 @@ def test_drop_alpha_gives_the_picture_without_its_transparency(model: str, tmp_p
     for one, other in zip(made, wanted, strict=True):
         for plane, same in zip(one.planes, other.planes, strict=True):
             np.testing.assert_array_equal(plane, same)
-    promise = promise_of_options(StreamsSection(drop=("alpha",)), RangeSection.model_validate({}))
+    promise = Promise(streams=StreamsRequest(drop=("alpha",)))
     assert verify(source, tmp_path / "out.mp4", promise).ok
     others: dict[str, Any] = {"f_%02d.jpg": {"threads": None}, "444.mkv": {"pix_fmt": "yuv444p"}}
     for name, video in others.items():

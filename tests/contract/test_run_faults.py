@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from vsr_hpc.storage.block_cache import SourceSettings
 from vsr_hpc.storage.folder_store import FolderStore
 from vsr_hpc.storage.opening import open_source
 from vsr_hpc.storage.s3_connection import S3Options
+from vsr_hpc.storage.s3_store import S3Store
 from vsr_hpc.system.interrupts import Reason, StopFlag
 from vsr_hpc.work import worker
 from vsr_hpc.work.finish import ShardsLostError, finish
@@ -564,3 +566,57 @@ def test_weights_that_change_after_their_check_are_not_computed_with(
     safetensors.torch.save_file({name: value * 0 for name, value in tensors.items()}, path)
     with pytest.raises(ModelError, match="changed or damaged"):
         weights.open_network(card, path)
+
+
+# Stores and loss of power
+
+
+def test_a_store_that_ignores_if_none_match_is_refused_at_the_start(moto: Moto, tmp_path: Path) -> None:
+    moto.heal()
+    store = S3Store.from_uri(f"s3://films/{uuid.uuid4().hex}")
+
+    def ignore(request: Any, **_: object) -> None:
+        request.headers.pop("If-None-Match", None)
+
+    store._client.meta.events.register("before-send.s3", ignore)
+    with pytest.raises(JobError, match="ignores If-None-Match"):
+        Run.create(store, tiny_job(tmp_path))
+    assert store.list("") == ()
+
+
+def test_what_must_last_is_on_the_disk_before_what_relies_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segment, then receipt; output, then done.json; done.json, then the removal of segments."""
+    run = planned_run(tiny_job(tmp_path, frames=8))
+    events: list[tuple[str, str]] = []
+
+    def record(module: Any, name: str, what: str, of: Callable[..., str]) -> None:
+        real = getattr(module, name)
+
+        def call(*args: Any, **named: Any) -> Any:
+            done = real(*args, **named)
+            events.append((what, of(*args)))
+            return done
+
+        monkeypatch.setattr(module, name, call)
+
+    record(os, "fsync", "flush", lambda fd: str(Path(f"/proc/self/fd/{fd}").readlink()))
+    record(os, "replace", "name", lambda source, target: str(target))
+    record(os, "link", "name", lambda source, target: str(target))
+    record(os, "unlink", "remove", lambda path, **_: str(path))
+    done = finished(run)
+    place, out = Path(run.place_uri), done.output
+
+    def at(what: str, path: Path | str, after: int = -1) -> int:
+        return events.index((what, str(path)), after + 1)
+
+    segment = place / run.receipt(0).segments[0].name
+    named = at("name", segment)
+    receipt = at("name", place / "receipts/00000.json", at("flush", segment.parent, named))
+    assert receipt < at("flush", place / "receipts", receipt)
+    published = at("name", out)
+    partial = next(path for what, path in events if what == "flush" and "partial" in path)
+    assert at("flush", partial) < published
+    ended = at("name", place / "done.json", at("flush", tmp_path, published))
+    assert at("flush", place, ended) < at("remove", segment)

@@ -78,7 +78,11 @@ def _codecs() -> Iterator[Source]:
     for codec, (options, suffixes) in plain.items():
         for suffix in suffixes.split():
             yield Source(
-                name=f"{codec}-{suffix}", family="codecs", suffix=f".{suffix}", lines=encode(options)
+                name=f"{codec}-{suffix}",
+                family="codecs",
+                suffix=f".{suffix}",
+                lines=encode(options),
+                loses=("times",) if (codec, suffix) == ("h264", "avi") else (),  # AVI has none of B-frames
             )
     yield Source(name="av1-mp4", family="codecs", suffix=".mp4", lines=encode(AV1, BIG))
     yield Source(name="av1-webm", family="codecs", suffix=".webm", lines=encode(AV1, BIG))

@@ -69,7 +69,7 @@ def upscale(source: Path, output: Path, options: dict[str, Any]) -> None:
         "run": {"threads": 1},
     }
     if not is_still:
-        document["video"] = {"lossless": True, "preset": "ultrafast", "threads": 1}
+        document["video"] = {"lossless": True, "threads": 1}
     for key, value in options.items():
         document[key] = {**document.get(key, {}), **value}
     job = parse_job(document, "media zoo")

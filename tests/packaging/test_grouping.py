@@ -3,13 +3,15 @@ from __future__ import annotations
 from tests.grouping import group_of, order_of
 
 
-def test_everything_that_needs_the_slurm_cluster_runs_in_one_process() -> None:
+def test_tests_of_the_shared_slurm_cluster_run_in_one_process_and_the_other_slurm_tests_in_another() -> None:
+    file = "tests/slurm/test_executor.py"
+    assert group_of(file, ["cluster", "shared_cluster"], shares_a_fixture=False) == "slurm"
     groups = {
-        group_of("tests/slurm/test_executor.py", ["shared_cluster"], shares_a_fixture=False),
+        group_of(file, ["make_cluster"], shares_a_fixture=False),
         group_of("tests/slurm/test_spot_watch.py", [], shares_a_fixture=True),
         group_of("tests/aws/test_cluster_slurm.py", ["dev"], shares_a_fixture=True),
     }
-    assert groups == {"slurm"} and order_of("slurm") == 0
+    assert groups == {"slurm-own"} and [order_of("slurm"), order_of("slurm-own")] == [0, 1]
 
 
 def test_a_test_that_shares_nothing_may_run_anywhere_and_one_that_shares_stays_with_its_file() -> None:

@@ -22,10 +22,10 @@ from vsr_hpc.forecast.profiles import save_profile
 
 VALUES = """\
 region: us-east-1
-head_subnet: subnet-0aaaaaaaaaaaaaaa1
-compute_subnets: [subnet-0aaaaaaaaaaaaaaa2]
+head_subnet: subnet-0a1b2c3d4e5f60711
+compute_subnets: [subnet-0a1b2c3d4e5f60712]
 key_name: vsr-hpc
-ssh_from: 203.0.113.7/32
+ssh_from: 198.51.100.7/32
 bucket: vsr-hpc-data
 prefix: vsr
 node_policy_arn: arn:aws:iam::123456789012:policy/vsr-node-vsr-hpc-data

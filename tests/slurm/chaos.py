@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.slurm.fixtures import DevCluster, Options, why_not
 from tests.slurm.submitted import Submitted
-from vsr_hpc.job.spec import RangeSection, StreamsSection
+from vsr_hpc.job.reading import parse_job
 from vsr_hpc.launch import verify_here
 from vsr_hpc.run.run import Run
 
@@ -295,6 +295,8 @@ def play(state: Round, wanted: tuple[str, ...], *, patience_s: float = 420.0) ->
     ahead = list(wanted)
     while time.monotonic() < until and state.film.run.done() is None:
         state.mend()
+        if not ahead and not state.mends:
+            state.film.speed_up()
         targets = state.targets() if ahead else []
         if targets:
             if FAULTS[ahead[-1]](state, state.chance.choice(targets)):
@@ -417,13 +419,8 @@ def chaos(
     with DevCluster(OPTIONS) as cluster:
         calm = film_of(cluster, "calm", frames)
         wanted = calm.alone()
-        verdict = verify_here(
-            str(calm.folder / "clip.mkv"),
-            str(calm.folder / "alone.mkv"),
-            is_deep=True,
-            streams=StreamsSection(),
-            wanted=RangeSection.model_validate({}),
-        )
+        files = {"input": str(calm.folder / "clip.mkv"), "output": str(calm.folder / "alone.mkv")}
+        verdict = verify_here(parse_job(files, "chaos"), is_deep=True)
         assert verdict.ok, verdict.lines()
         began = time.monotonic()
         calm.submit()

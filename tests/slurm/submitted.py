@@ -26,7 +26,9 @@ LIFE = f"{ARRAY}_{INDEX}-{RESTART}" if ARRAY else f"{JOB}-{RESTART}"
 def slow_down(module):
     upscale = module.Upscaler.__call__
     def slowly(self, frames):
-        time.sleep(SECONDS * len(frames))
+        until = time.monotonic() + SECONDS * len(frames)
+        while time.monotonic() < until and not os.path.exists("FOLDER/fast"):
+            time.sleep(min(0.1, SECONDS))
         while os.path.exists("FOLDER/hang-" + LIFE):
             time.sleep(0.1)
         return upscale(self, frames)
@@ -106,6 +108,10 @@ class Submitted:
     def hang(self, task: str, restart: int = 0) -> None:
         """Let the device hang for good in one life of a task."""
         (self.folder / f"hang-{task}-{restart}").touch()
+
+    def speed_up(self) -> None:
+        """Let the device be slow no longer: what had to meet workers at work has happened."""
+        (self.folder / "fast").touch()
 
     def hold_merge(self) -> None:
         """Let a merge last for ever in a task that was not restarted."""

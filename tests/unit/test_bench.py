@@ -14,7 +14,7 @@ from tests.unit.test_engine import random_network
 from vsr_hpc.bench import speed as benching
 from vsr_hpc.bench.device_rates import matrix_gflops, memory_gb_per_s, network_floor, seconds_of
 from vsr_hpc.bench.speed import measure
-from vsr_hpc.cli.bench import table
+from vsr_hpc.cli.bench import models_at_hand, table
 from vsr_hpc.cli.main import app
 from vsr_hpc.errors import VsrError
 from vsr_hpc.forecast.profiles import load_profiles
@@ -105,6 +105,8 @@ def test_a_network_is_held_against_its_floor_without_an_encoder(tmp_path: Path) 
 def test_nothing_is_saved_unless_wanted(quick_start: None) -> None:
     arguments = [
         "bench",
+        "--model",
+        "lanczos",
         "--size",
         "64x64",
         "--frames",
@@ -125,3 +127,17 @@ def test_a_size_that_is_none_is_refused(size: str) -> None:
     said = CliRunner().invoke(app, ["bench", "--size", size])
     assert isinstance(said.exception, VsrError)
     assert "WIDTHxHEIGHT" in str(said.exception)
+
+
+def test_without_a_model_ours_and_every_other_one_on_this_disk_are_compared(
+    quick_start: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    at_hand = models_at_hand()
+    assert at_hand[0] == "vsr-video-x2" and {"bicubic", "lanczos", "vsr-clean-x4"} < set(at_hand)
+    assert not {"nearest", "realesr-animevideov3"} & set(at_hand)
+    monkeypatch.setattr("vsr_hpc.cli.bench.models_at_hand", lambda: ["lanczos", "bicubic"])  # for time's sake
+    said = CliRunner().invoke(app, ["bench", "--size", "64x64", "--frames", "2", "--rounds", "1"])
+    assert said.exit_code == 0, said.output
+    assert [line.split()[0] for line in said.stdout.splitlines()[2:-1]] == ["lanczos", "bicubic"]
+    assert sorted(each.model for each in load_profiles()) == ["bicubic", "lanczos"]

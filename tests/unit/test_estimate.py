@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.runs import planned_run, tiny_job
 from vsr_hpc.aws.prices import prices
+from vsr_hpc.cli.plan_text import forecast_lines
+from vsr_hpc.forecast.forecast import forecast, note
 from vsr_hpc.forecast.job_ways import (
     WORKER_COUNTS,
     JobPlace,
@@ -26,6 +30,7 @@ from vsr_hpc.forecast.job_ways import (
 )
 from vsr_hpc.forecast.worker_speed import FrameWork, Pace
 from vsr_hpc.models.cards import find_card
+from vsr_hpc.run.spending import read_estimate
 from vsr_hpc.wording import duration, money
 
 CARD = find_card("RealESRGAN_x4plus")
@@ -207,3 +212,46 @@ def test_lengths_and_money_for_people() -> None:
 def test_ranges_add_and_scale() -> None:
     total = Range(low=1, mid=2, high=3) + Range(low=1, mid=1, high=1).scaled(2)
     assert total == Range(low=3, mid=4, high=5)
+
+
+# A cluster of one's own ------------------------------------------------------------------------------------
+
+
+def _install_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, sinfo: str) -> None:
+    """Commands that answer as Slurm does; tests/slurm asks a real one."""
+    for name, text in (("sbatch", ""), ("sinfo", sinfo)):
+        (folder / name).write_text(f"#!/bin/sh\nprintf '{text}'\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_cluster_of_ones_own_has_no_dollars_unless_asked_and_names_its_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asks: bool
+) -> None:
+    _install_slurm(tmp_path, monkeypatch, "cpu|4|(null)\\nnight|8|gpu:l4:2\\n")
+    job = tiny_job(tmp_path, model="vsr-video-x2", slurm={"partitions": ["night"]}, on="slurm")
+    found = forecast(job, shows_aws=asks)
+    text = "\n".join(forecast_lines(found))
+    assert "this cluster, night (l4)" in text
+    assert ("$" in text, "AWS Batch" in text) == (asks, asks)
+
+
+def test_a_gpu_of_unknown_speed_is_said_and_not_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install_slurm(tmp_path, monkeypatch, "night|8|gpu:mi300x:8\\n")
+    found = forecast(tiny_job(tmp_path, model="vsr-video-x2", on="slurm"))
+    text = "\n".join(forecast_lines(found))
+    assert "this cluster, night (mi300x)" in text and "no speed of this GPU is known" in text
+
+
+def test_the_estimate_of_a_run_on_ones_own_cluster_has_no_price(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tiny_job(tmp_path, model="vsr-video-x2", on="slurm")
+    run = planned_run(job)
+    _install_slurm(tmp_path, monkeypatch, "night|8|gpu:l4:2\\n")
+    note(run, job)
+    estimate = read_estimate(run)
+    assert estimate is not None and estimate.usd is None and "l4" in estimate.way

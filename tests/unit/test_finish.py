@@ -190,7 +190,7 @@ def test_an_error_of_a_merge_counts_only_where_no_other_process_has_taken_it_ove
 ) -> None:
     """The one that took over removes what it finds half-made, under a frozen one's hands."""
 
-    def fails(run: Run, lease: Lease) -> Done:
+    def fails(run: Run, lease: Lease, then: object) -> Done:
         if is_taken_over:
             assert run.take("finish", 2, "finish-far", "n9") is not None
         raise BackendError("the partial file is gone")

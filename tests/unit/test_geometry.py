@@ -51,6 +51,52 @@ def test_one_side_alone_lets_the_other_follow() -> None:
     assert output_geometry(picture(640, 360), YUV420, size=(None, 1080)).picture.width == 1920
 
 
+TURNED = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("clip", "box", "stored"),
+    [
+        (picture(640, 360), (1920, 1080), (1920, 1080)),
+        (picture(640, 272), (1920, 1080), (1920, 816)),  # a wide film
+        (picture(640, 480), (1920, 1080), (1440, 1080)),
+        (picture(360, 640), (1080, 1920), (1080, 1920)),
+        (picture(640, 360, display_matrix=TURNED), (1080, 1920), (1920, 1080)),  # from a phone held upright
+        (picture(640, 360, display_matrix=TURNED), (1920, 1080), (1080, 608)),
+        (picture(640, 360, display_matrix=TURNED), (1080, None), (1920, 1080)),
+        (picture(720, 576, sample_aspect=Fraction(64, 45)), (1920, 1080), (1920, 1080)),  # a DVD
+        (picture(720, 576, sample_aspect=Fraction(64, 45)), (None, 1080), (1920, 1080)),
+        (picture(720, 480, sample_aspect=Fraction(8, 9)), (1920, 1080), (1440, 1080)),
+    ],
+)
+def test_a_size_on_the_screen_is_fitted_with_square_pixels(
+    clip: Picture, box: tuple[int | None, int | None], stored: tuple[int, int]
+) -> None:
+    made = output_geometry(clip, YUV420, size=box, fits=True).picture
+    assert (made.width, made.height) == stored
+    assert made.sample_aspect == 1
+    assert made.display_matrix == clip.display_matrix
+
+
+def test_a_picture_that_does_not_fill_its_box_says_how_it_would() -> None:
+    notes = output_geometry(picture(640, 480), YUV420, size=(1920, 1080), fits=True).notes
+    assert notes == (
+        "the picture keeps its shape: 1440x1080 fits inside 1920x1080, "
+        "--stretch fills it by pixels that are not square",
+    )
+    assert output_geometry(picture(640, 360), YUV420, size=(1920, 1080), fits=True).notes == ()
+    assert output_geometry(picture(640, 360), YUV420, size=(1919, 1081), fits=True).notes == ()
+
+
+def test_a_fitted_size_stays_inside_its_box_for_every_shape() -> None:
+    for width in range(2, 400, 7):
+        for clip in (picture(width, 100), picture(width, 100, display_matrix=TURNED)):
+            made = output_geometry(clip, YUV420, size=(320, 240), fits=True).picture
+            shown = made.shown_size
+            assert shown[0] <= 320 and shown[1] <= 240
+            assert max(shown[0] / 320, shown[1] / 240) > Fraction(99, 100)
+
+
 def test_odd_420_at_scale_1_is_refused_with_the_way_out() -> None:
     with pytest.raises(JobError, match="yuv444p, or size 428x240"):
         output_geometry(picture(427, 240), YUV420, scale=1)

@@ -94,12 +94,16 @@ def test_a_gif_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
 def timeline(*pts: int, last: int = 1) -> Timeline:
     none = np.zeros(0, np.int64)
     return Timeline(
-        time_base=Fraction(1, 1000), pts=np.array(pts, np.int64), last_duration=last, key_pts=none, key_dts=none,
+        time_base=Fraction(1, 1000),
+        pts=np.array(pts, np.int64),
+        last_duration=last,
+        key_pts=none,
+        key_dts=none,
         reading="scan",
-    )  # fmt: skip
+    )
 
 
-def test_times_that_a_gif_cannot_show_are_refused_unless_their_change_is_accepted() -> None:
+def test_times_that_a_gif_cannot_show_need_leave_to_change() -> None:
     fast = timeline(0, 17, 33, 50, last=17)
     refused = r"frame 1 is shown for 16.000 ms.*longer times for 1 frame with --drop timing"
     with pytest.raises(JobError, match=refused):

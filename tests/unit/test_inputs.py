@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.clips import numbered_planes, picture
 from vsr_hpc.errors import JobError
 from vsr_hpc.job.inputs import expand
+from vsr_hpc.media.stills.still import write_image
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +50,48 @@ def test_a_folder_of_clips_is_all_its_clips_and_nothing_else() -> None:
     assert [source for source, _ in expand(["clips", "out/"])] == ["clips/a.MP4", "clips/b.mkv"]
 
 
-def test_a_folder_of_images_is_one_clip_also_into_a_folder() -> None:
-    _touch("shots/1.png", "shots/2.png")
-    Path("out").mkdir()
-    assert expand(["shots", "out"]) == (("shots", "out"),)
-    assert expand(["shots/%d.png", "out/"]) == (("shots/%d.png", "out/"),)
-    assert expand(["shots/*.png", "out/"]) == (("shots/*.png", "out/"),)
+def _write(name: str, size: tuple[int, int] = (16, 12)) -> None:
+    Path("in").mkdir(exist_ok=True)
+    shape = picture(size, "gbrp")
+    write_image(Path("in") / name, shape, numbered_planes(1, shape))
+
+
+def test_numbered_images_of_one_size_are_the_frames_of_one_clip() -> None:
+    for number in (1, 2, 3):
+        _write(f"f_{number}.png")
+    assert expand(["in", "out/"]) == (("in", "out/"),)
+    assert expand(["in/*.png", "out/"]) == (("in/*.png", "out/"),)
+    assert expand(["in/f_%d.png", "out/"]) == (("in/f_%d.png", "out/"),)
+    Path("there").mkdir()
+    assert expand(["in", "there"]) == (("in", "there"),)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [("f_2.png", (18, 12))],  # another size
+        [("f_3.png", (16, 12))],  # a gap
+        [("g.png", (16, 12))],  # no number
+        [("f_2.tif", (16, 12))],  # another format
+    ],
+)
+def test_other_images_are_inputs_of_their_own(others: list[tuple[str, tuple[int, int]]]) -> None:
+    _write("f_1.png")
+    for name, size in others:
+        _write(name, size)
+    name = others[0][0]
+    assert expand(["in", "out/"]) == (("in/f_1.png", "out/f_1.png"), (f"in/{name}", f"out/{name}"))
+    assert expand(["in", "out/"], are_frames=True) == (("in", "out/"),)
+    assert expand(["in", "out.mkv"]) == (("in", "out.mkv"),)
+    assert expand(["in", "out/f_%03d.png"]) == (("in", "out/f_%03d.png"),)
+
+
+def test_an_image_that_cannot_be_read_is_an_input_all_the_same() -> None:
+    _write("f_1.png")
+    Path("in/f_2.png").write_bytes(b"no image")
+    Path("in/f_3.heic").write_bytes(b"none either")
+    Path("in/notes.txt").write_text("not a picture")
+    assert [pair[0] for pair in expand(["in", "out/"])] == ["in/f_1.png", "in/f_2.png", "in/f_3.heic"]
 
 
 def test_a_glob_of_clips_is_each_of_them() -> None:

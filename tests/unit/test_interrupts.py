@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -27,6 +30,36 @@ def test_each_signal_sets_the_flag_with_its_reason(number: signal.Signals, reaso
         os.kill(os.getpid(), number)
         assert flag.wait(5)
     assert flag.reason is reason
+
+
+_SIGNALLED = """
+import signal, sys
+from vsr_hpc.system.interrupts import StopFlag, signals_set
+for number in range(200):
+    flag = StopFlag()
+    with signals_set(flag):
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
+        signal.setitimer(signal.ITIMER_REAL, 1e-4 * (1 + number % 7))
+        while not flag.is_set():
+            flag.wait(0)
+print("all were heard")
+"""
+
+
+def test_a_signal_in_the_middle_of_a_look_at_the_flag_does_not_deadlock() -> None:
+    """The lock of a threading.Event is not reentrant: its `set` in a handler waits for its own thread."""
+    heard = subprocess.run(
+        [sys.executable, "-c", _SIGNALLED], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (heard.returncode, heard.stdout) == (0, "all were heard\n"), heard.stderr
+
+
+def test_every_thread_that_waits_is_woken() -> None:
+    flag = StopFlag()
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(flag.wait, 60) for _ in range(4)]
+        flag.set(Reason.CANCELLED)
+        assert all(each.result(60) for each in waiting)
 
 
 def test_the_first_reason_stands() -> None:

@@ -100,6 +100,19 @@ def test_one_side_of_a_size_may_follow_the_other() -> None:
         assert parse_job({**LEAST, "picture": {"size": text}}, "x").picture.size == size
 
 
+def test_sizes_have_names() -> None:
+    for text, size in (("1080p", "1080p"), ("4K", "4k"), ("1920×1080", (1920, 1080))):
+        assert parse_job({**LEAST, "picture": {"size": text}}, "x").picture.size == size
+    with pytest.raises(JobError, match=r"is not a size; write WIDTHxHEIGHT, .* or a name: 480p, 720p, 1080p"):
+        parse_job({**LEAST, "picture": {"size": "1081p"}}, "x")
+
+
+def test_stretch_needs_both_sides() -> None:
+    for size in (None, "x1080", "1920x"):
+        with pytest.raises(JobError, match="stretch needs a size with both sides"):
+            parse_job({**LEAST, "picture": {"size": size, "stretch": True}}, "x")
+
+
 @pytest.mark.parametrize(
     ("section", "said"),
     [

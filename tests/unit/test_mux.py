@@ -23,6 +23,7 @@ from vsr_hpc.media.encode.resolution import resolve_encoding
 from vsr_hpc.media.encode.segment_writer import SegmentWriter
 from vsr_hpc.media.merge.container_plan import StreamsRequest, check_container, default_output_path
 from vsr_hpc.media.merge.merge import merge
+from vsr_hpc.media.merge.request import MergeRequest
 from vsr_hpc.media.picture import Colour, Frame, Mastering, Picture
 from vsr_hpc.media.pixels import pixel_format, to_planes
 from vsr_hpc.media.segment import MergeReport, SegmentPart
@@ -55,18 +56,27 @@ class Case:
     encoding: Encoding
     parts: tuple[SegmentPart, ...]
 
-    def merge(self, output: Path, request: StreamsRequest | None = None, **more: Any) -> MergeReport:
-        return merge(
-            self.parts,
-            self.clip,
-            self.timeline,
-            local_source(self.clip.uri),
-            self.picture,
-            self.encoding,
-            output,
-            request or StreamsRequest(),
-            **more,
+    def request(
+        self, streams: StreamsRequest | None = None, frames: tuple[int, int] | None = None
+    ) -> MergeRequest:
+        return MergeRequest(
+            clip=self.clip,
+            timeline=self.timeline,
+            source=local_source(self.clip.uri),
+            picture=self.picture,
+            encoding=self.encoding,
+            streams=streams or StreamsRequest(),
+            frames=frames,
         )
+
+    def merge(
+        self,
+        output: Path,
+        streams: StreamsRequest | None = None,
+        *,
+        frames: tuple[int, int] | None = None,
+    ) -> MergeReport:
+        return merge(self.parts, self.request(streams, frames), output)
 
 
 def case(

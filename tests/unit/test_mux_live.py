@@ -16,27 +16,15 @@ from tests.unit.test_mux import B_FRAMES, HDR, PQ, QUARTER_TURN, Case, case, pac
 from vsr_hpc.errors import JobError, VerifyError
 from vsr_hpc.media.merge.container_plan import StreamsRequest
 from vsr_hpc.media.merge.live_output import Outlet
-from vsr_hpc.media.merge.merge import merged
+from vsr_hpc.media.merge.merge import stream_merge
 from vsr_hpc.media.side_data import read_side_data
-from vsr_hpc.media.source import local_source
 
 WITHOUT_FONT = StreamsRequest(drop=("attachment",))
 
 
 def live(made: Case, output: Path, request: StreamsRequest | None = None) -> list[bytes]:
     """The pieces, which `output` holds then."""
-    pieces = list(
-        merged(
-            made.parts,
-            made.clip,
-            made.timeline,
-            local_source(made.clip.uri),
-            made.picture,
-            made.encoding,
-            output,
-            request or StreamsRequest(),
-        )
-    )
+    pieces = list(stream_merge(made.parts, made.request(request), output))
     output.write_bytes(b"".join(pieces))
     return pieces
 
@@ -110,16 +98,7 @@ def test_pieces_come_while_later_segments_are_still_in_the_making(suffix: str, t
         return last.fetch()
 
     late = replace(made, parts=(*made.parts[:-1], replace(last, fetch=fetch)))
-    pieces = merged(
-        late.parts,
-        late.clip,
-        late.timeline,
-        local_source(late.clip.uri),
-        late.picture,
-        late.encoding,
-        tmp_path / f"live{suffix}",
-        StreamsRequest(),
-    )
+    pieces = stream_merge(late.parts, late.request(), tmp_path / f"live{suffix}")
     first = next(pieces)
     seen.set()
     (tmp_path / f"live{suffix}").write_bytes(first + b"".join(pieces))

@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsr_hpc.errors import JobError
 from vsr_hpc.planning.cutting import chunk_borders, shard_borders
-from vsr_hpc.planning.fingerprint import check_same
 from vsr_hpc.planning.plan import PlanError
 
 LIGHT, HEAVY = 1e6, 1e13
@@ -74,10 +72,3 @@ def test_chunk_borders_do_not_move_with_speed_or_workers() -> None:
     assert len(slow) > len(fast)
     assert {chunks[at] for at in slow} >= {chunks[0], chunks[-1]}
     assert {chunks[at] for at in fast} <= set(chunks)
-
-
-def test_other_settings_are_refused_by_name() -> None:
-    with pytest.raises(JobError, match=r"video\.rate was 18, now 23") as caught:
-        check_same({"video.rate": "18", "input": '"a"'}, {"video.rate": "23", "input": '"a"'}, "out.vsr")
-    assert "--new" in str(caught.value)
-    assert "input" not in str(caught.value).replace("input was", "")

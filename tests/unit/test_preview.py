@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tests.clips import numbered_clip
 from vsr_hpc.cli.main import app
-from vsr_hpc.errors import JobError
+from vsr_hpc.errors import JobError, ModelError
 from vsr_hpc.report.preview import content, label, png, preview
 
 
@@ -77,3 +77,30 @@ def test_the_command_writes_a_picture_or_a_page_and_answers_with_json(clip: Path
 def test_another_kind_of_file_is_refused_before_any_work(clip: Path) -> None:
     said = CliRunner().invoke(app, ["preview", str(clip), "-o", "x.gif"])
     assert isinstance(said.exception, JobError)
+
+
+@pytest.fixture
+def _empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    monkeypatch.setattr("vsr_hpc.models.weights.connection_problem", lambda *_: "site: no network")
+
+
+@pytest.mark.usefixtures("_empty_home")
+def test_a_model_without_weights_and_network_is_left_out_and_named(clip: Path) -> None:
+    reasons: list[str] = []
+    names = ("bicubic", "realesr-animevideov3")
+    found = preview(str(clip), names, scale=2, crop="32x24", threads=1, on_left_out=reasons.append)
+    assert [pane.model for pane in found.panes] == ["source", "bicubic"]
+    assert len(reasons) == 1 and "realesr-animevideov3.pth" in reasons[0] and "no network" in reasons[0]
+    with pytest.raises(ModelError, match="no network"):
+        preview(str(clip), ("realesr-animevideov3",), crop="32x24")
+
+
+@pytest.mark.usefixtures("_empty_home")
+def test_by_default_every_model_on_this_disk_is_shown_ours_for_the_clip_first(clip: Path) -> None:
+    found = preview(str(clip), scale=4, crop="32x24", threads=1)
+    names = [pane.model for pane in found.panes]
+    assert names[:2] == ["source", "vsr-video-x4"]
+    assert {"bicubic", "lanczos", "vsr-clean-x2", "vsr-clean-x4", "vsr-video-x2"} <= set(names)
+    assert "realesr-animevideov3" not in names

@@ -71,7 +71,7 @@ def test_plain_lines_come_every_ten_seconds_where_no_terminal_is(
     assert said.err.splitlines() == [
         "5/24 frames, 0.50 fps, 0:38 left",
         "10/24 frames, 0.50 fps, 0:28 left",
-        "8 frames in 0:24, 0.33 fps",
+        "upscale  8 frames  0:24",
     ]
 
 
@@ -87,7 +87,7 @@ def test_what_was_done_before_counts_for_the_bar_and_not_for_the_speed(
     assert capsys.readouterr().err.splitlines() == [
         "resuming: 12 of 24 frames are done",
         "16/24 frames, 0.40 fps, 0:20 left",
-        "4 frames in 0:10, 0.40 fps",
+        "upscale  4 frames  0:10",
     ]
 
 
@@ -103,7 +103,7 @@ def test_workers_in_other_processes_are_read_from_the_store_once_a_second(
             watching.on_tick()
         run.record(receipt(0))  # since the last reading
     assert len(reads) == 4
-    assert capsys.readouterr().err == "4 frames in 0:04, 1.00 fps\n"
+    assert capsys.readouterr().err == "upscale  4 frames  0:04\n"
 
 
 def test_quiet_is_silent(run: Run, clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:

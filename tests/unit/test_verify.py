@@ -19,7 +19,7 @@ from vsr_hpc.errors import MediaError
 from vsr_hpc.media.merge.container_plan import StreamsRequest
 from vsr_hpc.media.picture import Colour
 from vsr_hpc.media.stills.still import write_image
-from vsr_hpc.verification.headers import picture_faults, picture_notes
+from vsr_hpc.verification.headers import picture_faults, picture_warnings
 from vsr_hpc.verification.packets import Track, recoded_faults, skip_faults, text_faults
 from vsr_hpc.verification.verify import Promise, Verification, verify
 
@@ -306,17 +306,17 @@ def test_siting_is_held_to_where_the_formats_speak_of_it() -> None:
 
 
 def test_a_lost_range_tag_is_found() -> None:
-    """Where nothing else is tagged, an encoder may be unable to say `limited`: that is noted."""
+    """Where nothing else is tagged, an encoder may be unable to say `limited`: that is a warning."""
 
     def told(before: Colour, after: Colour) -> tuple[list[str], list[str]]:
         was, now = (clips.picture(colour=each) for each in (before, after))
-        return [text for _, text in picture_faults(was, now, None)], picture_notes(was, now)
+        return [text for _, text in picture_faults(was, now, None)], [*picture_warnings(was, now)]
 
     assert told(BT709, replace(BT709, is_range_tagged=False)) == (["range was limited, is unspecified"], [])
     full = Colour(is_full_range=True, is_range_tagged=True)
     assert told(full, Colour()) == (["range was full, is unspecified"], [])
-    found, notes = told(Colour(is_range_tagged=True), Colour())
-    assert (found, len(notes)) == ([], 1)
+    found, warnings = told(Colour(is_range_tagged=True), Colour())
+    assert (found, len(warnings)) == ([], 1)
 
 
 def test_lower_depth_and_another_aspect_are_found(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import hashlib
 import http.server
 import os
 import pickle
+import socket
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,14 @@ from vsr_hpc.errors import BackendError, JobError, ModelError
 from vsr_hpc.models import weights as weights_module
 from vsr_hpc.models.cards import Card, Weights, card_of_file, find_card
 from vsr_hpc.models.networks import Compact, Rrdb
-from vsr_hpc.models.weights import cache_folder, ensure, import_weights, load
+from vsr_hpc.models.weights import (
+    WeightsMissingError,
+    cache_folder,
+    ensure,
+    find_weights,
+    import_weights,
+    load,
+)
 
 PAYLOAD = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(PAYLOAD).hexdigest()
@@ -338,3 +347,63 @@ def test_the_real_animation_model_loads_where_it_is_at_hand() -> None:
         pytest.skip(f"{path.name} is not on this machine")
     repacked = find_card("realesr-animevideov3").model_copy(update={"weights": None})
     assert load(path, repacked)
+
+
+# No network ------------------------------------------------------------------------------------------------
+
+
+def _closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def test_without_network_the_file_and_its_place_are_named_and_nothing_is_left(
+    site: Site,
+) -> None:
+    url = f"http://127.0.0.1:{_closed_port()}/net.pth"
+    with pytest.raises(WeightsMissingError) as caught:
+        ensure(card_for(site, url=url))
+    assert url in str(caught.value) and str(cache_folder() / "net.pth") in str(caught.value)
+    assert "connection refused" in str(caught.value) and "\n" not in str(caught.value)
+    assert not cache_folder().exists()
+
+
+def test_a_proxy_that_refuses_is_said_at_once_and_nothing_is_left(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{site.server_port}")  # answers 501 to CONNECT
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies of its first use
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(WeightsMissingError, match="501"):
+        ensure(card_for(site, url="https://weights.example/net.pth"))
+    assert not cache_folder().exists()
+
+
+def test_a_network_that_never_answers_is_given_up_in_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = threading.Event()
+
+    def never_answers(*_: object, **__: object) -> None:
+        never.wait()
+        raise OSError("too late")
+
+    monkeypatch.setattr(socket, "create_connection", never_answers)
+    with pytest.raises(WeightsMissingError, match=r"no answer within 0.05 s"):
+        ensure(card_for(site), patience_s=0.05)
+    never.set()
+    assert site.asked == []
+
+
+def test_a_placed_file_is_taken_and_a_wrong_one_refused(site: Site) -> None:
+    cache_folder().mkdir(parents=True)
+    placed = cache_folder() / "net.pth"
+    placed.write_bytes(PAYLOAD)
+    assert ensure(card_for(site)) == placed == find_weights(card_for(site)) and site.asked == []
+    placed.write_bytes(b"another")
+    with pytest.raises(ModelError, match="is not the card's file"):
+        ensure(card_for(site))
+    assert find_weights(card_for(site)) is None

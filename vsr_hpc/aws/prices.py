@@ -6,6 +6,7 @@ and the Spot price history and keeps the answer for its region in the user's cac
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -126,6 +127,22 @@ def prices(region: str) -> Prices:
     except OSError:
         return _packaged(region)
     return _overlaid(region, path, stamp)
+
+
+def check_region(region: str) -> None:
+    """JobError where AWS has no region of that name, as far as botocore knows."""
+    import botocore.session
+
+    session = botocore.session.get_session()
+    known = {
+        name
+        for partition in session.get_available_partitions()
+        for name in session.get_available_regions("ec2", partition)
+    }
+    if region not in known:
+        close = difflib.get_close_matches(region, sorted(known), n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ", for example us-east-1 or eu-west-1"
+        raise JobError(f"AWS has no region {region!r}{hint}")
 
 
 def refreshed_path(region: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,7 @@ def _device_seconds(run: Callable[[], object]) -> float:
     return float(begin.elapsed_time(end)) / 1e3
 
 
+@functools.cache
 def matrix_gflops(
     device: torch.device, precision: Precision, side: int | None = None, *, lanes: int = 1
 ) -> float:
@@ -87,6 +89,7 @@ def matrix_gflops(
     return 2.0 * side**3 / best / 1e9
 
 
+@functools.cache
 def memory_gb_per_s(device: torch.device, size_bytes: int | None = None) -> float:
     """Bytes read plus bytes written of the best of several large copies."""
     size_bytes = size_bytes or (2 << 30 if device.type == "cuda" else 256 << 20)

@@ -34,6 +34,7 @@ from vsr_hpc.job.reading import parse_job
 from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.merge.merge import merge
+from vsr_hpc.media.merge.request import MergeRequest
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.segment import SegmentFacts as WrittenFacts
 from vsr_hpc.media.segment import SegmentPart
@@ -275,17 +276,16 @@ def _merge_rate(plan: Plan, bench: Workbench, path: Path, sha256: str, folder: P
     assert plan.encoding is not None
     part = SegmentPart(fetch=lambda: path, frames=plan.frames, sha256=sha256, done=lambda path: None)
     began = time.perf_counter()
-    report = merge(
-        (part,),
+    request = MergeRequest(
         clip=plan.clip,
         timeline=bench.timeline,
         source=bench.source,
         picture=plan.picture,
         encoding=plan.encoding,
-        output=folder / "merged.mkv",
-        request=streams_request(plan.job),
+        streams=streams_request(plan.job),
         frames=(plan.start, plan.stop),
     )
+    report = merge((part,), request, folder / "merged.mkv")
     return report.size_bytes / (time.perf_counter() - began) / 1e9
 
 

@@ -22,6 +22,19 @@ def account_of(region: str | None) -> Any:
     return Account(region=region or need_region())
 
 
+def account_to_render(region: str | None) -> Any:
+    """The account for a text that creates nothing; where none can be asked, an example stands for it."""
+    from vsr_hpc.aws.account import Account, has_credentials
+    from vsr_hpc.system.aws_region import find_region
+
+    found = region or find_region()
+    if found and has_credentials():
+        return Account(region=found)
+    example = Account(region=found or "us-east-1", known_number="000000000000")
+    say(f"no AWS credentials or region are set: {example.region} and account {example.number()} are examples")
+    return example
+
+
 def ask(question: str, is_yes: bool) -> None:
     if is_yes:
         return

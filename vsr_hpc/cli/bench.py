@@ -7,44 +7,73 @@ import json
 import math
 import os
 import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vsr_hpc.cli.answers import say
+from vsr_hpc.cli.completion import complete_models
 from vsr_hpc.errors import JobError
 
 if TYPE_CHECKING:
     from vsr_hpc.bench.speed import SpeedMeasurement
 
 
+class Precision(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Codec(StrEnum):
+    h264 = "h264"
+    h265 = "h265"
+    av1 = "av1"
+    ffv1 = "ffv1"
+    prores = "prores"
+
+
 def bench(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A model's name (`vsr models list`) or a weights file.")
-    ] = "lanczos",
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME",
+            help="A model's name or a weights file. By default ours for clips and every one on this disk.",
+            autocompletion=complete_models,
+        ),
+    ] = None,
     clip: Annotated[
-        Path | None, typer.Option("--input", help="A clip to measure with. A synthetic clip if left out.")
+        Path | None,
+        typer.Option("--input", metavar="CLIP", help="A clip to measure with. A synthetic clip if left out."),
     ] = None,
     size: Annotated[
-        str, typer.Option("--size", help="Size of the synthetic clip: WIDTHxHEIGHT.")
+        str, typer.Option("--size", metavar="WxH", help="Size of the synthetic clip.")
     ] = "320x180",
     scale: Annotated[
         float | None, typer.Option("--scale", "-s", help="Enlargement factor. The model's own if left out.")
     ] = None,
     precision: Annotated[
-        str, typer.Option("--precision", help="Number format of the network: fp32, bf16, fp16 or auto.")
-    ] = "auto",
+        Precision, typer.Option("--precision", help="Number format in which the network computes.")
+    ] = Precision.auto,
     tile: Annotated[
-        str, typer.Option("--tile", help="Side of a tile in input pixels, auto or none.")
+        str, typer.Option("--tile", metavar="N|auto|none", help="Side of a tile in input pixels.")
     ] = "auto",
     batch: Annotated[
-        str, typer.Option("--batch", help="Frames in one pass through the network, or auto.")
+        str, typer.Option("--batch", metavar="N|auto", help="Frames in one pass through the network.")
     ] = "auto",
-    codec: Annotated[
-        str | None, typer.Option("--codec", help="Codec of the output: h264, h265, av1, ffv1 or prores.")
-    ] = None,
+    codec: Annotated[Codec | None, typer.Option("--codec", help="Codec of the output.")] = None,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", help="An FFmpeg encoder, or none to measure without encoding.")
+        str | None,
+        typer.Option(
+            "--encoder", metavar="NAME|none", help="An FFmpeg encoder, or none to measure without encoding."
+        ),
     ] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="The encoder's preset.")] = None,
     crf: Annotated[int | None, typer.Option("--crf", help="Constant quality; lower is better.")] = None,
@@ -63,15 +92,27 @@ def bench(
     ] = True,
     quality: Annotated[
         Path | None,
-        typer.Option("--quality", help="Measure PSNR and SSIM against the originals in this folder instead."),
+        typer.Option(
+            "--quality",
+            metavar="FOLDER",
+            help="Measure PSNR and SSIM against the originals in this folder instead.",
+        ),
     ] = None,
     models: Annotated[
-        str | None, typer.Option("--models", help="With --quality: models, a,b,c. Our own by default.")
+        str | None,
+        typer.Option(
+            "--models",
+            metavar="A,B,C",
+            help="With --quality: the models. Bicubic, Lanczos and our own by default.",
+            autocompletion=complete_models,
+        ),
     ] = None,
     degrade: Annotated[
         str,
         typer.Option(
-            "--degrade", help="With --quality: clean, or h264:CRF to code the reduced pictures first."
+            "--degrade",
+            metavar="clean|h264:CRF",
+            help="With --quality: clean, or h264:CRF to code the reduced pictures first.",
         ),
     ] = "clean",
     is_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
@@ -82,6 +123,7 @@ def bench(
     that the device's measured matrix rate and memory set. `vsr plan` estimates from the saved profile.
 
     \b
+    vsr bench
     vsr bench --model realesr-animevideov3 --size 640x360
     vsr bench --quality originals/ --scale 4 --models bicubic,vsr-clean-x4 --degrade h264:23
     """
@@ -93,18 +135,18 @@ def bench(
     from vsr_hpc.bench.speed import measure
     from vsr_hpc.forecast.profiles import save_profile
 
-    found = measure(
-        model,
+    measure_model = partial(
+        measure,
         clip=clip,
         size=_size(size),
         picture={
             "scale": scale,
-            "precision": precision,
+            "precision": precision.value,
             "tile": _number_or_word(tile),
             "batch": _number_or_word(batch),
         },
         video={
-            "codec": codec,
+            "codec": None if codec is None else codec.value,
             "encoder": None if encoder == "none" else encoder,
             "preset": preset,
             "crf": crf,
@@ -114,16 +156,53 @@ def bench(
         rounds=rounds,
         threads=threads,
         has_encoder=encoder != "none",
-        say=_print_note,
+        say=say,
     )
-    path = save_profile(found.profile) if is_saved else None
+    names = [model] if model is not None else models_at_hand()
+    made = []
+    for name in names:
+        if model is None:
+            say(f"model {name}")
+        made.append(measure_model(name))
+        if is_saved:
+            say(f"profile saved: {save_profile(made[-1].profile)}")
     if is_json:
-        typer.echo(_as_json(found))
-    else:
-        for line in table(found):
-            typer.echo(line)
-    if path is not None:
-        _print_note(f"profile saved: {path}")
+        rows = [_document(found) for found in made]
+        typer.echo(json.dumps(rows[0] if model is not None else rows, indent=1))
+        return
+    for line in table(made[0]) if model is not None else comparison(made):
+        typer.echo(line)
+
+
+def models_at_hand() -> list[str]:
+    """What `auto` means for a clip, then every other model that runs here without a download."""
+    from vsr_hpc.models.cards import all_cards, find_card
+    from vsr_hpc.models.defaults import AUTO
+    from vsr_hpc.models.weights import is_at_hand
+
+    ours = find_card(AUTO).name
+    others = (card for card in all_cards() if is_at_hand(card) and card.network != "nearest")
+    return [ours, *(card.name for card in others if card.name != ours)]
+
+
+def comparison(found: Sequence[SpeedMeasurement]) -> list[str]:
+    """One row for each model."""
+    first = found[0].profile
+    lines = [
+        f"{first.width}x{first.height} on {first.device} with {first.threads} threads, frames/s",
+        f"{'model':<28}{'output':>11}  {'precision':<10}{'network':>9}{'pipeline':>10}  slowest stage",
+    ]
+    for each in found:
+        profile = each.profile
+        network = "-" if profile.network_fps is None else f"{profile.network_fps:.2f}"
+        slowest = max(profile.stage_seconds, key=lambda stage: profile.stage_seconds[stage])
+        lines.append(
+            f"{profile.model:<28}{f'{profile.out_width}x{profile.out_height}':>11}  "
+            f"{'-' if profile.network_fps is None else profile.precision:<10}{network:>9}"
+            f"{profile.pipeline_fps:>10.2f}  {slowest}"
+        )
+    lines.append(f"median of {found[0].rounds} rounds; `vsr bench -m NAME` shows every stage of one model")
+    return lines
 
 
 def table(found: SpeedMeasurement) -> list[str]:
@@ -170,25 +249,19 @@ def _floor_words(found: SpeedMeasurement) -> str:
     )
 
 
-def _as_json(found: SpeedMeasurement) -> str:
-    import json
-    from dataclasses import asdict
-
-    floor = asdict(found.floor) if found.floor else None
-    return json.dumps(
-        {
-            "profile": found.profile.model_dump(mode="json"),
-            "floor": floor,
-            "startup": found.startup,
-            "slowest_stage_fps": found.slowest_fps,
-            "frames": found.frames,
-            "rounds": found.rounds,
-            "lanes": found.lanes,
-            "cpu_s_per_frame": found.cpu_s_per_frame,
-            "load": found.load,
-        },
-        indent=1,
-    )
+def _document(found: SpeedMeasurement) -> dict[str, Any]:
+    """The measurement as plain values for JSON."""
+    return {
+        "profile": found.profile.model_dump(mode="json"),
+        "floor": dataclasses.asdict(found.floor) if found.floor else None,
+        "startup": found.startup,
+        "slowest_stage_fps": found.slowest_fps,
+        "frames": found.frames,
+        "rounds": found.rounds,
+        "lanes": found.lanes,
+        "cpu_s_per_frame": found.cpu_s_per_frame,
+        "load": found.load,
+    }
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -200,10 +273,6 @@ def _size(text: str) -> tuple[int, int]:
 
 def _number_or_word(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
-
-
-def _print_note(text: str) -> None:
-    print(f"vsr: {text}", file=sys.stderr)  # noqa: T201
 
 
 def _measure_quality(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vsr_hpc.cli.answers import ask
 from vsr_hpc.errors import JobError
 
 app = typer.Typer(help="A Spot GPU cluster by AWS ParallelCluster, checked first.", no_args_is_help=True)
@@ -113,7 +114,8 @@ def create(
     from vsr_hpc.aws.cluster import lifecycle
 
     found = _values(values, settings)
-    _ask(f"create cluster {found.name} in {found.region}? It costs money until it is deleted", is_yes)
+    lifecycle.check_ready(found)
+    ask(f"create cluster {found.name} in {found.region}? It costs money until it is deleted", is_yes)
     state = lifecycle.create(template, found, _tell)
     if is_json:
         _answer(asdict(state))
@@ -137,7 +139,8 @@ def update(
     from vsr_hpc.aws.cluster import lifecycle
 
     found = _values(values, settings)
-    _ask(f"update cluster {found.name} in {found.region}?", is_yes)
+    lifecycle.check_ready(found)
+    ask(f"update cluster {found.name} in {found.region}?", is_yes)
     state = lifecycle.update(template, found, _tell)
     if is_json:
         _answer(asdict(state) if state else None)
@@ -214,7 +217,8 @@ def delete(
 
     found = _values(values, settings) if values or Path("values.yaml").is_file() else None
     cluster, place = _which(name, region, values, settings)
-    _ask(f"delete cluster {cluster} in {place}?", is_yes)
+    lifecycle.check_credentials(place)
+    ask(f"delete cluster {cluster} in {place}?", is_yes)
     store = (found.bucket, found.prefix) if found else None
     lifecycle.delete(cluster, place, _tell, store=store, is_forced=is_forced)
 
@@ -273,7 +277,7 @@ def storage_init(
         typer.echo(f"will {step}", err=True)
     if dry_run:
         return
-    _ask("go on?", is_yes)
+    ask("go on?", is_yes)
     storage.init(place, _tell, with_container=with_container)
     typer.echo(f"region: {region}\nbucket: {bucket}\nprefix: {prefix}\nnode_policy_arn: {place.policy_arn}")
 
@@ -313,11 +317,6 @@ def _which(
 
 def _tell(line: str) -> None:
     typer.echo(line, err=True)
-
-
-def _ask(question: str, is_yes: bool) -> None:
-    if not is_yes:
-        typer.confirm(question, abort=True, err=True)
 
 
 def _answer(found: Any) -> None:

@@ -7,6 +7,7 @@ options that were typed are passed on: the job has the defaults, and an option o
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from vsr_hpc.cli.completion import complete_models
 from vsr_hpc.errors import JobError
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class JobCommand(TyperCommand):
     """A command that takes the options of a job; `given_options` has those that were typed."""
 
     keys: tuple[str, ...] | None = None
-    """The keys of the job whose options it takes; all of them by default."""
+    """The keys of the job whose options it takes; by default all but those for Slurm."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """All parameters: arguments, the job's options by panel, and the command's own."""
@@ -54,13 +56,34 @@ class JobCommand(TyperCommand):
     def _job_keys(self) -> tuple[JobKey, ...]:
         from vsr_hpc.job.options import job_options
 
-        return tuple(key for key in job_options() if self.keys is None or key.key in self.keys)
+        return tuple(key for key in job_options() if self._takes(key))
+
+    def _takes(self, key: JobKey) -> bool:
+        if self.keys is not None:
+            return key.key in self.keys
+        return key.option is not None and key.option.panel != "Slurm"
+
+
+class SubmitCommand(JobCommand):
+    """Takes all options of a job, those for Slurm among them."""
+
+    def _takes(self, key: JobKey) -> bool:
+        return True
 
 
 class VerifyCommand(JobCommand):
     """Takes those options of a job that say which frames and streams an output must have."""
 
-    keys = ("streams.audio", "streams.drop", "range.from", "range.to", "range.frames")
+    keys = (
+        "picture.deinterlace",
+        "picture.field_order",
+        "streams.audio",
+        "streams.drop",
+        "range.from",
+        "range.to",
+        "range.frames",
+        "images.rate",
+    )
 
 
 def given_options(context: typer.Context) -> dict[str, Any]:
@@ -98,9 +121,16 @@ def _declaration(key: JobKey) -> Any:
         help=key.description,
         metavar=key.metavar or None,
         rich_help_panel=key.option.panel,
-        autocompletion=(lambda: list(key.choices)) if key.choices else None,
+        autocompletion=_completion(key),
         show_default=bool(key.metavar),
     )
+
+
+def _completion(key: JobKey) -> Callable[..., Any] | None:
+    """What the shell offers for the option's value."""
+    if key.key == "model":
+        return complete_models
+    return (lambda: list(key.choices)) if key.choices else None
 
 
 def _parameter_name(key: JobKey) -> str:
@@ -132,6 +162,11 @@ def build_document(given: dict[str, Any], source: str, output: str) -> dict[str,
     return override({"input": source, "output": output}, given)
 
 
+def says_frames(given: dict[str, Any]) -> bool:
+    """Whether an option says that images are the frames of one clip."""
+    return "images.rate" in given or "images.allow_gaps" in given
+
+
 def read_job(paths: list[str], given: dict[str, Any]) -> JobSpec:
     """The one job of `JOB.yaml`, of `IN OUT`, or of both, with the given options laid over it."""
     jobs = read_jobs(paths, given)
@@ -150,12 +185,17 @@ def read_jobs(paths: list[str], given: dict[str, Any]) -> list[JobSpec]:
 
     has_file = len(paths) == 1 or Path(paths[0]).suffix.lower() in (".yaml", ".yml")
     if not has_file:
-        return [parse_job(build_document(given, *pair), "", spell=spell_option) for pair in expand(paths)]
+        pairs = expand(paths, are_frames=says_frames(given))
+        return [parse_job(build_document(given, *pair), "", spell=spell_option) for pair in pairs]
     job = load_job(Path(paths[0]))
     if len(paths) == 1 and not given:
         return [job]
     written = job.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    pairs = expand(paths[1:]) if len(paths) > 1 else ((written["input"], written["output"]),)
+    pairs = (
+        expand(paths[1:], are_frames=says_frames(given))
+        if len(paths) > 1
+        else ((written["input"], written["output"]),)
+    )
     if len(pairs) > 1 and job.run.location:
         raise JobError(
             f"{paths[0]}: run.location can hold one run only; leave it out for {len(pairs)} inputs"

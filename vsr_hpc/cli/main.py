@@ -18,9 +18,11 @@ from vsr_hpc.cli import (
     batch,
     bench,
     cluster,
+    doctor,
     ec2,
     endpoint,
     image,
+    init,
     models,
     plan,
     report,
@@ -29,7 +31,7 @@ from vsr_hpc.cli import (
     workflow,
 )
 from vsr_hpc.cli.answers import fail
-from vsr_hpc.cli.job_options import JobCommand, VerifyCommand
+from vsr_hpc.cli.job_options import JobCommand, SubmitCommand, VerifyCommand
 from vsr_hpc.errors import BackendError, JobError, SpaceError, VsrError
 from vsr_hpc.job.inputs import looks_like_input
 from vsr_hpc.system.environment import set_identity, set_thread_policy
@@ -83,7 +85,8 @@ _UPSCALE, _RUNS, _MODELS, _LOOK = "Upscale", "Runs", "Models", "Look"
 _ELSEWHERE = "Clusters and clouds"
 
 app.command(cls=JobCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(runs.upscale)
-app.command(cls=JobCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(runs.submit)
+app.command(cls=SubmitCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(runs.submit)
+app.command(rich_help_panel=_UPSCALE)(init.init)
 app.command(cls=JobCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(plan.plan)
 app.command(cls=VerifyCommand, no_args_is_help=True, rich_help_panel=_UPSCALE)(runs.verify)
 
@@ -92,6 +95,7 @@ app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.status)
 app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.resume)
 app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.cancel)
 app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.logs)
+app.command(rich_help_panel=_RUNS)(runs.clean)
 app.command(no_args_is_help=True, rich_help_panel=_RUNS)(runs.finish)
 app.command("worker", no_args_is_help=True, rich_help_panel=_RUNS)(runs.work)
 
@@ -101,6 +105,8 @@ app.command(rich_help_panel=_MODELS)(bench.bench)
 app.command(no_args_is_help=True, rich_help_panel=_LOOK)(report.preview)
 app.command(no_args_is_help=True, rich_help_panel=_LOOK)(report.report)
 app.command(rich_help_panel=_LOOK)(report.dashboard)
+
+app.command(rich_help_panel=_LOOK)(doctor.doctor)
 
 app.add_typer(cluster.app, name="cluster", rich_help_panel=_ELSEWHERE)
 app.add_typer(cluster.storage_app, name="storage", rich_help_panel=_ELSEWHERE)

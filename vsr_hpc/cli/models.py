@@ -8,7 +8,11 @@ from typing import Annotated
 import typer
 
 from vsr_hpc.cli.answers import IsJson, answer
+from vsr_hpc.cli.completion import complete_models
 from vsr_hpc.cli.train import train
+
+_PATIENCE_S = 30.0
+"""`pull` waits for a slow network, other commands say at once that weights are missing."""
 
 app = typer.Typer(help="List, show, download, import and train models.", no_args_is_help=True)
 app.command("train", no_args_is_help=True)(train)
@@ -16,37 +20,49 @@ app.command("train", no_args_is_help=True)(train)
 
 @app.command("list")
 def models_list(is_json: IsJson = False) -> None:
-    """List the models that `--model` takes by name.
+    """List the models that `--model` takes by name: size, licence, whether they are on disk, speed.
 
     \b
     vsr models list
     """
+    from vsr_hpc.cli.model_text import list_lines, model_document
     from vsr_hpc.models.cards import all_cards
 
     cards = all_cards()
     if is_json:
-        answer(list(cards))
+        answer([model_document(card) for card in cards])
         return
-    width = max(len(card.name) for card in cards)
-    for card in cards:
-        factor = "any" if card.is_filter else f"x{card.scale}"
-        typer.echo(f"{card.name:<{width}}  {factor:<4} {card.description}")
+    for line in list_lines(cards):
+        typer.echo(line)
 
 
 @app.command("show", no_args_is_help=True)
-def models_show(name: Annotated[str, typer.Argument(help="A model's name or a weights file.")]) -> None:
-    """Show a model's card: its network, licence, weights and limits.
+def models_show(
+    name: Annotated[
+        str, typer.Argument(help="A model's name or a weights file.", autocompletion=complete_models)
+    ],
+    is_json: IsJson = False,
+) -> None:
+    """Show a model's card: its network, licence, weights, speed and limits.
 
     \b
     vsr models show realesr-animevideov3
     """
+    from vsr_hpc.cli.model_text import card_lines, model_document
     from vsr_hpc.models.cards import find_card
 
-    answer(find_card(name))
+    card = find_card(name)
+    if is_json:
+        answer(model_document(card))
+        return
+    for line in card_lines(card):
+        typer.echo(line)
 
 
 @app.command("pull", no_args_is_help=True)
-def models_pull(name: Annotated[str, typer.Argument(help="A model's name.")]) -> None:
+def models_pull(
+    name: Annotated[str, typer.Argument(help="A model's name.", autocompletion=complete_models)],
+) -> None:
     """Download a model's weights into the cache, check them, and print where they are.
 
     \b
@@ -57,7 +73,7 @@ def models_pull(name: Annotated[str, typer.Argument(help="A model's name.")]) ->
     from vsr_hpc.models.cards import find_card
 
     with downloading(name) as progress:
-        typer.echo(str(weights.ensure(find_card(name), progress)))
+        typer.echo(str(weights.ensure(find_card(name), progress, patience_s=_PATIENCE_S)))
 
 
 @app.command("import", no_args_is_help=True)

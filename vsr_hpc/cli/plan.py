@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vsr_hpc.cli.answers import IsJson, IsJsonOfJob
+from vsr_hpc.cli.completion import complete_files
 from vsr_hpc.cli.job_options import given_options, read_job
 from vsr_hpc.errors import JobError
 
@@ -55,7 +56,9 @@ def plan(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="JOB.yaml | IN OUT", help="A job file, or an input and an output. Neither with --serve."
+            metavar="JOB.yaml | IN OUT",
+            help="A job file, or an input and an output. Neither with --serve.",
+            autocompletion=complete_files,
         ),
     ] = None,
     deadline: Annotated[
@@ -76,6 +79,14 @@ def plan(
         ),
     ] = None,
     region: Region = "us-east-1",
+    shows_aws: Annotated[
+        bool,
+        typer.Option(
+            "--aws",
+            help="Show AWS and its prices on a Slurm cluster of your own, too.",
+            rich_help_panel=_CHOICE,
+        ),
+    ] = False,
     serve: Annotated[
         bool,
         typer.Option(
@@ -156,6 +167,7 @@ def plan(
         deadline_s=None if deadline is None else seconds(deadline, "--deadline"),
         budget_usd=budget,
         region=region,
+        shows_aws=shows_aws,
         is_json=is_json,
     )
 
@@ -167,11 +179,13 @@ def show_plan(
     deadline_s: float | None = None,
     budget_usd: float | None = None,
     region: str = "us-east-1",
+    shows_aws: bool = False,
 ) -> None:
+    """Print the forecast of a job."""
     from vsr_hpc.cli.plan_text import forecast_document, forecast_lines
     from vsr_hpc.forecast.forecast import forecast
 
-    found = forecast(job, region=region, deadline_s=deadline_s, budget_usd=budget_usd)
+    found = forecast(job, region=region, deadline_s=deadline_s, budget_usd=budget_usd, shows_aws=shows_aws)
     if is_json:
         answer = json.loads(found.plan.to_json()) | {"estimate": forecast_document(found)}
         typer.echo(json.dumps(answer, indent=1))
@@ -277,9 +291,10 @@ def prices_show(
     vsr prices show g5.xlarge g6.xlarge --region eu-west-1
     """
     from vsr_hpc.aws.instances import find_instance
-    from vsr_hpc.aws.prices import PURCHASES, prices
+    from vsr_hpc.aws.prices import PURCHASES, check_region, prices
     from vsr_hpc.forecast.job_ways import CPU_TYPES, GPU_TYPES
 
+    check_region(region)
     table = prices(region)
     names = types or [*GPU_TYPES, *CPU_TYPES]
     rows = {
@@ -304,11 +319,11 @@ def prices_refresh(region: Region = "", is_json: IsJson = False) -> None:
     vsr prices refresh --region eu-west-1
     """
     from vsr_hpc.aws import price_list
-    from vsr_hpc.aws.prices import prices, refreshed_path, save
+    from vsr_hpc.aws.prices import check_region, prices, save
     from vsr_hpc.system.aws_region import need_region
 
     region = region or need_region()
-    refreshed_path(region)  # refused before AWS is asked
+    check_region(region)
     found = price_list.refresh(region, prices(region).on_demand)
     path = save(found)
     if is_json:

@@ -42,7 +42,7 @@ def table(found: Forecast) -> Iterator[str]:
     for each in (found.here, *found.elsewhere):
         if isinstance(each, RefusedPlace):
             rows.append((each.label, f"no: {each.reason}", "", ""))
-        elif each.where == "local":
+        elif each.usd is None:
             rows.append((each.label, plural(each.workers, "worker"), _time(each), "-"))
         else:
             kind = f"ml.{each.instance}" if each.where == "sagemaker-async" else each.instance
@@ -92,10 +92,14 @@ def _small_print(found: Forecast) -> Iterator[str]:
     some = next((each for each in found.elsewhere if isinstance(each, Option)), None)
     if some is not None:
         parts = [f"~ {some.source}"] if some.basis == "scaled" else [some.source]
-        yield f"basis    {'; '.join(parts)}; including the start of nodes, idle ends and Spot losses"
+        counted = "the start of nodes, idle ends and Spot losses"
+        if some.usd is None:
+            counted = "the start of workers, but no time in the queue"
+        yield f"basis    {'; '.join(parts)}; including {counted}"
         if some.slowest == "codecs":
             yield "         codecs are slower than the model there: more cores help, a faster GPU does not"
-    yield f"prices   {found.prices}"
+    if any(isinstance(each, Option) and each.usd is not None for each in found.elsewhere):
+        yield f"prices   {found.prices}"
 
 
 def forecast_document(found: Forecast) -> dict[str, Any]:

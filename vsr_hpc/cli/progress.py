@@ -1,4 +1,4 @@
-"""Shows a run's progress: a live bar where stderr is a terminal, plain lines elsewhere."""
+"""Shows a run's progress, phase by phase: a live bar where stderr is a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from vsr_hpc.run.documents import Heartbeat
+from vsr_hpc.run.documents import Done, Heartbeat
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.spending import Estimate, Spent
 from vsr_hpc.run.status import STAGES, RunStatus, read_status
 from vsr_hpc.system.interrupts import StopFlag
-from vsr_hpc.wording import clock, duration, money, plural
+from vsr_hpc.wording import clock, duration, money, plural, size
 
 _PLAIN_EVERY_S = 10.0
 _READ_EVERY_S = 1.0
@@ -33,21 +33,71 @@ class _Speed(ProgressColumn):
         return Text(f"{fps:6.2f} fps{left}", style="cyan")
 
 
-class Watching:
-    """Shows a run's progress until the block ends. Speed and time left count only its own frames."""
+class NamedPhase:
+    """A phase of a run without a bar: a line that moves while it lasts, and one line when it has ended."""
 
-    def __init__(self, run: Run, stop: StopFlag | None = None, *, is_quiet: bool = False) -> None:
-        self._run, self._stop, self._is_quiet = run, stop, is_quiet
+    def __init__(self, name: str, *, is_quiet: bool = False) -> None:
+        self._name, self._is_quiet = name, is_quiet
+        self._began = time.monotonic()
+        console = Console(stderr=True)
+        self._live: Live | None = None
+        if not is_quiet and console.is_terminal:
+            self._live = Live(
+                get_renderable=lambda: self._line(""), console=console, refresh_per_second=4, transient=True
+            )
+            self._live.start()
+
+    def stop(self) -> None:
+        """Take the moving line away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def end(self, text: str = "") -> None:
+        """Say how long it took, and what came of it."""
+        self.stop()
+        if not self._is_quiet:
+            print(self._line(text), file=sys.stderr, flush=True)  # noqa: T201 - this module is what people read
+
+    def _line(self, text: str) -> str:
+        return phase_line(self._name, text, time.monotonic() - self._began)
+
+
+def phase_line(name: str, text: str, seconds: float) -> str:
+    """`merge    0:07`, `plan     1,440 frames in 3 shards  0:04`."""
+    return f"{name:<8} {text}{'  ' if text else ''}{clock(seconds)}"
+
+
+class Watching:
+    """Shows a run's progress until the block ends. Speed and time left count only its own frames.
+
+    `on_output` is called once the output is in place and verified, before the report is made. `is_brief`
+    leaves out the lines that name phases, for one of many stills.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        stop: StopFlag | None = None,
+        *,
+        is_quiet: bool = False,
+        is_brief: bool = False,
+        on_output: Callable[[Done], None] = lambda done: None,
+    ) -> None:
+        self._run, self._stop, self._is_quiet, self._on_output = run, stop, is_quiet, on_output
+        self._is_brief = is_brief
         self._console = Console(stderr=True)
+        self._phase: NamedPhase | None = None
+        self._is_working = False
         self._frames_before = 0
         self._frames, self._fps = 0, 0.0
         self._eta_s: float | None = None
-        self._began = self._read_at = self._said_at = time.monotonic()
+        self._entered = self._began = self._read_at = self._said_at = time.monotonic()
         self._status: RunStatus | None = None
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} frames"),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} frames"),
             _Speed(),
             console=self._console,
         )
@@ -59,7 +109,7 @@ class Watching:
         self._frames_before = sum(plan.shard(shard).frames for shard in done)
         self._frames = self._frames_before
         self._task = self._bar.add_task(
-            "upscaling", total=plan.frames, completed=self._frames, fps=0.0, eta_s=None
+            "upscale ", total=plan.frames, completed=self._frames, fps=0.0, eta_s=None
         )
         if not self._is_quiet and self._console.is_terminal:
             self._live = Live(
@@ -67,28 +117,46 @@ class Watching:
             )
             self._live.start()
         elif not self._is_quiet and self._frames_before:
-            self._say(f"resuming: {self._frames_before} of {plan.frames} frames are done")
+            self._say(f"resuming: {self._frames_before:,} of {plan.frames:,} frames are done")
         return self
+
+    def on_phase(self, phase: str, done: Done | None) -> None:
+        """The run begins another phase; upscaling begins with the block, and again where shards were lost."""
+        if phase == "upscale":
+            return
+        if self._phase is not None:
+            self._phase.end()
+        else:
+            self._end_bar()
+        if phase == "report" and done is not None:
+            self._on_output(done)
+        self._phase = NamedPhase(phase, is_quiet=self._is_quiet or self._is_brief)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
             self._live.stop()
-        if kind is None and not self._is_quiet:
-            self._say_end()
+        if self._phase is not None and kind is None:
+            self._phase.end()
+        elif self._phase is not None:
+            self._phase.stop()
+        elif kind is None:
+            self._end_bar()
 
-    def _say_end(self) -> None:
+    def _end_bar(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
         finished = sum(self._run.plan.shard(shard).frames for shard in self._run.finished())
         made = finished - self._frames_before  # frames of a shard that was lost do not count
-        if made > 0:
-            spent = time.monotonic() - self._began
-            noun = "frame" if made == 1 else "frames"
-            self._say(f"{made} {noun} in {clock(spent)}, {made / max(spent, 1e-3):.2f} fps")
+        if made > 0 and not self._is_quiet and not self._is_brief:
+            self._say(phase_line("upscale", plural(made, "frame"), time.monotonic() - self._entered))
 
     def on_beat(self, heartbeat: Heartbeat) -> None:
         """A worker inside this process made progress."""
         self._say_stopping()
+        self._note_work(heartbeat.state == "working")
         self._advance(self._frames_before + heartbeat.frames)
 
     def on_tick(self) -> None:
@@ -99,7 +167,13 @@ class Watching:
             return
         self._read_at = now
         self._status = read_status(self._run)
+        self._note_work(any(each.heartbeat.state == "working" for each in self._status.alive))
         self._advance(self._status.frames_shown)
+
+    def _note_work(self, is_working: bool) -> None:
+        """The speed is measured from the first shard on, not from the start of the program."""
+        if is_working and not self._is_working:
+            self._is_working, self._began = True, time.monotonic()
 
     def _advance(self, frames: int) -> None:
         self._frames = max(self._frames, frames)
@@ -112,7 +186,7 @@ class Watching:
         if self._live is None and not self._is_quiet and now - self._said_at >= _PLAIN_EVERY_S:
             self._said_at = now
             left = "" if self._eta_s is None else f", {clock(self._eta_s)} left"
-            self._say(f"{self._frames}/{self._run.plan.frames} frames, {self._fps:.2f} fps{left}")
+            self._say(f"{self._frames:,}/{self._run.plan.frames:,} frames, {self._fps:.2f} fps{left}")
 
     def _render(self) -> RenderableType:
         if self._status is None or len(self._status.alive) < 2:
@@ -167,7 +241,7 @@ def workers_table(status: RunStatus, *, is_all: bool = False) -> Table:
 
 def status_lines(status: RunStatus) -> list[RenderableType]:
     """A run's status as lines for a person."""
-    bar = f"{status.frames_shown}/{status.frames} frames" if status.frames else "no plan yet"
+    bar = f"{status.frames_shown:,}/{status.frames:,} frames" if status.frames else "no plan yet"
     share = f" ({status.frames_shown / status.frames:.0%})" if status.frames else ""
     lines: list[RenderableType] = [
         Text(f"{status.uri}", style="bold"),
@@ -181,7 +255,8 @@ def status_lines(status: RunStatus) -> list[RenderableType]:
     if status.fps or status.fps_overall:
         left = "" if status.eta_s is None else f", {clock(status.eta_s)} left"
         now = f"{status.fps:.2f} fps now, " if status.alive else ""
-        lines.append(Text(f"speed: {now}{status.fps_overall:.2f} fps overall{left}"))
+        overall = "while upscaling" if status.done is not None else "overall"
+        lines.append(Text(f"speed: {now}{status.fps_overall:.2f} fps {overall}{left}"))
     spent = {stage: status.seconds.get(stage, 0.0) for stage in STAGES}
     if sum(spent.values()) > 0:
         shares = ", ".join(f"{stage} {seconds / sum(spent.values()):.0%}" for stage, seconds in spent.items())
@@ -200,13 +275,17 @@ def status_lines(status: RunStatus) -> list[RenderableType]:
     if status.state in _NEXT:
         lines.append(Text(_NEXT[status.state].format(uri=status.uri), style="yellow"))
     if status.done is not None:
+        done = status.done
         if status.output_state == "touched":
             lines.append(Text("the output has another modification time than when it was published"))
         lines.append(
             Text(
-                f"output: {status.done.output}  {status.done.frames} frames  sha256 {status.done.sha256[:16]}"
+                f"output: {done.output}  {plural(done.frames, 'frame')}, {size(done.size_bytes)} "
+                f"({done.size_bytes:,} bytes), sha256 {done.sha256[:16]}"
             )
         )
+    if status.report:
+        lines.append(Text(f"report: {status.report}"))
     return lines
 
 

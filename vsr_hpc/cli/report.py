@@ -8,12 +8,18 @@ from typing import Annotated
 
 import typer
 
+from vsr_hpc.cli.answers import say
+from vsr_hpc.cli.completion import complete_models, complete_runs
 from vsr_hpc.errors import JobError
 from vsr_hpc.system.files import write_atomically
 
 RunUri = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="The run: its folder (.vsr/OUT), s3://bucket/prefix, or the output."),
+    typer.Argument(
+        metavar="RUN",
+        help="The run: its folder (.vsr/OUT), s3://bucket/prefix, or the output.",
+        autocompletion=complete_runs,
+    ),
 ]
 
 
@@ -60,8 +66,14 @@ def preview(
         str, typer.Argument(metavar="IN", help="A clip, a still, a folder or pattern of images.")
     ],
     models: Annotated[
-        str, typer.Option("--models", "-m", help="Models with commas: a,b. `vsr models list` has the names.")
-    ] = "bicubic,lanczos",
+        str | None,
+        typer.Option(
+            "--models",
+            "-m",
+            help="Models with commas: a,b. By default our model for the clip and every model on this disk.",
+            autocompletion=complete_models,
+        ),
+    ] = None,
     at: Annotated[
         str | None,
         typer.Option("--at", help="Seconds, HH:MM:SS or a frame (250f). By default a third into the clip."),
@@ -69,7 +81,7 @@ def preview(
     scale: Annotated[
         float | None,
         typer.Option(
-            "--scale", "-s", min=1, max=16, help="Enlargement factor. The models' largest by default."
+            "--scale", "-s", min=1, max=16, help="Enlargement factor. By default 2, or the --models' largest."
         ),
     ] = None,
     crop: Annotated[
@@ -107,13 +119,14 @@ def preview(
         raise JobError(f"-o {output}: end it in {', '.join(previews.SUFFIXES)}")
     found = previews.preview(
         clip,
-        tuple(filter(None, (each.strip() for each in models.split(",")))),
+        None if models is None else tuple(filter(None, (each.strip() for each in models.split(",")))),
         at=at,
         scale=scale,
         crop=crop,
         seconds=seconds,
         threads=threads,
         on_model=lambda name: None if is_quiet else typer.echo(f"{name} ...", err=True),
+        on_left_out=lambda reason: say(f"left out: {reason}"),
     )
     if output is not None:
         _write(output, previews.content(found, output.suffix.lower()))

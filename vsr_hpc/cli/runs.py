@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from vsr_hpc.cli.answers import IsJson, IsJsonOfJob, answer, fail, say
-from vsr_hpc.cli.job_options import build_document, given_options, read_jobs
+from vsr_hpc.cli.answers import IsJson, IsJsonOfJob, answer, ask, fail, say
+from vsr_hpc.cli.completion import complete_files, complete_runs
+from vsr_hpc.cli.job_options import build_document, given_options, read_jobs, says_frames
 from vsr_hpc.cli.plan import show_plan
 from vsr_hpc.errors import JobError, MediaError, VerifyError, VsrError
-from vsr_hpc.wording import plural
+from vsr_hpc.wording import duration, plural, size
 
 if TYPE_CHECKING:
     from vsr_hpc.job.spec import JobSpec
@@ -64,7 +67,11 @@ Inputs = Annotated[
 ]
 Output = Annotated[str | None, typer.Option("-o", "--output", hidden=True, help="The output, as OUT.")]
 RunUri = Annotated[
-    str, typer.Argument(help="The run: its folder (.vsr/OUT), s3://bucket/prefix, or the output.")
+    str,
+    typer.Argument(
+        help="The run: its folder (.vsr/OUT), s3://bucket/prefix, or the output.",
+        autocompletion=complete_runs,
+    ),
 ]
 
 
@@ -98,7 +105,8 @@ def upscale(
 
     given = given_options(context)
     places = [*inputs, *(paths or []), *([output] if output else [])]
-    jobs = [parse_job(build_document(given, *pair), "", spell=spell_option) for pair in expand(places)]
+    pairs = expand(places, are_frames=says_frames(given))
+    jobs = [parse_job(build_document(given, *pair), "", spell=spell_option) for pair in pairs]
     if len(jobs) == 1:
         _launch(jobs[0], is_new=new, is_quiet=is_quiet, is_json=is_json)
     else:
@@ -111,6 +119,7 @@ def submit(
         list[str] | None,
         typer.Argument(
             metavar="[JOB.yaml] [IN... OUT]",
+            autocompletion=complete_files,
             help="A job file (jobs/ has examples), inputs and an output, or both.",
         ),
     ] = None,
@@ -134,6 +143,7 @@ def submit(
             "--after",
             metavar="RUN",
             help="Start when this run is complete. Its output may be the input.",
+            autocompletion=complete_runs,
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -204,8 +214,8 @@ def resume(
     where = on.value if on else executor_of(run)
     job = job.model_copy(update={"run": how, "on": where})
     done = _carry_out(run, job, is_new=False, is_quiet=is_quiet, is_json=is_json)
-    if done is not None:
-        _report_done(done, is_quiet=is_quiet, is_json=is_json)
+    if done is not None and is_json:
+        answer(done)
 
 
 def status(
@@ -221,13 +231,13 @@ def status(
     vsr status out.mkv --watch
     """
     from vsr_hpc.cli.progress import say_status, watch
-    from vsr_hpc.launch import whole_status
+    from vsr_hpc.launch import watched_status
 
     run = _open(run_uri)
     if is_watched and not is_json:
-        watch(lambda: whole_status(run))
+        watch(lambda: watched_status(run))
         return
-    found = whole_status(run)
+    found = watched_status(run)
     if is_json:
         answer(found)
         return
@@ -270,6 +280,77 @@ def runs(is_json: IsJson = False) -> None:
         typer.echo("no runs yet", err=True)
 
 
+class CleanKept(StrEnum):
+    report = "report"
+    nothing = "nothing"
+
+
+def clean(
+    outputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OUT...]", help="Outputs or runs. All your finished runs if left out."),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option("--older-than", metavar="AGE", help="Only runs that ended so long ago: 12h, 7d, 2w."),
+    ] = None,
+    keep: Annotated[
+        CleanKept,
+        typer.Option("--keep", help="Keep each run's report and one file of its records, or nothing."),
+    ] = CleanKept.nothing,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Also remove a named run that is not finished.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    is_json: IsJson = False,
+) -> None:
+    """Remove what finished runs left beside their outputs. The outputs stay.
+
+    \b
+    vsr clean out.mkv
+    vsr clean --older-than 7d
+    """
+    from vsr_hpc.run.keeping import keep_only, look_at, refuse_removal
+    from vsr_hpc.run.known_runs import remembered_runs
+
+    least_s = 0.0 if older_than is None else _parse_age(older_than)
+    found = [look_at(_open(uri)) for uri in outputs or remembered_runs()]
+    if outputs:
+        for left in found:
+            refuse_removal(left, is_unfinished_too=unfinished)
+    else:
+        found = [left for left in found if left.state == "complete"]
+    found = [left for left in found if left.idle_s >= least_s]
+    whole = sum(left.size_bytes for left in found)
+    for left in found:
+        age = f"{_age(left.idle_s)} ago"
+        typer.echo(f"{size(left.size_bytes):>9}  {left.state:<10}  {age:<11}  {left.run.uri}", err=is_json)
+    if found:
+        what = f"{plural(len(found), 'run')}, {size(whole)}"
+        ask(f"remove {what}? The outputs stay." + (" Reports stay." * (keep == "report")), yes)
+        for left in found:
+            keep_only(left.run, keep.value)
+        typer.echo(f"removed: {what}", err=True)
+    else:
+        typer.echo("nothing to remove", err=True)
+    if is_json:
+        answer([{"uri": left.run.uri, "size_bytes": left.size_bytes} for left in found])
+
+
+_AGES_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def _parse_age(text: str) -> float:
+    unit = _AGES_S.get(text[-1:])
+    if unit is None or not text[:-1].isdecimal():
+        raise JobError(f"--older-than {text}: write a number and m, h, d or w, for example 7d")
+    return float(text[:-1]) * unit
+
+
+def _age(seconds: float) -> str:
+    return f"{seconds / 86_400:.0f} d" if seconds >= 2 * 86_400 else duration(seconds)
+
+
 def logs(
     run_uri: RunUri,
     worker: Annotated[
@@ -296,7 +377,10 @@ def work(
     task: Annotated[str, typer.Option("--task", help="The scheduler's name of this worker's task.")] = "",
     restart: Annotated[int, typer.Option("--restart", help="How often this task was started before.")] = 0,
     with_parent: Annotated[
-        int, typer.Option("--with-parent", help="Exit when the process with this number has ended.")
+        int,
+        typer.Option(
+            "--with-parent", help="The process that started this worker and merges. The worker ends with it."
+        ),
     ] = 0,
     metrics: Annotated[
         Metrics | None,
@@ -324,6 +408,7 @@ def work(
         task=task,
         restart=restart,
         parent=with_parent,
+        does_finish=not with_parent,
         metrics=metrics.value if metrics else None,
         prometheus=prometheus,
     )
@@ -343,13 +428,22 @@ def finish(run_uri: RunUri, is_json: IsJson = False) -> None:
     """
     from vsr_hpc.launch import finish_here
 
-    _report_done(finish_here(_open(run_uri)), is_quiet=False, is_json=is_json)
+    run = _open(run_uri)
+    done = finish_here(run)
+    if is_json:
+        answer(done)
+        return
+    _answer_with_output(done, is_json=False)
+    _say_end(run, done)
 
 
 def verify(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="IN", help="The clip that was upscaled.")],
-    output: Annotated[str, typer.Argument(metavar="OUT", help="The output that was made from it.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="The clip that was upscaled; or a run.")],
+    output: Annotated[
+        str | None,
+        typer.Argument(metavar="[OUT]", help="The output that was made from it.", show_default=False),
+    ] = None,
     deep: Annotated[
         bool,
         typer.Option("--deep/--packets", help="Decode and compare every picture, or check packets only."),
@@ -358,36 +452,50 @@ def verify(
 ) -> None:
     """Check that an output is complete and true: frames, timestamps, streams, tags, each picture.
 
-    Exit code 5 if it is not.
+    Exit code 5 if it is not. The run that made the output says what was asked for; the options say it
+    where that run is gone.
 
     \b
     vsr verify in.mkv out.mkv
+    vsr verify .vsr/out.mkv                    a run
     """
     from vsr_hpc.job.options import spell_option
     from vsr_hpc.job.reading import parse_job
     from vsr_hpc.launch import verify_here
+    from vsr_hpc.verification.of_plan import verify_run
 
-    job = parse_job(build_document(given_options(context), source, output), "", spell=spell_option)
-    result = verify_here(
-        source,
-        output,
-        is_deep=deep,
-        streams=job.streams,
-        wanted=job.range,
-    )
+    given = given_options(context)
+    for place in (source, output):
+        if place is not None:
+            _need_file(place)
+    if output is None:
+        if given:
+            raise JobError(f"{source}: a run says itself what was asked for; leave the other options out")
+        result = verify_run(_open(source), deep=deep)
+    else:
+        job = parse_job(build_document(given, source, output), "", spell=spell_option)
+        result = verify_here(job, is_deep=deep)
     if is_json:
         answer(result)
     else:
         for line in result.lines():
             typer.echo(line)
     if not result.ok:
-        raise VerifyError(f"{output} is not a complete and true output of {source}; the findings are above")
+        raise VerifyError(
+            f"{result.output} is not a complete and true output of {result.input}; the findings are above"
+        )
+
+
+def _need_file(place: str) -> None:
+    """A place on this machine that names one file or folder must exist; a pattern is looked at later."""
+    if "://" not in place and not set("*?%[") & set(place) and not Path(place).exists():
+        raise JobError(f"{place}: there is no such file")
 
 
 def _launch(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None) -> None:
     done = _begin(job, is_new=is_new, is_quiet=is_quiet, is_json=is_json, after=after)
-    if done is not None:
-        _report_done(done, is_quiet=is_quiet, is_json=is_json)
+    if done is not None and is_json:
+        answer(done)
 
 
 def _launch_each(
@@ -399,75 +507,155 @@ def _launch_each(
     find_card(jobs[0].model)  # all jobs have the same model, so one refusal is enough
     answers: list[Done] = []
     errors: list[VsrError] = []
-    for job in jobs:
+    began, notes = time.monotonic(), set[str]()
+    for number, job in enumerate(jobs, 1):
+        place = _Place(number=number, count=len(jobs), notes=notes)
         try:
-            done = _begin(job, is_new=is_new, is_quiet=is_quiet, is_json=is_json, after=after)
+            done = _begin(job, is_new=is_new, is_quiet=is_quiet, is_json=is_json, after=after, place=place)
         except (JobError, MediaError, VerifyError) as exc:
             errors.append(exc)
-            say(str(exc) if job.input in str(exc) else f"{job.input}: {exc}")
+            text = str(exc) if job.input in str(exc) else f"{job.input}: {exc}"
+            say(f"{number} of {len(jobs)}: {text}")
             continue
         if done is not None:
             answers.append(done)
-            if not is_json:
-                _report_done(done, is_quiet=is_quiet, is_json=False)
     is_here = jobs[0].on == "local"
     if is_json and is_here:
         answer(answers)
     if errors:
         what = "upscaled" if is_here else "started"
         fail(f"{len(errors)} of {len(jobs)} inputs were not {what}", errors[0].exit_code)
+    if is_here and not is_quiet:
+        typer.echo(f"{plural(len(jobs), 'input')} upscaled in {duration(time.monotonic() - began)}", err=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """The place of a job among several, and the notes that those before it have printed."""
+
+    number: int
+    count: int
+    notes: set[str]
 
 
 def _begin(
-    job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None
+    job: JobSpec,
+    *,
+    is_new: bool,
+    is_quiet: bool,
+    is_json: bool,
+    after: Run | None = None,
+    place: _Place | None = None,
 ) -> Done | None:
+    from vsr_hpc.launch import describe_job
     from vsr_hpc.launch import submit as begin
 
     submitted = begin(job, is_new=is_new, after=after)
-    if not is_quiet:
+    run = submitted.run
+    if not is_quiet and run.done() is None:
+        if submitted.prepared is not None:
+            frames = run.plan.frames if run.has_plan() else None
+            counted = f"{place.number} of {place.count}: " if place else ""
+            typer.echo(counted + describe_job(submitted.prepared, frames), err=True)
+        said = place.notes if place else set()
         for note in submitted.notes:
-            typer.echo(f"note: {note}", err=True)
+            if note not in said:
+                typer.echo(f"note: {note}", err=True)
+        said.update(submitted.notes)
     is_fresh = not submitted.is_continued
-    return _carry_out(submitted.run, job, is_new=is_fresh, is_quiet=is_quiet, is_json=is_json, after=after)
+    is_brief = place is not None and submitted.prepared is not None and submitted.prepared.makes_still
+    return _carry_out(
+        run, job, is_new=is_fresh, is_quiet=is_quiet, is_json=is_json, is_brief=is_brief, after=after
+    )
 
 
 def _carry_out(
-    run: Run, job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None
+    run: Run,
+    job: JobSpec,
+    *,
+    is_new: bool,
+    is_quiet: bool,
+    is_json: bool,
+    is_brief: bool = False,
+    after: Run | None = None,
 ) -> Done | None:
-    """Carry a run to its end. None where it continues on another machine."""
+    """Carry a run to its end and print its output. None where it continues on another machine.
+
+    `is_brief` leaves out the line of each phase and the last one: for one of many stills.
+    """
     from vsr_hpc.cli.progress import Watching
-    from vsr_hpc.launch import already_done, ensure_plan, run_here
+    from vsr_hpc.launch import already_done, fewer_workers_note, run_here
     from vsr_hpc.system.interrupts import StopFlag, signals_set
 
     done = already_done(run)
     if done is not None:
         if not is_quiet:
             typer.echo("already complete, nothing to do", err=True)
+        _answer_with_output(done, is_json=is_json)
         return done
     if job.on != "local":
         _start_elsewhere(run, job, is_quiet=is_quiet, is_json=is_json, after=after)
         return None
     stop = StopFlag()
+    announced: list[Done] = []
+
+    def announce(done: Done) -> None:
+        announced.append(done)
+        _answer_with_output(done, is_json=is_json)
+
     try:
-        ensure_plan(run, is_new=is_new)
-        with signals_set(stop), Watching(run, stop, is_quiet=is_quiet) as watching:
-            done = run_here(run, stop, how=job.run, on_beat=watching.on_beat, on_tick=watching.on_tick)
+        _make_plan(run, is_new=is_new, is_quiet=is_quiet or is_brief)
+        fewer = None if is_quiet else fewer_workers_note(run, job.run)
+        if fewer is not None:
+            typer.echo(f"note: {fewer}", err=True)
+        watching = Watching(run, stop, is_quiet=is_quiet, is_brief=is_brief, on_output=announce)
+        with signals_set(stop), watching:
+            done = run_here(
+                run,
+                stop,
+                how=job.run,
+                on_beat=watching.on_beat,
+                on_tick=watching.on_tick,
+                on_phase=watching.on_phase,
+            )
     except KeyboardInterrupt:  # while planning, or for the second time
         say("aborted; the same command continues from the last finished shard")
         os._exit(130)  # a normal exit would wait for a stage that is inside the network
     if done is None:
         _exit_stopped(run, stop)
+    if not announced:
+        _answer_with_output(done, is_json=is_json)
+    if not is_quiet and not is_brief:
+        _say_end(run, done)
     return done
+
+
+def _make_plan(run: Run, *, is_new: bool, is_quiet: bool) -> None:
+    """Make the plan, unless the run has one, and say what it is."""
+    from vsr_hpc.cli.progress import NamedPhase
+    from vsr_hpc.launch import ensure_plan
+
+    phase = NamedPhase("plan", is_quiet=is_quiet or run.has_plan())
+    try:
+        ensure_plan(run, is_new=is_new)
+    except BaseException:
+        phase.stop()
+        raise
+    plan = run.plan
+    phase.end(f"{plural(plan.frames, 'frame')} in {plural(plan.shard_count, 'shard')}")
 
 
 def _start_elsewhere(
     run: Run, job: JobSpec, *, is_quiet: bool, is_json: bool, after: Run | None = None
 ) -> None:
     """Start the workers and return: the run continues without this process."""
-    from vsr_hpc.launch import start_elsewhere
+    from vsr_hpc.launch import fewer_workers_note, start_elsewhere
 
     begun = start_elsewhere(run, job, after)
+    fewer = fewer_workers_note(run, job.run)
     if not is_quiet:
+        if fewer is not None:
+            typer.echo(f"note: {fewer}", err=True)
         typer.echo(f"{begun}\n`vsr status {run.uri} --watch` shows its progress", err=True)
     if is_json:
         answer({"uri": run.uri, "begun": begun})
@@ -486,14 +674,28 @@ def _exit_stopped(run: Run, stop: StopFlag) -> NoReturn:
     raise typer.Exit(130)
 
 
-def _report_done(done: Done, *, is_quiet: bool, is_json: bool) -> None:
-    if is_json:
-        answer(done)
-        return
-    if not is_quiet:
-        for note in done.notes:
-            typer.echo(f"note: {note}", err=True)
-    typer.echo(_relative(done.output))
+def _answer_with_output(done: Done, *, is_json: bool) -> None:
+    """Print where the output is, as the answer of a command that does not answer with JSON."""
+    if not is_json:
+        typer.echo(_relative(done.output))
+
+
+def _say_end(run: Run, done: Done) -> None:
+    """What the merge has to say, and the last line: the output, its size, its times, its report."""
+    from vsr_hpc.launch import report_of
+    from vsr_hpc.planning.summary import describe_size
+
+    for note in done.notes:
+        typer.echo(f"note: {note}", err=True)
+    speed = f" at {done.fps:.2f} fps" if done.frames > 1 and done.fps else ""
+    parts = [
+        f"{_relative(done.output)} {describe_size(run.plan.picture)}",
+        f"{size(done.size_bytes)} ({done.size_bytes:,} bytes)",
+        f"{plural(done.frames, 'frame')}{speed}",
+        f"{duration(done.seconds.get('all', 0.0))} in all",
+    ]
+    report = report_of(run)
+    typer.echo(", ".join(parts) + (f"; report: {_relative(report)}" if report else ""), err=True)
 
 
 def _relative(place: str) -> str:

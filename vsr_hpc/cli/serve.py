@@ -1,17 +1,26 @@
-"""`vsr serve`: arguments in, one library call, text and exit code out."""
+"""`vsr serve`: a server for single pictures and short clips over HTTP."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from vsr_hpc.cli.completion import complete_models
 from vsr_hpc.errors import JobError
+
+if TYPE_CHECKING:
+    from vsr_hpc.serving.limits import Limits
+    from vsr_hpc.serving.service import ServeSettings
+
+_MODELS, _LISTEN, _LIMITS, _MACHINE = "Models", "Address", "Limits of a request", "Machine"
 
 
 class Device(StrEnum):
@@ -19,114 +28,198 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-def serve(
+def _option(panel: str, name: str, help_text: str, *, variable: str = "", **more: Any) -> Any:
+    """An option that an environment variable can set too: SageMaker starts containers without arguments."""
+    named = variable or f"VSR_SERVE_{name.removeprefix('--').upper().replace('-', '_')}"
+    return typer.Option(name, envvar=named, help=help_text, rich_help_panel=panel, show_envvar=True, **more)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The options of `vsr serve`, each once: its type, default, variable and help."""
+
     models: Annotated[
         list[str] | None,
         typer.Option(
             "--model",
             "-m",
             envvar="VSR_SERVE_MODELS",
-            help="A model that may be asked for; the first is the default. Those in --model-dir come after.",
+            metavar="NAME",
+            help="A model that requests can ask for. The first one is the default. May be repeated.",
+            rich_help_panel=_MODELS,
+            autocompletion=complete_models,
         ),
-    ] = None,
+    ] = None
     model_dir: Annotated[
-        Path, typer.Option("--model-dir", envvar="VSR_SERVE_MODEL_DIR", help="Weights and cards; only read.")
-    ] = Path("/opt/ml/model"),
+        Path,
+        _option(
+            _MODELS, "--model-dir", "A folder of weights and cards, which is only read.", metavar="FOLDER"
+        ),
+    ] = Path("/opt/ml/model")
     is_multi: Annotated[
         bool,
-        typer.Option("--multi-model", envvar="SAGEMAKER_MULTI_MODEL", help="Models come by POST /models."),
-    ] = False,
+        _option(
+            _MODELS,
+            "--multi-model",
+            "Take models by POST /models, as a multi-model endpoint does.",
+            variable="SAGEMAKER_MULTI_MODEL",
+        ),
+    ] = False
     multi_dir: Annotated[
-        Path, typer.Option("--multi-model-dir", envvar="VSR_SERVE_MULTI_MODEL_DIR", help="They lie below it.")
-    ] = Path("/opt/ml/models"),
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "0.0.0.0",
-    port: Annotated[
-        int,
-        typer.Option("--port", envvar="SAGEMAKER_BIND_TO_PORT", min=0, max=65535, help="0 takes a free one."),
-    ] = 8080,
-    payload_mb: Annotated[
-        float,
-        typer.Option("--max-payload-mb", envvar="VSR_SERVE_MAX_PAYLOAD_MB", help="Of a request's body."),
-    ] = 6,
-    answer_mb: Annotated[
-        float | None,
-        typer.Option(
-            "--max-answer-mb", envvar="VSR_SERVE_MAX_ANSWER_MB", help="As --max-payload-mb if left out."
-        ),
-    ] = None,
-    megapixels_in: Annotated[
-        float, typer.Option("--max-megapixels", envvar="VSR_SERVE_MAX_MEGAPIXELS", help="Of a picture sent.")
-    ] = 9.5,
-    megapixels_out: Annotated[
-        float,
-        typer.Option(
-            "--max-megapixels-out", envvar="VSR_SERVE_MAX_MEGAPIXELS_OUT", help="Of a picture made."
-        ),
-    ] = 36,
-    clip_s: Annotated[
-        float, typer.Option("--max-clip-s", envvar="VSR_SERVE_MAX_CLIP_S", help="Length of a clip.")
-    ] = 60,
-    clip_frames: Annotated[
-        int, typer.Option("--max-clip-frames", envvar="VSR_SERVE_MAX_CLIP_FRAMES", help="Frames of a clip.")
-    ] = 3600,
-    queue: Annotated[
-        int, typer.Option("--queue", envvar="VSR_SERVE_QUEUE", help="Requests inside; further ones get 429.")
-    ] = 32,
-    clips: Annotated[
-        int, typer.Option("--clips", envvar="VSR_SERVE_CLIPS", help="Clips at work side by side.")
-    ] = 1,
-    deadline_s: Annotated[
-        float, typer.Option("--deadline-s", envvar="VSR_SERVE_DEADLINE_S", help="For one request.")
-    ] = 55,
-    batch: Annotated[
-        str,
-        typer.Option(
-            "--batch", envvar="VSR_SERVE_BATCH", help="Frames of one pass, of several requests; or auto."
-        ),
-    ] = "auto",
-    batch_wait_ms: Annotated[
-        float,
-        typer.Option(
-            "--batch-wait-ms",
-            envvar="VSR_SERVE_BATCH_WAIT_MS",
-            min=0,
-            max=1000,
-            help="How long a frame waits for others of its shape.",
-        ),
-    ] = 5,
-    threads: Annotated[
-        int,
-        typer.Option(
-            "--threads", envvar="VSR_SERVE_THREADS", min=0, help="CPU threads of the network; 0: all."
-        ),
-    ] = 0,
-    device: Annotated[
-        Device | None,
-        typer.Option("--device", envvar="VSR_SERVE_DEVICE", help="A GPU where there is one, by default."),
-    ] = None,
+        Path,
+        _option(_MODELS, "--multi-model-dir", "The folder below which those models lie.", metavar="FOLDER"),
+    ] = Path("/opt/ml/models")
     resident: Annotated[
-        int, typer.Option("--resident", envvar="VSR_SERVE_RESIDENT", min=1, help="Networks kept in memory.")
-    ] = 4,
+        int, _option(_MODELS, "--resident", "Networks that are kept in memory.", min=1, metavar="N")
+    ] = 4
     max_models: Annotated[
         int,
-        typer.Option(
-            "--max-models", envvar="VSR_SERVE_MAX_MODELS", min=1, help="Models in all; one more: 507."
+        _option(_MODELS, "--max-models", "Models in all. One more is answered with 507.", min=1, metavar="N"),
+    ] = 64
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.", rich_help_panel=_LISTEN)
+    ] = "0.0.0.0"
+    port: Annotated[
+        int,
+        _option(
+            _LISTEN,
+            "--port",
+            "Port to listen on. 0: a free one.",
+            variable="SAGEMAKER_BIND_TO_PORT",
+            min=0,
+            max=65535,
+            metavar="N",
         ),
-    ] = 64,
+    ] = 8080
+    payload_mb: Annotated[
+        float, _option(_LIMITS, "--max-payload-mb", "Largest body of a request, in MiB.", metavar="NUMBER")
+    ] = 6
+    answer_mb: Annotated[
+        float | None,
+        _option(
+            _LIMITS,
+            "--max-answer-mb",
+            "Largest answer, in MiB. The largest body if left out.",
+            metavar="NUMBER",
+        ),
+    ] = None
+    megapixels_in: Annotated[
+        float,
+        _option(
+            _LIMITS,
+            "--max-megapixels",
+            "Largest picture that is sent, in million pixels.",
+            metavar="NUMBER",
+        ),
+    ] = 9.5
+    megapixels_out: Annotated[
+        float,
+        _option(
+            _LIMITS,
+            "--max-megapixels-out",
+            "Largest picture that is made, in million pixels.",
+            metavar="NUMBER",
+        ),
+    ] = 36
+    clip_s: Annotated[
+        float, _option(_LIMITS, "--max-clip-s", "Longest clip, in seconds.", metavar="SECONDS")
+    ] = 60
+    clip_frames: Annotated[
+        int, _option(_LIMITS, "--max-clip-frames", "Most frames of a clip.", metavar="N")
+    ] = 3600
+    queue: Annotated[
+        int, _option(_LIMITS, "--queue", "Requests at a time. One more is answered with 429.", metavar="N")
+    ] = 32
+    deadline_s: Annotated[
+        float, _option(_LIMITS, "--deadline-s", "Longest time of a request, in seconds.", metavar="SECONDS")
+    ] = 55
     drain_s: Annotated[
         float,
-        typer.Option(
-            "--drain-s", envvar="VSR_SERVE_DRAIN_S", min=0, max=28, help="For requests inside after SIGTERM."
+        _option(
+            _LIMITS,
+            "--drain-s",
+            "After SIGTERM, time for the requests that have begun, in seconds.",
+            min=0,
+            max=28,
+            metavar="SECONDS",
         ),
-    ] = 25,
+    ] = 25
+    clips: Annotated[int, _option(_MACHINE, "--clips", "Clips that are upscaled at a time.", metavar="N")] = 1
+    batch: Annotated[
+        str,
+        _option(
+            _MACHINE,
+            "--batch",
+            "Frames in one pass through the network, of several requests together.",
+            metavar="1..64|auto",
+        ),
+    ] = "auto"
+    batch_wait_ms: Annotated[
+        float,
+        _option(
+            _MACHINE,
+            "--batch-wait-ms",
+            "How long a frame waits for others of its shape, in milliseconds.",
+            min=0,
+            max=1000,
+            metavar="NUMBER",
+        ),
+    ] = 5
+    threads: Annotated[
+        int, _option(_MACHINE, "--threads", "CPU threads of the network. 0: all.", min=0, metavar="N")
+    ] = 0
+    device: Annotated[
+        Device | None, _option(_MACHINE, "--device", "By default, a GPU where there is one.")
+    ] = None
     scratch: Annotated[
         Path | None,
-        typer.Option(
-            "--scratch", envvar="VSR_SERVE_SCRATCH", help="Folder for clips at work; the system's own."
+        _option(
+            _MACHINE,
+            "--scratch",
+            "Folder for clips in hand. The system's temporary folder by default.",
+            metavar="FOLDER",
         ),
-    ] = None,
-) -> None:
-    """Answer pictures and short clips over HTTP, as SageMaker's container contract wants it.
+    ] = None
+
+    def settings(self) -> ServeSettings:
+        """What the server takes."""
+        from vsr_hpc.serving.service import ServeSettings
+
+        return ServeSettings(
+            models=tuple(self.models or ()),
+            folder=self.model_dir,
+            multi_root=self.multi_dir if self.is_multi else None,
+            host=self.host,
+            port=self.port,
+            limits=self._limits(),
+            batch=_parse_batch(self.batch),
+            batch_wait_s=self.batch_wait_ms / 1000,
+            threads=self.threads,
+            device=None if self.device is None else self.device.value,
+            resident=self.resident,
+            max_models=self.max_models,
+            drain_s=self.drain_s,
+            scratch=self.scratch,
+        )
+
+    def _limits(self) -> Limits:
+        from vsr_hpc.serving.limits import MIB, Limits
+
+        return Limits(
+            payload_bytes=int(self.payload_mb * MIB),
+            answer_bytes=int((self.payload_mb if self.answer_mb is None else self.answer_mb) * MIB),
+            pixels_in=int(self.megapixels_in * 1e6),
+            pixels_out=int(self.megapixels_out * 1e6),
+            clip_s=self.clip_s,
+            clip_frames=self.clip_frames,
+            queue=self.queue,
+            clips=self.clips,
+            deadline_s=self.deadline_s,
+        )
+
+
+def serve(**given: Any) -> None:
+    """Answer pictures and short clips over HTTP, as SageMaker expects of a container.
 
     \b
     vsr serve --model bicubic --port 8080
@@ -136,43 +229,37 @@ def serve(
         from vsr_hpc.serving.process import serve as run
     except ImportError as exc:
         raise JobError(f"vsr serve needs {exc.name}: pip install 'vsr-hpc[serve]'") from exc
-    from vsr_hpc.serving.limits import MIB, Limits
-    from vsr_hpc.serving.service import ServeSettings
 
     _log_to_stderr()
-    settings = ServeSettings(
-        models=tuple(models or ()),
-        folder=model_dir,
-        multi_root=multi_dir if is_multi else None,
-        host=host,
-        port=port,
-        limits=Limits(
-            payload_bytes=int(payload_mb * MIB),
-            answer_bytes=int((payload_mb if answer_mb is None else answer_mb) * MIB),
-            pixels_in=int(megapixels_in * 1e6),
-            pixels_out=int(megapixels_out * 1e6),
-            clip_s=clip_s,
-            clip_frames=clip_frames,
-            queue=queue,
-            clips=clips,
-            deadline_s=deadline_s,
-        ),
-        batch=_batch(batch),
-        batch_wait_s=batch_wait_ms / 1000,
-        threads=threads,
-        device=None if device is None else device.value,
-        resident=resident,
-        max_models=max_models,
-        drain_s=drain_s,
-        scratch=scratch,
-    )
-    run(settings)
+    run(ServeOptions(**given).settings())
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(0)  # everybody was answered; taking torch down takes seconds that a draining server lacks
+    os._exit(0)  # all requests were answered; torch's own clean-up takes seconds that a draining server lacks
 
 
-def _batch(text: str) -> int | None:
+def _signature_of(options: type[ServeOptions]) -> inspect.Signature:
+    """The parameters of a command that takes these options, as typer reads them."""
+    hints = get_type_hints(options, include_extras=True)
+    return inspect.Signature(
+        [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=hints[field.name],
+            )
+            for field in fields(options)
+        ]
+    )
+
+
+serve.__signature__ = _signature_of(ServeOptions)  # type: ignore[attr-defined]
+serve.__annotations__ = {
+    name: parameter.annotation for name, parameter in _signature_of(ServeOptions).parameters.items()
+}
+
+
+def _parse_batch(text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdigit() or not 1 <= int(text) <= 64:
@@ -181,7 +268,7 @@ def _batch(text: str) -> int | None:
 
 
 def _log_to_stderr() -> None:
-    """The access log as bare JSON lines, everything else with its time before it."""
+    """Write the access log as bare JSON lines, everything else with its time before it."""
     lines = logging.getLogger("vsr_hpc.access")
     bare = logging.StreamHandler(sys.stderr)
     bare.setFormatter(logging.Formatter("%(message)s"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsr_hpc.cli.answers import account_of, answer_with_steps, ask
+from vsr_hpc.cli.answers import account_of, account_to_render, answer_with_steps, ask
 
 if TYPE_CHECKING:
     from vsr_hpc.aws.workflow.installation import Workflow
@@ -67,7 +67,8 @@ def render(
     from vsr_hpc.aws.workflow import state_machine as workflow
     from vsr_hpc.aws.workflow.installation import expected_places
 
-    places = expected_places(_flow(job_file, name, bucket, prefix, is_express), account_of(region))
+    flow = _flow(job_file, name, bucket, prefix, is_express)
+    places = expected_places(flow, account_to_render(region))
     if page is Pages.pattern:
         typer.echo(json.dumps(workflow.event_pattern(places), indent=2))
     else:

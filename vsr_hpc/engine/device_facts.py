@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from vsr_hpc.errors import BackendError
+from vsr_hpc.system.processes import visible_gpus
+from vsr_hpc.wording import plural
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,31 @@ def device_facts(kind: DeviceKind | None = None) -> DeviceFacts:
         has_fast_bf16=bool(flags & {"amx_bf16", "avx512_bf16"}),
         has_fast_fp16=False,  # measured: fp16 on a CPU is slower than fp32, also with avx512_fp16
     )
+
+
+def describe_device(gpus: tuple[int, ...], threads: int) -> str:
+    """What computes here, for people: `GPU 0: NVIDIA L4`, `CPU: 8 cores`."""
+    facts = device_facts()
+    if facts.kind == "cuda":
+        return f"GPU {', '.join(map(str, gpus or (0,)))}: {facts.name}"
+    return f"CPU: {plural(threads, 'core')}"
+
+
+def gpu_findings(wanted: tuple[int, ...]) -> list[str]:
+    """Which of the GPUs that were named are not on this machine, or cannot be used."""
+    if not wanted:
+        return []
+    present = visible_gpus()
+    missing = [number for number in wanted if number not in present]
+    if missing:
+        here = ", ".join(map(str, present))
+        return [
+            f"GPU {', '.join(map(str, missing))} is not on this machine, "
+            + (f"which has GPU {here}" if present else "which has no NVIDIA GPU; leave it out to use the CPU")
+        ]
+    if device_facts().kind != "cuda":
+        return ["this torch cannot use the NVIDIA GPU of this machine; leave it out to use the CPU"]
+    return []
 
 
 def cpu_flags() -> frozenset[str]:

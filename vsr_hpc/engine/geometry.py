@@ -36,15 +36,18 @@ def output_geometry(
     *,
     scale: Fraction | float | int | None = None,
     size: tuple[int | None, int | None] | None = None,
+    fits: bool = False,
     default_scale: int = 1,
     drops_alpha: bool = False,
 ) -> Geometry:
     """The output picture for a factor or a size (one side may be None: it follows), on the format's grid.
 
-    `drops_alpha` allows a pixel format without the source's alpha channel. Raises JobError with all findings.
+    With `fits`, the size is a box on the screen: the picture is shown inside it, in square pixels. Without
+    it, the size is that of the stored picture, and the sample aspect keeps the display aspect. `drops_alpha`
+    allows a pixel format without the source's alpha channel. Raises JobError with all findings.
     """
     _refuse_contradictions(picture, scale, size)
-    width, height, notes = _requested_size(picture, scale if scale is not None else default_scale, size)
+    width, height = _requested_size(picture, scale if scale is not None else default_scale, size, fits)
     step_w, step_h = _grid(pixel)
     rounded = (_to_grid(width, step_w), _to_grid(height, step_h))
     was_rounded = Fraction(rounded[0]) != width or Fraction(rounded[1]) != height
@@ -52,6 +55,11 @@ def output_geometry(
     findings = _size_findings(picture, pixel, rounded, is_same_size and was_rounded)
     if findings:
         raise JobError.from_findings("output size", findings)
+    notes: list[str] = []
+    if size is not None and fits:
+        return _fitted_geometry(
+            picture, output_picture(picture, *rounded, pixel, drops_alpha=drops_alpha), size
+        )
     if was_rounded:
         notes.append(
             f"output size {_decimal(width)}x{_decimal(height)} is rounded to {rounded[0]}x{rounded[1]}, "
@@ -63,12 +71,37 @@ def output_geometry(
             f"sample aspect becomes {out.sample_aspect} (was {picture.sample_aspect}) "
             "to keep the display aspect"
         )
-    if out.colour.matrix != picture.colour.matrix and pixel.kind == picture.pixel.kind:
+    return Geometry(picture=out, notes=(*notes, *_matrix_notes(picture, out)))
+
+
+def _fitted_geometry(picture: Picture, out: Picture, box: tuple[int | None, int | None]) -> Geometry:
+    notes = []
+    if None not in box and not _fills(out, box):
+        width, height = map(round, replace(out, sample_aspect=Fraction(1)).shown_size)
         notes.append(
-            f"the source names no colour matrix; players take {MATRIX_NAMES[out.colour.matrix]} for its "
-            "height and would take another for the output's, so the output says it"
+            f"the picture keeps its shape: {width}x{height} fits inside {box[0]}x{box[1]}, "
+            "--stretch fills it by pixels that are not square"
         )
-    return Geometry(picture=out, notes=tuple(notes))
+    if picture.sample_aspect != 1:
+        notes.append(f"pixels become square (their aspect was {picture.sample_aspect})")
+    out = replace(out, sample_aspect=Fraction(1))
+    return Geometry(picture=out, notes=(*notes, *_matrix_notes(picture, out)))
+
+
+def _fills(out: Picture, box: tuple[int | None, int | None]) -> bool:
+    """Whether both sides reach the box, but for what the grid takes away."""
+    step = max(_grid(out.pixel))
+    shown = replace(out, sample_aspect=Fraction(1)).shown_size
+    return all(side is None or abs(side - have) < step for side, have in zip(box, shown, strict=True))
+
+
+def _matrix_notes(picture: Picture, out: Picture) -> list[str]:
+    if out.colour.matrix == picture.colour.matrix or out.pixel.kind != picture.pixel.kind:
+        return []
+    return [
+        f"the source names no colour matrix; players take {MATRIX_NAMES[out.colour.matrix]} for its "
+        "height and would take another for the output's, so the output says it"
+    ]
 
 
 def output_picture(
@@ -162,19 +195,32 @@ def _refuse_contradictions(
         raise JobError.from_findings("output size", findings)
 
 
+def fitted_size(picture: Picture, box: tuple[int | None, int | None]) -> tuple[Fraction, Fraction]:
+    """Width and height, as stored in square pixels, of the largest picture that is shown inside a box."""
+    shown = picture.shown_size
+    factor = min(side / have for side, have in zip(box, shown, strict=True) if side is not None)
+    width, height = (side * factor for side in shown)
+    return (height, width) if picture.is_turned else (width, height)
+
+
 def _requested_size(
-    picture: Picture, scale: Fraction | float | int, size: tuple[int | None, int | None] | None
-) -> tuple[Fraction, Fraction, list[str]]:
+    picture: Picture,
+    scale: Fraction | float | int,
+    size: tuple[int | None, int | None] | None,
+    fits: bool,
+) -> tuple[Fraction, Fraction]:
     if size is None:
         factor = scale if isinstance(scale, Fraction) else Fraction(str(scale)).limit_denominator(10_000)
-        return picture.width * factor, picture.height * factor, []
+        return picture.width * factor, picture.height * factor
+    if fits:
+        return fitted_size(picture, size)
     width, height = size
     if width is None:
         assert height is not None
-        return Fraction(picture.width * height, picture.height), Fraction(height), []
+        return Fraction(picture.width * height, picture.height), Fraction(height)
     if height is None:
-        return Fraction(width), Fraction(picture.height * width, picture.width), []
-    return Fraction(width), Fraction(height), []
+        return Fraction(width), Fraction(picture.height * width, picture.width)
+    return Fraction(width), Fraction(height)
 
 
 def _grid(pixel: PixelFormat) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from vsr_hpc.aws.prices import prices
+from vsr_hpc.executors.slurm.commands import is_own_cluster
 from vsr_hpc.forecast.job_ways import (
     WORKER_COUNTS,
     Choice,
@@ -30,6 +31,7 @@ from vsr_hpc.forecast.job_ways import (
     refusal,
     round_option,
 )
+from vsr_hpc.forecast.own_cluster import cluster_ways
 from vsr_hpc.forecast.profiles import load_profiles
 from vsr_hpc.forecast.worker_speed import FrameWork, Pace
 from vsr_hpc.job.spec import JobSpec
@@ -93,9 +95,11 @@ def forecast(
     region: str = DEFAULT_REGION,
     deadline_s: float | None = None,
     budget_usd: float | None = None,
+    shows_aws: bool = False,
 ) -> Forecast:
     """Check and plan a job, try some of its frames here, weigh where it could run. Writes nothing.
 
+    On a Slurm cluster of one's own, AWS and its prices are left out unless `shows_aws`.
     A machine without torch tries no frames; figures for other places then come from profiles and rates.
     """
     from vsr_hpc.work.run_plan import try_frames
@@ -135,8 +139,15 @@ def forecast(
         every.append(here)
     elsewhere: list[Option | RefusedPlace] = []
     is_free = deadline_s is not None or budget_usd is not None
-    for place in places(plan.card.is_filter):
-        ways = tuple(options(place, work, table, profiles, WORKER_COUNTS if is_free else (job.run.workers,)))
+    counts = WORKER_COUNTS if is_free else (job.run.workers,)
+    is_own = is_own_cluster()
+    if is_own:
+        found_here = tuple(cluster_ways(job, work, table, profiles, counts))
+        best_here = choose(_options_in(found_here), deadline_s=deadline_s, budget_usd=budget_usd).option
+        elsewhere.append(best_here or found_here[0])
+        every += _options_in(found_here)
+    for place in places(plan.card.is_filter) if shows_aws or not is_own or job.on == "aws-batch" else ():
+        ways = tuple(options(place, work, table, profiles, counts))
         best, refused = _best(place, work, ways, deadline_s, budget_usd)
         elsewhere.append(refused or best or _refuse_unpriced(place))
         every += [] if refused else ways
@@ -156,6 +167,10 @@ def _has_torch() -> bool:
             raise
         return False
     return True
+
+
+def _options_in(found: tuple[Option | RefusedPlace, ...]) -> list[Option]:
+    return [each for each in found if isinstance(each, Option)]
 
 
 def _refuse_unpriced(place: JobPlace) -> RefusedPlace:
@@ -191,6 +206,11 @@ def note(run: Run, job: JobSpec) -> None:
             pace = _pace_here(sample, workers, cores, plan)
             own_s = _own_start_s(sample, workers, cores) or _REBUILT_S
             note_estimate(run, local_option(work, replace(pace, startup_s=own_s), workers), prices="")
+        return
+    if job.on == "slurm" and is_own_cluster():
+        for way in cluster_ways(job, work, table, load_profiles(), (job.run.workers,)):
+            if isinstance(way, Option):
+                note_estimate(run, way, prices="")
         return
     purchase = "on-demand" if job.on == "slurm" and _is_on_demand(job) else "spot"
     for place in places(plan.card.is_filter):

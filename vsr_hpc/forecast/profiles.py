@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vsr_hpc.models.cards import Precision
+from vsr_hpc.models.cards import Card, Precision, card_hash
 from vsr_hpc.system.files import write_atomically
 from vsr_hpc.system.user_folders import user_folder
 
@@ -91,6 +92,12 @@ def load_profiles(folder: Path | None = None) -> tuple[Profile, ...]:
         except (ValidationError, OSError) as exc:
             log.warning("profile left out path=%s error=%s", path, str(exc).splitlines()[0])
     return tuple(sorted(found, key=lambda each: each.measured_at, reverse=True))
+
+
+def newest_profile(card: Card, profiles: Iterable[Profile]) -> Profile | None:
+    """The latest measurement of this very card; `profiles` are the newest first."""
+    wanted = card_hash(card)
+    return next((each for each in profiles if each.card_hash == wanted), None)
 
 
 def _file_name(profile: Profile) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
-from vsr_hpc.errors import JobError
+from vsr_hpc.errors import JobError, MediaError
 
 CLIP_SUFFIXES = frozenset(
     {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob", ".flv"}
@@ -13,18 +13,25 @@ CLIP_SUFFIXES = frozenset(
 )
 _KEPT_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv"})
 _IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".exr", ".jpg", ".jpeg", ".webp", ".bmp"})
+UNREAD_SUFFIXES = frozenset({".heic", ".heif", ".jxl"})
+"""Pictures that people have in such folders and that are not read; each is refused by its name."""
 
 
-def expand(paths: list[str]) -> tuple[tuple[str, str], ...]:
+def expand(paths: list[str], *, are_frames: bool = False) -> tuple[tuple[str, str], ...]:
     """Pairs of input and output. The last path is the output: a file for one input, a folder for several.
 
-    One path alone is an input; `default_output` names its output. Raises JobError where an output is missing
-    or several inputs would have the same one.
+    A folder of images is one clip where they are numbered frames of one size, where they become a video, or
+    where `are_frames` says so; otherwise each image is an input of its own. One path alone is an input;
+    `default_output` names its output. Raises JobError where an output is missing or several inputs would
+    have the same one.
     """
+    from vsr_hpc.media.stills.names import is_pattern
+
     if not paths:
         raise JobError("name an input and an output: vsr upscale IN OUT")
     *sources, output = paths if len(paths) > 1 else (*paths, default_output(paths[0]))
-    found = [clip for source in sources for clip in _clips(source)]
+    is_clip = are_frames or Path(output).suffix.lower() in CLIP_SUFFIXES or is_pattern(output)
+    found = [clip for source in sources for clip in _clips(source, is_clip=is_clip)]
     if len(found) == 1 and not _is_folder_for_clips(output, found[0]):
         return ((found[0], output),)
     if len(found) > 1 and Path(output).suffix.lower() in CLIP_SUFFIXES | _IMAGE_SUFFIXES:
@@ -59,16 +66,17 @@ def looks_like_input(word: str) -> bool:
     )
 
 
-def _clips(source: str) -> list[str]:
+def _clips(source: str, *, is_clip: bool) -> list[str]:
     path = Path(source)
     if source.startswith("s3://") and source.endswith("/"):
         return _clips_on_s3(source)
     if "://" in source:
         return [source]
     if path.is_dir():
-        entries = sorted(entry for entry in path.iterdir() if entry.is_file())
+        entries = sorted((each for each in path.iterdir() if each.is_file()), key=_by_name)
         clips = [str(entry) for entry in entries if entry.suffix.lower() in CLIP_SUFFIXES]
-        return clips or [source]
+        stills = [each for each in entries if each.suffix.lower() in _IMAGE_SUFFIXES | UNREAD_SUFFIXES]
+        return clips or ([source] if is_clip or _is_one_clip(stills) else [str(each) for each in stills])
     if not path.exists() and any(mark in source for mark in "*?["):
         known = CLIP_SUFFIXES | _IMAGE_SUFFIXES
         found = sorted(glob.glob(source))  # noqa: PTH207 - a pattern may be absolute
@@ -76,10 +84,30 @@ def _clips(source: str) -> list[str]:
         if not matches:
             other = f", only {found[0]} and the like" if found else ""
             raise JobError(f"{source}: no clip or image matches this pattern{other}")
-        if all(Path(match).suffix.lower() in _IMAGE_SUFFIXES for match in matches):
-            return [source]
-        return matches
+        stills = [Path(match) for match in matches]
+        are_stills = all(each.suffix.lower() in _IMAGE_SUFFIXES for each in stills)
+        return [source] if are_stills and (is_clip or _is_one_clip(stills)) else matches
     return [source]
+
+
+def _by_name(path: Path) -> tuple[str, str]:
+    return path.name.casefold(), path.name
+
+
+def _is_one_clip(stills: list[Path]) -> bool:
+    """Whether images are the frames of one clip: numbered without a gap, of one format and one size."""
+    from vsr_hpc.media.source import local_source
+    from vsr_hpc.media.stills.names import are_numbered
+    from vsr_hpc.media.stills.sequence import find_stills
+
+    suffixes = {each.suffix.lower() for each in stills}
+    if len(suffixes) != 1 or not are_numbered([each.name for each in stills]):
+        return not stills  # a folder without images is refused where it is opened
+    try:
+        pattern = Path(glob.escape(str(stills[0].parent))) / f"*{stills[0].suffix}"
+        return len(find_stills(local_source(pattern), allow_gaps=False).sequence) == len(stills)
+    except MediaError:
+        return False
 
 
 def _clips_on_s3(folder: str) -> list[str]:

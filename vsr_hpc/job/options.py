@@ -88,6 +88,7 @@ def command_line(job: JobSpec) -> str:
         return f"vsr submit job.yaml --on {job.on}"
     document = job.model_dump(by_alias=True, exclude_defaults=True) | {"model": job.model}
     document.pop("overwrite", None)  # a person decides that anew
+    document.get("run", {}).pop("notify", None)  # an address can hold a secret, and reports are shared
     words = ["vsr", "upscale", job.input, job.output]
     for key in job_options(type(job)):
         section, _, name = key.key.rpartition(".")

@@ -10,6 +10,7 @@ A job that loads is well-formed. `vsr_hpc.planning` decides whether it fits its 
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from pydantic import (
 
 from vsr_hpc.storage.store import RUNS_FOLDER
 
-Panel = Literal["Picture", "Model", "Encoding", "Streams", "Part of a clip", "Machine", "Run"]
+Panel = Literal["Picture", "Model", "Encoding", "Streams", "Part of a clip", "Machine", "Slurm", "Run"]
 """A group of options in the help of a command; the help shows them in this order."""
 
 
@@ -75,13 +76,29 @@ def _texts(value: object) -> Iterator[str]:
         yield from (each for each in value if isinstance(each, str))
 
 
+SIZE_NAMES: dict[str, tuple[int, int]] = {
+    "480p": (854, 480),
+    "720p": (1280, 720),
+    "1080p": (1920, 1080),
+    "1440p": (2560, 1440),
+    "2160p": (3840, 2160),
+    "4k": (3840, 2160),
+    "4320p": (7680, 4320),
+    "8k": (7680, 4320),
+}
+"""Sizes that have a name, lying; an upright clip takes them upright."""
+
+
 def _parse_size(value: object) -> object:
     if isinstance(value, str):
-        match = re.fullmatch(r"(\d{1,5})?x(\d{1,5})?", value.strip())
+        text = value.strip().lower().replace("×", "x")
+        if text in SIZE_NAMES:
+            return text
+        match = re.fullmatch(r"(\d{1,5})?x(\d{1,5})?", text)
         if not match or not (match[1] or match[2]):
             raise ValueError(
                 f"{value!r} is not a size; write WIDTHxHEIGHT, for example 1920x1080, "
-                "or one side, which the other follows: 1920x or x1080"
+                f"one side, which the other follows (1920x or x1080), or a name: {', '.join(SIZE_NAMES)}"
             )
         return tuple(None if side is None else int(side) for side in match.groups())
     return value
@@ -153,8 +170,40 @@ def _check_place(text: str) -> str:
     return text
 
 
-Size = Annotated[tuple[int | None, int | None], BeforeValidator(_parse_size)]
-"""Width and height. One of them may be None; it then follows the other."""
+def _parse_minutes(value: object) -> object:
+    """Minutes from sbatch's MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS, rounded up."""
+    if not isinstance(value, str) or value.strip().isdecimal():
+        return value
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", value.strip())
+    if not match:
+        raise ValueError(f"{value!r} is not a time limit; write minutes, H:MM:SS or D-HH:MM:SS")
+    days, *parts = match.groups()
+    numbers = [int(part) for part in parts if part is not None]
+    if days is not None:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    else:
+        hours, minutes, seconds = numbers if len(numbers) == 3 else (0, *numbers)
+    return (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
+
+
+def _check_notify(text: str | None) -> str | None:
+    """A command is split into words as a shell would, but no shell runs it."""
+    if text is None or text.startswith(("http://", "https://")):
+        return text
+    try:
+        words = shlex.split(text)
+    except ValueError as exc:
+        raise ValueError(f"{text!r} is not a command: {exc}") from exc
+    if not words:
+        raise ValueError("is empty; name a command or an address that begins with http:// or https://")
+    return text
+
+
+Size = Annotated[
+    tuple[int | None, int | None] | Literal["480p", "720p", "1080p", "1440p", "2160p", "4k", "4320p", "8k"],
+    BeforeValidator(_parse_size),
+]
+"""Width and height, of which one may be None and then follows the other; or one of SIZE_NAMES."""
 Text = Annotated[str, BeforeValidator(_parse_text)]
 Address = Annotated[str, AfterValidator(_check_place)]
 """A path, an S3 address or a model's name."""
@@ -173,7 +222,13 @@ class PictureSection(_Section):
         None, gt=0, le=16, description="Enlargement factor. The model's own factor if left out."
     )
     size: Annotated[Size | None, Option("Picture", metavar="WxH", separator="x")] = Field(
-        None, description="Output size instead of a factor: 1920x1080, or one side (1920x, x1080)."
+        None,
+        description="Size on the screen that the output fits inside, instead of a factor: 1920x1080, "
+        "1080p, 4k, or one side (1920x, x1080).",
+    )
+    stretch: Annotated[bool, Option("Picture")] = Field(
+        False,
+        description="Fill --size exactly, by pixels that are not square. Players show the clip's own shape.",
     )
     tile: Annotated[int | Literal["auto", "none"], Option("Model")] = Field(
         "auto", description="Side of a tile in input pixels. auto: what fits the memory. none: whole frames."
@@ -218,6 +273,8 @@ class PictureSection(_Section):
     def _check_one_size(self) -> PictureSection:
         if self.scale is not None and self.size is not None:
             raise ValueError("give scale or size, not both")
+        if self.stretch and (self.size is None or (isinstance(self.size, tuple) and None in self.size)):
+            raise ValueError("stretch needs a size with both sides, for example --size 1920x1080")
         return self
 
     @field_validator("tile")
@@ -363,8 +420,19 @@ class RunSection(_Section):
         "mixed",
         description="Only accept workers with the first one's device and software, so that bytes are equal.",
     )
-    keep_segments: Annotated[bool, Option("Run")] = Field(
-        False, description="Keep the segments of the run after the merge."
+    notify: Annotated[Text | None, AfterValidator(_check_notify), Option("Run", metavar="COMMAND|URL")] = (
+        Field(
+            None,
+            description="Command or webhook to call once when the run is complete, stopped or stuck.",
+        )
+    )
+    report: Annotated[Literal["html", "none"], Option("Run", name="--no-report", flag_value="none")] = Field(
+        "html", description="Make no report (before and after, times, checks) of the finished run."
+    )
+    keep: Annotated[Literal["auto", "segments", "run", "report", "nothing"], Option("Run")] = Field(
+        "auto",
+        description="What stays of a finished run: its segments too, its files, its report and one file of "
+        "records, or nothing. auto: report on this machine, run elsewhere.",
     )
     metrics: Literal["none", "emf"] = Field(
         "none", description="emf: workers write their figures for CloudWatch into their log."
@@ -399,7 +467,7 @@ _SET_BY_VSR = frozenset(
 class SlurmSection(_Section):
     """How Slurm starts the workers (`run.workers` says how many). Changes no byte of the output."""
 
-    partitions: tuple[str, ...] = Field(
+    partitions: Annotated[tuple[str, ...], Option("Slurm", name="--partition", metavar="NAME")] = Field(
         (), description="Partitions in order of preference, Spot first. The cluster's default if empty."
     )
     standby_after_min: float = Field(
@@ -408,18 +476,24 @@ class SlurmSection(_Section):
         le=10_000,
         description="Minutes without a working Spot worker after which workers start on the next partition.",
     )
-    gpus: int | None = Field(
+    gpus: Annotated[int | None, Option("Slurm", name="--gpus-per-node")] = Field(
         None, ge=0, le=64, description="GPUs of each worker. By default 1 for a network, 0 for a filter."
     )
     cpus: int = Field(4, ge=1, le=1024, description="CPU cores of each worker.")
     memory_gib: float | None = Field(None, gt=0, description="Memory of each worker.")
-    time_limit_min: int = Field(
-        240, ge=1, description="Time limit of one task, in minutes. It requeues itself before that."
+    time_limit_min: Annotated[
+        int, BeforeValidator(_parse_minutes), Option("Slurm", name="--time", metavar="MIN|[D-]H:MM:SS")
+    ] = Field(
+        240,
+        ge=1,
+        description="Time limit of one task: minutes, or as sbatch takes it. It requeues itself before that.",
     )
     warning_s: int = Field(
         120, ge=10, le=3600, description="Seconds before the time limit at which a worker is warned."
     )
-    account: Text | None = Field(None, description="The Slurm account to charge.")
+    account: Annotated[Text | None, Option("Slurm", metavar="NAME")] = Field(
+        None, description="The Slurm account to charge."
+    )
     qos: Text | None = Field(None, description="The quality of service.")
     constraint: Text | None = Field(None, description="Features that a node must have.")
     exclude: tuple[str, ...] = Field((), description="Nodes that are not used.")
@@ -434,6 +508,12 @@ class SlurmSection(_Section):
     container: ContainerSection | None = Field(None, description="A container image in which workers run.")
     setup: tuple[str, ...] = Field(
         (), description="Lines of shell that run before the worker, for example `module load cuda`."
+    )
+    mail_type: Annotated[tuple[str, ...], Option("Slurm", metavar="EVENT")] = Field(
+        (), description="Events of its jobs that Slurm mails: END, FAIL, TIME_LIMIT … May be repeated."
+    )
+    mail_user: Annotated[Text | None, Option("Slurm", metavar="ADDRESS")] = Field(
+        None, description="Who gets Slurm's mail; whoever submits by default."
     )
     sbatch: dict[str, Text] = Field(
         default_factory=dict, description="More options of sbatch: {reservation: night}."

@@ -110,6 +110,17 @@ class Picture:
     light_level: tuple[int, int] | None = None
     """(MaxCLL, MaxFALL) in cd/m²."""
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether players turn the picture by a quarter, so that its width is shown as its height."""
+        return self.display_matrix is not None and self.display_matrix[0] == self.display_matrix[4] == 0
+
+    @property
+    def shown_size(self) -> tuple[Fraction, Fraction]:
+        """Width and height in square pixels, turned as players turn it."""
+        width, height = self.width * self.sample_aspect, Fraction(self.height)
+        return (height, width) if self.is_turned else (width, height)
+
     def plane_shapes(self) -> tuple[tuple[int, int], ...]:
         """numpy shapes (height, width) of every plane."""
         sizes = (self.pixel.plane_size(i, self.width, self.height) for i in range(self.pixel.plane_count))

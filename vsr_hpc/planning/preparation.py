@@ -13,6 +13,7 @@ from pathlib import Path
 from vsr_hpc.engine.geometry import check_rgb_path, is_planewise
 from vsr_hpc.engine.settings import request_findings
 from vsr_hpc.errors import JobError, MediaError
+from vsr_hpc.job.inputs import UNREAD_SUFFIXES
 from vsr_hpc.job.spec import JobSpec, RangeSection, VideoSection
 from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.clip.probe import probe_clip
@@ -31,6 +32,7 @@ from vsr_hpc.planning.output_place import makes_images, place_findings, stills_f
 from vsr_hpc.planning.requests import (
     output_geometry_of,
     output_pixel_of,
+    requested_factor,
     streams_request,
     upscale_request,
     video_request,
@@ -52,6 +54,11 @@ class Prepared:
     encoding: Encoding | None
     notes: tuple[str, ...]
 
+    @property
+    def makes_still(self) -> bool:
+        """Whether one picture becomes one picture."""
+        return self.encoding is None and self.clip.images is not None and self.clip.images.is_still
+
 
 def prepare(job: JobSpec, *, card: Card | None = None) -> Prepared:
     """Check everything that can be known without decoding. Raises one error with all findings.
@@ -62,6 +69,10 @@ def prepare(job: JobSpec, *, card: Card | None = None) -> Prepared:
     card = _card_or_finding(job, findings, card)
     findings += _time_findings(job, card) if card is not None else []
     findings += _range_findings(job.range)
+    if Path(job.input).suffix.lower() in UNREAD_SUFFIXES:
+        raise MediaError(
+            f"{job.input}: this kind of picture is not read; save it as JPG, PNG, WebP or TIFF first"
+        )
     source = open_source(job.input)
     try:
         clip = probe_clip(source, frame_rate=job.images.frame_rate, allow_gaps=job.images.allow_gaps)
@@ -74,7 +85,7 @@ def prepare(job: JobSpec, *, card: Card | None = None) -> Prepared:
     findings += _interlace_findings(job, clip) + _rate_findings(job, clip)
     notes: list[str] = list(clip.findings)
     if job.model == AUTO and not is_given:
-        card = find_card(_usual_model(job, clip))
+        card = find_card(_model_of_job(job, clip))
         notes.append(f"the model is {card.name}; --model names another (`vsr models list`)")
     # Without its model a job is refused, but a stand-in lets the other findings be told with that one.
     picture, encoding = _output(job, clip, card or find_card("bicubic"), findings, notes)
@@ -123,16 +134,16 @@ def _time_findings(job: JobSpec, card: Card) -> list[str]:
     return findings
 
 
-def _usual_model(job: JobSpec, clip: Clip) -> str:
-    """What `auto` means for this clip and the wished size."""
-    picture, wanted = clip.picture, job.picture
-    factor = Fraction(str(wanted.scale)) if wanted.scale is not None else Fraction(2)
-    if wanted.size is not None:
-        sides = zip(wanted.size, (picture.width, picture.height), strict=True)
-        factor = max(Fraction(side, have) for side, have in sides if side is not None)
+def usual_model(clip: Clip, factor: Fraction | float) -> str:
+    """What `auto` means for this clip at this enlargement."""
     if clip.images is None:
         return default_model("video", factor)
     return default_model(kind_of_still(clip.images.path(0).suffix), factor)
+
+
+def _model_of_job(job: JobSpec, clip: Clip) -> str:
+    """What `auto` means for this clip and the wished size."""
+    return usual_model(clip, requested_factor(job, clip.picture) or Fraction(2))
 
 
 def _range_findings(wanted: RangeSection) -> list[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
-from vsr_hpc.engine.geometry import Geometry, output_geometry
+from vsr_hpc.engine.geometry import Geometry, fitted_size, output_geometry
 from vsr_hpc.engine.settings import UpscaleRequest
 from vsr_hpc.errors import JobError
-from vsr_hpc.job.spec import JobSpec
+from vsr_hpc.job.spec import SIZE_NAMES, JobSpec
 from vsr_hpc.media.clip.clip import Clip
 from vsr_hpc.media.encode.encoding import VideoRequest
 from vsr_hpc.media.merge.container_plan import StreamsRequest
@@ -47,10 +47,33 @@ def output_geometry_of(job: JobSpec, clip: Clip, card: Card, pixel: PixelFormat)
         clip.picture,
         pixel,
         scale=scale,
-        size=wanted.size,
+        size=_box(job, clip.picture),
+        fits=not wanted.stretch,
         default_scale=card.scale,
         drops_alpha=_drops_alpha(job),
     )
+
+
+def requested_factor(job: JobSpec, picture: Picture) -> Fraction | None:
+    """By how much the side that grows most grows; None where the job names neither scale nor size."""
+    wanted, box = job.picture, _box(job, picture)
+    if wanted.scale is not None:
+        return Fraction(str(wanted.scale))
+    if box is None or any(side is not None and side < 1 for side in box):
+        return None
+    sides = box if wanted.stretch else fitted_size(picture, box)
+    stored = (picture.width, picture.height)
+    return max(Fraction(side) / have for side, have in zip(sides, stored, strict=True) if side is not None)
+
+
+def _box(job: JobSpec, picture: Picture) -> tuple[int | None, int | None] | None:
+    """The size that a job names; a name such as 1080p stands upright where the clip does."""
+    size = job.picture.size
+    if not isinstance(size, str):
+        return size
+    long, short = SIZE_NAMES[size]
+    width, height = picture.shown_size
+    return (short, long) if height > width else (long, short)
 
 
 def _drops_alpha(job: JobSpec) -> bool:
@@ -83,4 +106,5 @@ def video_request(job: JobSpec, output: Path) -> VideoRequest:
         pix_fmt=video.pix_fmt,
         encoder_params=tuple(video.params.items()),
         threads=video.threads,
+        is_encoded_here=job.on == "local",
     )

@@ -170,6 +170,7 @@ def reproduce(job: JobSpec, model: str) -> Reproduce:
     """The command that does it again, and the job as a file, both with the model that was used."""
     job = job.model_copy(update={"model": model}) if job.model == AUTO else job
     document = job.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    document.get("run", {}).pop("notify", None)  # an address can hold a secret, and reports are shared
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     return Reproduce(command=command_line(job), job=text)
 

@@ -21,7 +21,9 @@ from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.media.timeline import parse_position, select_range
 from vsr_hpc.models import weights
-from vsr_hpc.models.cards import Card, find_card
+from vsr_hpc.models.cards import Card, all_cards, find_card
+from vsr_hpc.models.defaults import AUTO
+from vsr_hpc.planning.preparation import usual_model
 from vsr_hpc.report.facts import name_of
 from vsr_hpc.report.page import page
 from vsr_hpc.report.pictures import Side, busiest, strip
@@ -70,7 +72,7 @@ class Preview:
 
 def preview(
     uri: str,
-    models: Sequence[str],
+    models: Sequence[str] | None = None,
     *,
     at: str | None = None,
     scale: float | None = None,
@@ -78,16 +80,25 @@ def preview(
     seconds: float = 0.0,
     threads: int = 0,
     on_model: Callable[[str], None] = lambda name: None,
+    on_left_out: Callable[[str], None] = lambda reason: None,
 ) -> Preview:
-    """JobError with every finding, before anything is decoded."""
-    cards = _cards(models)
+    """The pictures of these models; by default, of our model for the clip and every other one on this disk.
+
+    JobError with every finding, before anything is decoded. A model whose weights cannot be fetched is left
+    out, and `on_left_out` is told why; where all are, that is the error.
+    """
+    chosen = () if models is None else _cards(models)
     source = open_source(uri)
     clip = probe_clip(source)
+    if models is None or AUTO in models:
+        usual = find_card(usual_model(clip, scale or 2))
+        chosen = (usual, *(each for each in chosen or _cards_at_hand() if each != usual))
+    cards = _with_weights(chosen, on_left_out)
     side = Side(clip=clip, timeline=index_clip(clip, source), source=source)
     first = _frame_at(side, at)
     count, stride = _shown_frames(side, first, seconds)
     frames = list(side.frames(first, first + count))
-    factor = scale or float(max(card.scale for card in cards))
+    factor = scale or float(2 if models is None else max(card.scale for card in cards))
     box = choose_box(crop, clip.picture, to_image(frames[0], clip.picture))
     panes = [_source_pane(frames[::stride], clip.picture, box, factor)]
     for card in cards:
@@ -204,15 +215,38 @@ def _fitted(text: str, font: Any, width: int) -> str:
 def _cards(models: Sequence[str]) -> tuple[Card, ...]:
     findings, cards = [], []
     for name in models:
+        if name == AUTO:  # the clip decides which one it is
+            continue
         try:
             cards.append(find_card(name))
         except JobError as exc:
             findings.append(str(exc))
-    if findings or not cards:
+    if findings or not models:
         raise JobError.from_findings(
             "--models", findings or ["name at least one; `vsr models list` has them"]
         )
     return tuple(cards)
+
+
+def _cards_at_hand() -> tuple[Card, ...]:
+    """Every model that runs here without a download, but the filter that only repeats samples."""
+    return tuple(card for card in all_cards() if weights.is_at_hand(card) and card.network != "nearest")
+
+
+def _with_weights(cards: Sequence[Card], on_left_out: Callable[[str], None]) -> tuple[Card, ...]:
+    """The models whose weights are on this disk by now."""
+    kept, problems = [], []
+    for card in cards:
+        try:
+            weights.fetch_weights(card)
+            kept.append(card)
+        except weights.WeightsMissingError as exc:
+            problems.append(exc)
+    if not kept:
+        raise problems[0]
+    for problem in problems:
+        on_left_out(str(problem))
+    return tuple(kept)
 
 
 def _frame_at(side: Side, at: str | None) -> int:

@@ -146,7 +146,7 @@ class Claims:
         self._listed_at = time.monotonic()
 
     def _list_leases(self) -> None:
-        """Workers begin at different free shards, so that few of them meet."""
+        """Workers begin in the middle of different gaps between held shards, so that few of them meet."""
         leases = self.run.leases()
         self._listed_at, self._is_stale = time.monotonic(), False
         held = {shard: leases[name] for shard in self._missing if (name := self._name(shard)) in leases}
@@ -154,7 +154,9 @@ class Claims:
         self._ended = {shard for shard, state in held.items() if state.is_ended}
         free = [place for place, shard in enumerate(self._missing) if shard not in held]
         if free and self.run.plan.job.run.workers > 1:
-            offset = free[random.randrange(len(free))]
+            gaps = _gaps(free)
+            (gap,) = random.choices(gaps, weights=[len(each) ** 2 for each in gaps])
+            offset = gap[len(gap) // 2]
             self._missing = self._missing[offset:] + self._missing[:offset]
 
     def _plan_next_listing(self) -> None:
@@ -252,6 +254,17 @@ class Claims:
         )
         control.poisoned[shard] = (epoch, generation)
         return True
+
+
+def _gaps(places: list[int]) -> list[range]:
+    """Runs of consecutive numbers."""
+    gaps: list[range] = []
+    for place in places:
+        if gaps and gaps[-1].stop == place:
+            gaps[-1] = range(gaps[-1].start, place + 1)
+        else:
+            gaps.append(range(place, place + 1))
+    return gaps
 
 
 def take_single(run: Run, name: str, worker: str, node: str, liveness: Liveness) -> Lease | None:

@@ -131,6 +131,13 @@ class Done(_Document):
     """Frames that got an equal one's result (`skip_duplicates`)."""
     finished_s: float
     seconds: dict[str, float] = {}
+    """How long shards were in the making (upscale), how long the merge took, and how long the run (all)."""
+
+    @property
+    def fps(self) -> float:
+        """Frames per second while shards were made; 0 where that is not known."""
+        seconds = self.seconds.get("upscale", 0.0)
+        return self.frames / seconds if seconds > 0 else 0.0
 
     @property
     def published(self) -> Published:

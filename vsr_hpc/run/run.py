@@ -170,7 +170,14 @@ class Run:
                 return run
         place = new_place(present.number + 1 if present else 1)
         run = cls(folder.within(place.name), folder, place.number)
-        run.store.create("job.json", job.model_dump_json(by_alias=True).encode())
+        content = job.model_dump_json(by_alias=True).encode()
+        run.store.create("job.json", content)
+        if run.store.create("job.json", content):
+            run.store.remove_all()
+            raise JobError(
+                f"{folder.uri}: this store creates an object although it is there already (it ignores "
+                "If-None-Match), so workers could not share a run; put the run elsewhere with --run"
+            )
         if claim_place(folder, place):
             if replaces is not None:
                 replaces.retire()
@@ -195,8 +202,16 @@ class Run:
         if self._folder is not None and self.number == 1:
             self._folder.remove_all()
 
+    def remove(self) -> None:
+        """Remove the run with all its editions; its output stays."""
+        (self._folder or self.store).remove_all()
+
     def job(self) -> JobSpec:
         return JobSpec.model_validate_json(self.store.read("job.json"))
+
+    def begun_s(self) -> float | None:
+        """When the run was begun, on the store's clock."""
+        return next((facts.modified_s for facts in self.store.list("job.json")), None)
 
     @functools.cached_property
     def lease_window_s(self) -> float:

@@ -65,7 +65,7 @@ class Spent:
     """What a run has taken so far, all rounds together."""
 
     seconds: float
-    """From the first round's beginning to the output, or to the last sign of life."""
+    """From the run's beginning to the output, or to the last sign of life."""
     worker_hours: float
     node_hours: float
     """Workers on one node at one time count once."""
@@ -96,6 +96,7 @@ def read_spent(run: Run, estimate: Estimate | None = None) -> Spent:
         run.done(),
         now_s=run.store.now_s(),
         window_s=run.lease_window_s,
+        begun_s=run.begun_s(),
         shards_lost=shards_lost(run.leases(), run.finished()),
         estimate=estimate,
     )
@@ -108,11 +109,14 @@ def spent_by(
     *,
     now_s: float,
     window_s: float,
+    begun_s: float | None = None,
     shards_lost: int,
     estimate: Estimate | None,
 ) -> Spent:
-    """The same from what has been read already."""
+    """The same from what has been read already; `begun_s` is when the run was, before its first round."""
     begun = min((each.submitted_s for each in rounds), default=0.0)
+    if begun_s is not None:
+        begun = min(begun, begun_s)
     last = max((beat.updated_s for beat in beats), default=begun)
     ended = done.finished_s if done is not None else last
     node_hours = node_seconds(beats) / 3600

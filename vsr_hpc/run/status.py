@@ -61,6 +61,8 @@ class RunStatus:
     estimate: Estimate | None = None
     """What was expected when the run began."""
     spent: Spent | None = None
+    report: str = ""
+    """Where the report of a finished run lies; empty where there is none."""
 
     @property
     def alive(self) -> tuple[WorkerStatus, ...]:
@@ -108,7 +110,7 @@ def read_status(run: Run) -> RunStatus:
         frames_done=frames_done,
         frames_shown=shown,
         fps=fps,
-        fps_overall=_overall(workers),
+        fps_overall=(done.fps if done is not None else 0.0) or _overall(workers),
         eta_s=(plan.frames - shown) / fps if fps > 0 else None,
         workers=workers,
         seconds=_summed(workers),
@@ -147,6 +149,7 @@ def with_costs(status: RunStatus, run: Run) -> RunStatus:
         status.done,
         now_s=run.store.now_s(),
         window_s=run.lease_window_s,
+        begun_s=run.begun_s(),
         shards_lost=shards_lost(leases, run.finished() if leases else frozenset()),
         estimate=estimate,
     )

@@ -27,7 +27,8 @@ from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.media.clip.reader import read_segment
 from vsr_hpc.media.encode.encoding import Encoding
 from vsr_hpc.media.encode.segment_writer import SegmentWriter
-from vsr_hpc.media.merge.merge import merge, merged
+from vsr_hpc.media.merge.merge import merge, stream_merge
+from vsr_hpc.media.merge.request import MergeRequest
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.segment import SegmentPart
 from vsr_hpc.media.source import Source, local_source, open_input
@@ -151,8 +152,18 @@ def make_clip(clip: PlannedClip) -> None:
         )
         for each in work.segments
     ]
-    plan, request = clip.plan, streams_request(clip.plan.job)
-    merge(parts, plan.clip, clip.timeline, clip.source, plan.picture, clip.encoding, clip.output, request)
+    merge(parts, _merge_request(clip), clip.output)
+
+
+def _merge_request(clip: PlannedClip) -> MergeRequest:
+    return MergeRequest(
+        clip=clip.plan.clip,
+        timeline=clip.timeline,
+        source=clip.source,
+        picture=clip.plan.picture,
+        encoding=clip.encoding,
+        streams=streams_request(clip.plan.job),
+    )
 
 
 class ClipStream:
@@ -164,14 +175,12 @@ class ClipStream:
     def __init__(self, clip: PlannedClip, pool: Executor) -> None:
         self._clip, self.facts = clip, clip.facts
         self._ready = [Future[Path]() for _ in range(clip.plan.chunk_count)]
-        plan, request = clip.plan, streams_request(clip.plan.job)
+        plan = clip.plan
         parts = [
             SegmentPart(fetch=partial(self._segment, i), frames=_length(plan.chunk(i)), done=_removed)
             for i in range(plan.chunk_count)
         ]
-        self._pieces = merged(
-            parts, plan.clip, clip.timeline, clip.source, plan.picture, clip.encoding, clip.output, request
-        )
+        self._pieces = stream_merge(parts, _merge_request(clip), clip.output)
         self._reading = threading.Lock()
         self._making = pool.submit(self._make)
 
@@ -268,6 +277,7 @@ def _job(folder: Path, content: Content, answer: Content, model: Model, options:
     picture: dict[str, Any] = {
         "scale": options.scale,
         "size": options.size,
+        "stretch": options.size is not None,  # as for stills, the answer has exactly this size
         "blend": options.blend,
         "grain": options.grain,
         "seed": options.seed,

@@ -14,17 +14,27 @@ import logging
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vsr_hpc.errors import JobError, VsrError
 from vsr_hpc.storage.store import RUNS_FOLDER, SCRATCH_FOLDER, MissingObject, ObjectFacts, check_name
 from vsr_hpc.system.file_systems import SHARED_FILE_SYSTEMS, file_system_of
-from vsr_hpc.system.files import TEMPORARY_PREFIX, flush_to_disk, make_folder, temporary_name, translated
+from vsr_hpc.system.files import (
+    TEMPORARY_PREFIX,
+    flush_folder,
+    flush_to_disk,
+    make_folder,
+    temporary_name,
+    translated,
+)
 
 log = logging.getLogger(__name__)
 
 _STALE_TRIES = 4
+PACK_NAME = "records.zip"
+"""Holds the small objects of a store that changes no more."""
 
 
 class FolderStore:
@@ -34,6 +44,7 @@ class FolderStore:
         self._root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links out of the name given
         self._is_clock_missed = False
         self._is_shared = file_system_of(self._root) in SHARED_FILE_SYSTEMS
+        self._pack: tuple[os.stat_result, zipfile.ZipFile] | None = None
 
     @property
     def uri(self) -> str:
@@ -63,12 +74,14 @@ class FolderStore:
 
     def create(self, name: str, content: bytes) -> bool:
         target = self._path(name)
+        if self._in_pack(name) is not None:
+            return False
         with self._written(target, content) as temporary:
             try:
                 os.link(temporary, target)
             except FileExistsError:
-                # NFS may lose the answer to a link that succeeded; the link count knows.
-                return temporary.stat().st_nlink == 2
+                # NFS may lose the answer to a link that succeeded.
+                return _is_same_file(temporary, target)
             except OSError as exc:
                 if exc.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
                     raise JobError(
@@ -76,6 +89,7 @@ class FolderStore:
                         "put the run elsewhere with --run"
                     ) from exc
                 raise translated(exc, target) from exc
+            flush_folder(target.parent)
         return True
 
     def read(self, name: str) -> bytes:
@@ -84,7 +98,10 @@ class FolderStore:
             try:
                 return path.read_bytes()
             except (FileNotFoundError, NotADirectoryError) as exc:
-                raise MissingObject(f"{self.uri}: no {name}") from exc
+                packed = self._in_pack(name)
+                if packed is None:
+                    raise MissingObject(f"{self.uri}: no {name}") from exc
+                return packed[0].read(packed[1])
             except OSError as exc:
                 # NFS: another host put a new object in this one's place while we read the old one.
                 if exc.errno != errno.ESTALE or not left:
@@ -93,12 +110,14 @@ class FolderStore:
 
     def exists(self, name: str) -> bool:
         try:
-            return self._path(name).exists()
+            return self._path(name).exists() or self._in_pack(name) is not None
         except OSError as exc:
             raise translated(exc, self._path(name), "read") from exc
 
     def list(self, prefix: str) -> tuple[ObjectFacts, ...]:
-        return tuple(sorted(self._walk(prefix), key=lambda facts: facts.name))
+        found = {facts.name: facts for facts in self._packed(prefix)}
+        found |= {facts.name: facts for facts in self._walk(prefix)}
+        return tuple(found[name] for name in sorted(found))
 
     def delete(self, name: str) -> None:
         try:
@@ -118,6 +137,7 @@ class FolderStore:
         try:
             flush_to_disk(path)
             path.replace(target)
+            flush_folder(target.parent)
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise translated(exc, target) from exc
@@ -126,6 +146,7 @@ class FolderStore:
                 shutil.copyfile(path, temporary)
                 flush_to_disk(temporary)
                 temporary.replace(target)
+                flush_folder(target.parent)
                 path.unlink()
             except OSError as copying:
                 temporary.unlink(missing_ok=True)
@@ -162,6 +183,56 @@ class FolderStore:
         while not folder.exists():
             folder = folder.parent
         return shutil.disk_usage(folder).free
+
+    def pack(self, names: Iterable[str]) -> None:
+        """Move small objects into one file. They are read and listed as before; none is deleted alone."""
+        wanted = set(names)
+        facts = [each for each in self._walk("") if each.name in wanted]
+        pack = self._root / PACK_NAME
+        temporary = pack.with_name(temporary_name())
+        try:
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+                for each in (*facts, *self._packed("")):
+                    entry = zipfile.ZipInfo(each.name)
+                    entry.compress_type = zipfile.ZIP_DEFLATED
+                    entry.comment = repr(each.modified_s).encode()
+                    if entry.filename not in archive.NameToInfo:
+                        archive.writestr(entry, self.read(each.name))
+            flush_to_disk(temporary)
+            temporary.replace(pack)
+        except OSError as exc:
+            raise translated(exc, pack) from exc
+        finally:
+            temporary.unlink(missing_ok=True)
+        self.delete_many(each.name for each in facts)
+        folders = [Path(path) for path, _, _ in os.walk(self._root, topdown=False)]
+        for folder in folders[:-1]:
+            with contextlib.suppress(OSError):  # something is left in it
+                folder.rmdir()
+
+    def _archive(self) -> zipfile.ZipFile | None:
+        """The pack, opened once; another process may have written a new one."""
+        path = self._root / PACK_NAME
+        try:
+            stamp = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if self._pack is None or not os.path.samestat(self._pack[0], stamp):
+            self._pack = (stamp, zipfile.ZipFile(path))
+        return self._pack[1]
+
+    def _in_pack(self, name: str) -> tuple[zipfile.ZipFile, zipfile.ZipInfo] | None:
+        archive = self._archive()
+        if archive is None or name not in archive.NameToInfo:
+            return None
+        return archive, archive.NameToInfo[name]
+
+    def _packed(self, prefix: str) -> Iterator[ObjectFacts]:
+        archive = self._archive()
+        for entry in archive.infolist() if archive is not None else ():
+            if entry.filename.startswith(prefix):
+                modified_s = float(entry.comment)
+                yield ObjectFacts(name=entry.filename, size_bytes=entry.file_size, modified_s=modified_s)
 
     def remove_all(self) -> None:
         try:
@@ -217,3 +288,9 @@ class FolderStore:
             raise translated(exc, target) from exc
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    """Whether two names are of one file. NFS asks its server at each opening; a link count may be cached."""
+    with one.open("rb") as mine, other.open("rb") as theirs:
+        return os.path.sameopenfile(mine.fileno(), theirs.fileno())

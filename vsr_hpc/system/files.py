@@ -24,8 +24,12 @@ def temporary_name() -> str:
 
 
 def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; new ones outlive a loss of power."""
     try:
+        new = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        for each in reversed(new):
+            flush_folder(each.parent)
     except OSError as exc:
         raise translated(exc, folder) from exc
 
@@ -84,9 +88,12 @@ def flush_to_disk(path: Path) -> None:
 def flush_folder(folder: Path) -> None:
     """Flush a folder's list of names, so that a new name in it outlives a loss of power.
 
-    A file system that cannot do that for a folder is left to its own rules.
+    A folder that this user may not list, or a file system that cannot do it, is left to its own rules.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return
     try:
         os.fsync(descriptor)
     except OSError as exc:

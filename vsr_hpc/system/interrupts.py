@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import select
 import signal
 import threading
 import time
@@ -44,11 +46,15 @@ _GRACE_S = {
 
 @dataclass(slots=True)
 class StopFlag:
-    """Set once; the first reason stands. Readers ask `is_set` and how many seconds of grace are left."""
+    """Set once; the first reason stands. Readers ask `is_set` and how many seconds of grace are left.
 
-    _event: threading.Event = field(default_factory=threading.Event)
+    Signal handlers set it too, while their own thread may be inside any of these methods. A `threading.Event`
+    would deadlock there, since its lock is not reentrant; a pipe wakes the waiting threads instead.
+    """
+
+    _ends: tuple[int, int] = field(default_factory=os.pipe)
+    """The end to wait for and the end to write to; nobody ever reads, so every waiting thread wakes."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
-    """Set by signal handlers too, which may come while their own thread is inside."""
     _reason: Reason | None = None
     _until: float = float("inf")
 
@@ -58,7 +64,7 @@ class StopFlag:
                 return
             self._reason = reason
             self._until = time.monotonic() + (_GRACE_S[reason] if grace_s is None else grace_s)
-        self._event.set()
+            os.write(self._ends[1], b"!")
         log.info("stop asked for reason=%s", reason.value)
 
     @property
@@ -66,14 +72,20 @@ class StopFlag:
         return self._reason
 
     def is_set(self) -> bool:
-        return self._event.is_set()
+        return self._reason is not None
 
     def wait(self, timeout_s: float) -> bool:
-        return self._event.wait(timeout_s)
+        waiting = select.poll()
+        waiting.register(self._ends[0], select.POLLIN)
+        return bool(waiting.poll(max(0.0, timeout_s) * 1000))
 
     def allows(self, work_s: float) -> bool:
         """Whether work that takes `work_s` seconds may still be finished."""
-        return not self._event.is_set() or time.monotonic() + work_s < self._until
+        return not self.is_set() or time.monotonic() + work_s < self._until
+
+    def __del__(self) -> None:
+        for end in self._ends:
+            os.close(end)
 
 
 @contextlib.contextmanager

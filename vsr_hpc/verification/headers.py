@@ -121,10 +121,18 @@ def picture_notes(was: Picture, now: Picture) -> list[str]:
     if (was.pixel.kind == "rgb") != (now.pixel.kind == "rgb"):
         notes.append(f"{was.pixel.kind} became {now.pixel.kind}; matrix and range cannot be compared")
         return notes
-    ranges = (_range(was.colour), _range(now.colour))
-    if was.pixel.kind != "rgb" and _is_bare(was.colour) and ranges == ("limited", "unspecified"):
-        notes.append("the tag of the limited range is lost; players assume that range")
     return notes
+
+
+def picture_warnings(was: Picture, now: Picture) -> Iterator[str]:
+    """What players show alike, though the output does not say it."""
+    ranges = (_range(was.colour), _range(now.colour))
+    if (
+        was.pixel.kind == now.pixel.kind == "yuv"
+        and _is_bare(was.colour)
+        and ranges == ("limited", "unspecified")
+    ):
+        yield "the tag of the limited range is lost; players assume that range"
 
 
 def _range(colour: Colour) -> str:
@@ -136,36 +144,76 @@ def chapter_faults(
     now: Sequence[Chapter],
     offset: Fraction,
     window: tuple[Fraction, Fraction] | None,
+    *,
+    has_gaps: bool = True,
 ) -> Iterator[str]:
-    """Each chapter with its title, at its time."""
-    kept = []
-    for each in was:
-        first, last = each.start * each.time_base, each.stop * each.time_base
-        if window is not None:
-            if last <= window[0] or first >= window[1]:
-                continue
-            first, last = max(first, window[0]), min(last, window[1])
-        kept.append((max(Fraction(0), first + offset), dict(each.metadata).get("title", "")))
+    """Each chapter with its title, at its time.
+
+    Without `has_gaps`, the output's container lets each chapter last until the next one begins (MP4).
+    """
+    kept = [cut for chapter in was if (cut := _cut_chapter(chapter, offset, window)) is not None]
     if len(kept) != len(now):
         yield f"{len(now)} chapters, the source has {len(kept)}"
         return
-    for number, ((start, title), each) in enumerate(zip(kept, now, strict=True)):
-        begins, name = each.start * each.time_base, dict(each.metadata).get("title", "")
+    starts = [start for start, _, _ in kept]
+    for number, ((start, stop, title), each) in enumerate(zip(kept, now, strict=True)):
+        begins, ends = each.start * each.time_base, each.stop * each.time_base
+        name = dict(each.metadata).get("title", "")
         if title != name:
             yield f"chapter {number} was {title!r}, is {name!r}"
         if abs(begins - start) > _CHAPTER_SLACK_S:
             yield f"chapter {number} begins at {float(begins):.3f} s, in the source at {float(start):.3f} s"
+        if not has_gaps and number + 1 < len(starts):
+            stop = starts[number + 1]
+        if abs(ends - stop) > _CHAPTER_SLACK_S:
+            yield f"chapter {number} ends at {float(ends):.3f} s, in the source at {float(stop):.3f} s"
+
+
+def _cut_chapter(
+    chapter: Chapter, offset: Fraction, window: tuple[Fraction, Fraction] | None
+) -> tuple[Fraction, Fraction, str] | None:
+    """Where it begins and ends in the output, and its title; None where it lies outside of what was asked."""
+    first, last = chapter.start * chapter.time_base, chapter.stop * chapter.time_base
+    if window is not None:
+        if last <= window[0] or first >= window[1]:
+            return None
+        first, last = max(first, window[0]), min(last, window[1])
+    title = dict(chapter.metadata).get("title", "")
+    return max(Fraction(0), first + offset), max(Fraction(0), last + offset), title
 
 
 def stream_tag_faults(was: Stream, now: Stream, drop: Sequence[str]) -> Iterator[str]:
+    """Language, title and what the stream is for; `default_faults` compares which one plays by default."""
     if _language(was) != _language(now):
         yield f"language was {_language(was) or 'unset'}, is {_language(now) or 'unset'}"
     before, after = _title(was), _title(now)
     if "metadata" not in drop and before and before != after:
         yield f"title was {before!r}, is {after!r}"
-    lost = set(was.disposition) - set(now.disposition) - {"default"}
-    if lost and "disposition" not in drop:
-        yield f"disposition {', '.join(sorted(lost))} is lost"
+    if "disposition" in drop:
+        return
+    one, other = ({*each.disposition} - {"default"} for each in (was, now))
+    if one - other:
+        yield f"disposition {', '.join(sorted(one - other))} is lost"
+    if other - one:
+        yield f"disposition {', '.join(sorted(other - one))} is added"
+
+
+def default_faults(pairs: Sequence[tuple[Stream, Stream]]) -> Iterator[str]:
+    """Which streams of one kind play by default. Where the source names none, muxers name the first one."""
+    was, now = (
+        [place for place, pair in enumerate(pairs) if "default" in pair[side].disposition] for side in (0, 1)
+    )
+    if was != now and (was or now not in ([], [0])):
+        names = [", ".join(str(pairs[place][0].index) for place in places) or "none" for places in (was, now)]
+        yield f"the default among the {pairs[0][0].kind} streams was {names[0]}, is {names[1]}"
+
+
+def attachment_faults(was: Stream, now: Stream) -> Iterator[str]:
+    """An attached file's name and type: subtitles find their fonts by them."""
+    before, after = dict(was.metadata), dict(now.metadata)
+    for key, name in (("filename", "file name"), ("mimetype", "MIME type")):
+        if key in before and before[key] != after.get(key):
+            yield f"{name} was {before[key]!r}, is {after.get(key, 'missing')!r}"
 
 
 def tag_faults(was: Pairs, now: Pairs) -> Iterator[str]:

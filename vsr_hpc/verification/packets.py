@@ -249,6 +249,30 @@ def step_faults(ours: Track, theirs: Track, offset: Fraction, tick: Fraction) ->
         yield f"{share} are out of step, the first (number {wrong[0]}) {_late(late)}"
 
 
+def duration_faults(
+    ours: Track, theirs: Track, tick: Fraction, window: tuple[Fraction, Fraction] | None = None
+) -> Iterator[str]:
+    """How long each caption is shown, where the source says it; one may be cut where the window ends."""
+    if len(ours.pts) != len(theirs.pts):
+        return
+    slack = 2 * max(tick, ours.time_base, theirs.time_base)  # both ends are rounded
+    wrong = []
+    for place in range(len(ours.pts)):
+        start, was = ours.pts[place] * ours.time_base, _lasts(ours, place)
+        now = _lasts(theirs, place)
+        due = {was, min(was, window[1] - start)} if window is not None else {was}
+        if was and all(abs(now - each) > slack for each in due):
+            wrong.append((place, was, now))
+    if wrong:
+        place, was, now = wrong[0]
+        share = f"{len(wrong)} of {len(ours.pts)} captions are"
+        yield f"{share} shown for another time, the first (number {place}) for {ms(now)} instead of {ms(was)}"
+
+
+def _lasts(track: Track, place: int) -> Fraction:
+    return (track.stops[place] - track.pts[place]) * track.time_base
+
+
 def recoded_faults(
     ours: Track, theirs: Track, offset: Fraction, window: tuple[Fraction, Fraction] | None = None
 ) -> Iterator[str]:

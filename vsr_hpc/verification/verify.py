@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -27,10 +27,13 @@ from vsr_hpc.media.timeline import Timeline, parse_position, select_range
 from vsr_hpc.verification.frame_match import REACH, ChunkFidelity, Matcher, thumbnail, thumbnail_shape
 from vsr_hpc.verification.headers import (
     Check,
+    attachment_faults,
     chapter_faults,
+    default_faults,
     is_regenerated,
     picture_faults,
     picture_notes,
+    picture_warnings,
     still_faults,
     stream_tag_faults,
     tag_faults,
@@ -39,6 +42,7 @@ from vsr_hpc.verification.headers import (
 from vsr_hpc.verification.looks import Look
 from vsr_hpc.verification.packets import (
     Track,
+    duration_faults,
     first_sound,
     packet_faults,
     read_tracks,
@@ -242,6 +246,8 @@ class _Verify:
         self.offset = common_offset(self.timeline, (self.start, self.stop), shown)[0]
         for check, text in picture_faults(self._due_picture(), made.picture, self.promise.picture):
             self.find(check, text)
+        for text in picture_warnings(self.clip.picture, made.picture):
+            self.warnings.append(Finding(check="colour", text=text))
         self.notes += picture_notes(self.clip.picture, made.picture)
         self.absent |= self._without_packets(made)
         self._compare_streams(made, shown)
@@ -451,34 +457,47 @@ class _Verify:
         if one.kind != "attachment" and not one.is_attached_picture:
             check: Check = "sound" if one.kind == "audio" else "time"
             yield from ((check, text) for text in step_faults(ours, theirs, offset, tick))
+        if one.kind == "subtitle":
+            yield from (("time", text) for text in duration_faults(ours, theirs, tick, self._window()))
         yield from (("sound", text) for text in skip_faults(ours, theirs))
 
     # --- tags
 
     def _compare_tags(self, made: Clip) -> None:
-        if "chapters" not in self.request.drop:
-            window = self._window()
-            for text in chapter_faults(self.clip.chapters, made.chapters, self.offset or Fraction(0), window):
+        drop = self.request.drop
+        if "chapters" not in drop:
+            for text in chapter_faults(
+                self.clip.chapters,
+                made.chapters,
+                self.offset or Fraction(0),
+                self._window(),
+                has_gaps="mp4" not in made.container,
+            ):
                 self.find("tags", text)
-        one, other = self.clip.video_stream, made.video_stream
-        for stream, like in [(one, other), *self._kept_pairs(made)]:
-            for text in stream_tag_faults(stream, like, self.request.drop):
+        pairs = self._kept_pairs(made)
+        for stream, like in [(self.clip.video_stream, made.video_stream), *pairs]:
+            for text in stream_tag_faults(stream, like, drop):
                 self.find("tags", f"{_name(stream)}: {text}")
-        if "metadata" not in self.request.drop:
+        for kind in ("audio", "subtitle") if "disposition" not in drop else ():
+            for text in default_faults([pair for pair in pairs if pair[0].kind == kind]):
+                self.find("tags", text)
+        for stream, like in self._kept_pairs(made, ("attachment",)):
+            for text in attachment_faults(stream, like):
+                self.find("tags", f"{_name(stream)}: {text}")
+        if "metadata" not in drop:
             for text in tag_faults(self.clip.metadata, made.metadata):
                 self.find("tags", text)
-        if "timecode" not in self.request.drop:
+        if "timecode" not in drop:
             was, now = timecode(self.clip), timecode(made)
             if was and now and was != now:
                 self.find("tags", f"timecode was {was}, is {now}")
 
-    def _kept_pairs(self, made: Clip) -> list[tuple[Stream, Stream]]:
+    def _kept_pairs(
+        self, made: Clip, kinds: Sequence[str] = ("video", "audio", "subtitle", "unknown")
+    ) -> list[tuple[Stream, Stream]]:
         wanted, there = self._by_kind(self.clip), self._by_kind(made, is_output=True)
         return [
-            pair
-            for kind in wanted
-            if kind not in ("cover", "attachment", "data")
-            for pair in zip(wanted[kind], there.get(kind, []), strict=False)
+            pair for kind in kinds for pair in zip(wanted.get(kind, []), there.get(kind, []), strict=False)
         ]
 
 

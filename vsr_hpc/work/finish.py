@@ -17,6 +17,7 @@ from typing import overload
 from vsr_hpc.errors import BackendError, JobError, VerifyError, VsrError
 from vsr_hpc.media.encode.still_archive import extract_archives, join_animation
 from vsr_hpc.media.merge.merge import merge
+from vsr_hpc.media.merge.request import MergeRequest
 from vsr_hpc.media.segment import MergeReport, SegmentPart
 from vsr_hpc.media.stills.gif import is_animation, read_loops
 from vsr_hpc.planning.requests import gif_delays_of, streams_request
@@ -25,6 +26,7 @@ from vsr_hpc.report.report import write_at_end
 from vsr_hpc.run.claims import is_taken_over, take_single
 from vsr_hpc.run.documents import Done, Lease, Receipt, SegmentFacts
 from vsr_hpc.run.liveness import Liveness, Process, new_worker_id
+from vsr_hpc.run.notification import notify
 from vsr_hpc.run.run import READERS, DamagedObjectError, Run
 from vsr_hpc.run.settings_proof import receipt_fault
 from vsr_hpc.storage.opening import open_output, open_source
@@ -47,13 +49,23 @@ class ShardsLostError(VerifyError):
     """Finished shards whose segments or receipts are gone or damaged; their receipts were voided."""
 
 
+Conclusion = Callable[[Run, tuple[Receipt, ...]], None]
+"""What follows once the output is in place, while the `finish` lease is still held."""
+
+
 @overload
 def finish_patiently(run: Run, node: str, *, task: str = "") -> Done: ...
 
 
 @overload
 def finish_patiently(
-    run: Run, node: str, *, task: str = "", stop: StopFlag, exit_code_of_hang: ExitCode = ...
+    run: Run,
+    node: str,
+    *,
+    task: str = "",
+    stop: StopFlag,
+    exit_code_of_hang: ExitCode = ...,
+    then: Conclusion | None = None,
 ) -> Done | None: ...
 
 
@@ -64,6 +76,7 @@ def finish_patiently(
     task: str = "",
     stop: StopFlag | None = None,
     exit_code_of_hang: ExitCode = lambda text: BackendError.exit_code,
+    then: Conclusion | None = None,
 ) -> Done | None:
     """Finish the run, or wait for the process that finishes it and take over if that one dies.
 
@@ -80,6 +93,7 @@ def finish_patiently(
             node,
             liveness,
             lambda: _keep_beating(run, worker, node, task, stop, exit_code_of_hang),
+            then=then,
         )
         if done is not None:
             return done
@@ -97,6 +111,8 @@ def try_finish(
     node: str,
     liveness: Liveness,
     beating: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    *,
+    then: Conclusion | None = None,
 ) -> Done | None:
     """Finish the run unless another worker does; the end of it, or None where somebody else is at it.
 
@@ -112,7 +128,7 @@ def try_finish(
         return None
     try:
         with beating():
-            return finish(run, lease)
+            return finish(run, lease, then)
     except BaseException as exc:
         run.give_back(lease, "stopped", node, str(exc))
         if not isinstance(exc, VsrError):
@@ -139,14 +155,16 @@ def _keep_beating(
         yield
 
 
-def finish(run: Run, lease: Lease | None = None) -> Done:
+def finish(run: Run, lease: Lease | None = None, then: Conclusion | None = None) -> Done:
     """Merge a complete run into its output. VerifyError where something is missing or not as recorded.
 
+    `then` follows once the output is in place; by default, the report that the job asks for.
     ShardsLostError where finished shards have to be made again. BackendError where another process has taken
     over the `finish` lease.
     """
     done = run.done()
     if done is not None and is_in_place(done):
+        notify_complete(run, done)
         return done
     began = time.monotonic()
     _refuse_superseded(run)
@@ -178,6 +196,7 @@ def finish(run: Run, lease: Lease | None = None) -> Done:
         if run.is_superseded():
             output.take_back(whole)
     _refuse_late(run, lease)
+    now_s = time.time()
     done = Done(
         output=output.uri,
         frames=report.frames,
@@ -189,15 +208,39 @@ def finish(run: Run, lease: Lease | None = None) -> Done:
         notes=(*report.notes, *_repeats_note(repeated, report.frames)),
         repeated=repeated,
         platforms=len({tuple(sorted(receipt.platform.items())) for receipt in receipts}),
-        finished_s=time.time(),
-        seconds={"merge": round(time.monotonic() - began, 3)},
+        finished_s=now_s,
+        seconds={
+            "upscale": round(upscaling_s(receipts), 3),
+            "merge": round(time.monotonic() - began, 3),
+            "all": round(now_s - (run.begun_s() or now_s), 3),
+        },
     )
     run.write_done(done)
-    if not run.plan.job.run.keep_segments:
+    if run.plan.job.run.keep != "segments":
         _sweep(run)
     log.info("run finished output=%s frames=%d sha256=%s", output.uri, done.frames, done.sha256)
-    write_at_end(run, receipts)
+    notify_complete(run, done)
+    (then or report_at_end)(run, receipts)
     return done
+
+
+def notify_complete(run: Run, done: Done) -> None:
+    notify(run, "complete", f"{done.output}, {plural(done.frames, 'frame')}")
+
+
+def report_at_end(run: Run, receipts: tuple[Receipt, ...]) -> None:
+    """Make the report, unless the job asks for none."""
+    if run.plan.job.run.report != "none":
+        write_at_end(run, receipts)
+
+
+def upscaling_s(receipts: tuple[Receipt, ...]) -> float:
+    """How long at least one worker was making what these receipts prove; side by side counts once."""
+    total, until = 0.0, float("-inf")
+    for start, stop in sorted((each.started_s, each.finished_s) for each in receipts):
+        total += max(0.0, stop - max(start, until))
+        until = max(until, stop)
+    return total
 
 
 def _repeats_note(repeated: int, frames: int) -> tuple[str, ...]:
@@ -316,18 +359,16 @@ def _merge(run: Run, parts: tuple[SegmentPart, ...], partial: Path) -> MergeRepo
         )
     if plan.encoding is None:
         return extract_archives(parts, partial)
-    return merge(
-        parts,
+    request = MergeRequest(
         clip=plan.clip,
         timeline=run.timeline,
         source=open_source(plan.clip.uri, etag=plan.source_etag),
         picture=plan.picture,
         encoding=plan.encoding,
-        output=partial,
-        request=streams_request(plan.job),
+        streams=streams_request(plan.job),
         frames=(plan.start, plan.stop),
-        name=Path(plan.job.output),
     )
+    return merge(parts, request, partial, name=Path(plan.job.output))
 
 
 def is_in_place(done: Done) -> bool:

@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 
 Step = Callable[[], object]
 _SHARE_OF_POLL = 0.8
-_STEPS_EVERY = 2
-"""Each step asks the store for something; on S3 a heartbeat comes every 24 s, a step every 48 s."""
+BEFORE_EVERY, AFTER_EVERY = 2, 4
+"""Heartbeats between two runs of the steps, each of which asks the store for something: on S3 a heartbeat
+comes every 24 s, the steps before it every 48 s and those after it every 96 s."""
 
 
 class Pulse:
@@ -69,8 +70,8 @@ class Pulse:
     ) -> Iterator[None]:
         """Write heartbeats at regular times until the block ends, and a last one with state `left`.
 
-        The steps of `before` and `after` run around every other heartbeat. A step that raises is logged,
-        stops no other step, and runs again the next time.
+        The steps of `before` run before every second heartbeat, those of `after` after every fourth one and
+        at the end. A step that raises is logged, stops no other step, and runs again the next time.
         """
         ended = threading.Event()
 
@@ -79,8 +80,9 @@ class Pulse:
                 for number in itertools.count(1):
                     if ended.wait(self._run.poll_s * _SHARE_OF_POLL):
                         return
-                    steps = (*before, self.say, *after) if number % _STEPS_EVERY == 0 else (self.say,)
-                    _run_each(steps)
+                    first = before if number % BEFORE_EVERY == 0 else ()
+                    then = after if number % AFTER_EVERY == 0 else ()
+                    _run_each((*first, self.say, *then))
 
         self.say()
         thread = threading.Thread(target=keep_up, name="heartbeat", daemon=True)

@@ -15,7 +15,7 @@ from vsr_hpc.aws.cluster import pcluster
 from vsr_hpc.aws.cluster import safety_rules as safety
 from vsr_hpc.aws.cluster import slurm_rules as slurm_settings
 from vsr_hpc.aws.cluster.render import Rendered, find_template, render
-from vsr_hpc.aws.cluster.values import Values
+from vsr_hpc.aws.cluster.values import Values, placeholders_in
 from vsr_hpc.aws.cluster.yaml_document import LEVELS, ConfigFinding, Document, Level, parse, place_in_words
 from vsr_hpc.errors import JobError, VsrError
 
@@ -59,13 +59,16 @@ class CheckReport:
 def check(
     rendered: Rendered,
     *,
-    name: str = "vsr",
+    values: Values | None = None,
     model: str = "",
     ask_account: bool | None = None,
-    has_budget: bool | None = None,
     ask_pcluster: bool = True,
 ) -> CheckReport:
-    """All findings of ParallelCluster, of our own rules and, with credentials, of the account."""
+    """All findings of ParallelCluster, of our own rules and, with credentials, of the account.
+
+    `values` are those that the template was filled with; a finished configuration has none.
+    """
+    model = model or (values.model if values else None) or ""
     document = parse(rendered.text, str(rendered.template))
     subject = rules.Subject(document=document, model=model, gpu_memory_mib=_need(model))
     findings: list[ConfigFinding] = []
@@ -74,12 +77,20 @@ def check(
     findings += slurm_settings.check_slurm_settings(document)
     version, ran = "", 0
     if ask_pcluster:
-        version, ran, theirs = _theirs(rendered.text, name)
+        version, ran, theirs = _theirs(rendered.text, values.name if values else "vsr")
         findings += [
             each if each.path else replace(each, path=place_in_words(document, each.message))
             for each in _new(theirs, findings)
         ]
-    if has_budget is False:
+    findings += [
+        ConfigFinding(
+            level="error",
+            rule="placeholder",
+            message=f"{each} is the example's value; write your own into the values file",
+        )
+        for each in (placeholders_in(values) if values else ())
+    ]
+    if values is not None and values.budget_email is None:
         text = (
             "no budget: set budget_usd_per_month and budget_email, so that a forgotten cluster writes to you"
         )
@@ -108,15 +119,11 @@ def check_named(
     ask_pcluster: bool = True,
 ) -> CheckReport:
     """`check` on a template with values, or on a file that is rendered already."""
-    rendered = load(template, values)
-    if values is None:
-        return check(rendered, model=model, ask_account=ask_account, ask_pcluster=ask_pcluster)
     return check(
-        rendered,
-        name=values.name,
-        model=model or values.model or "",
+        load(template, values),
+        values=values,
+        model=model,
         ask_account=ask_account,
-        has_budget=values.budget_email is not None,
         ask_pcluster=ask_pcluster,
     )
 

@@ -17,7 +17,7 @@ from vsr_hpc.aws.account import Say, WaitLimits, account_number, client
 from vsr_hpc.aws.cluster import check as checking
 from vsr_hpc.aws.cluster.pcluster import PclusterReply, Tool, call, need_tool
 from vsr_hpc.aws.cluster.render import Rendered
-from vsr_hpc.aws.cluster.values import Values
+from vsr_hpc.aws.cluster.values import Values, placeholders_in
 from vsr_hpc.aws.errors import explained
 from vsr_hpc.errors import BackendError, JobError
 
@@ -44,6 +44,20 @@ class ClusterState:
     @property
     def is_ready(self) -> bool:
         return self.status in ("CREATE_COMPLETE", "UPDATE_COMPLETE")
+
+
+def check_ready(values: Values) -> None:
+    """Raise what would stop `create` or `update` at once: no tool, example values, no credentials."""
+    need_tool()
+    examples = placeholders_in(values)
+    if examples:
+        raise JobError(f"{', '.join(examples)}: values of the example; write your own into the values file")
+    check_credentials(values.region)
+
+
+def check_credentials(region: str) -> None:
+    """Ask AWS whose credentials these are; JobError where there are none or they are refused."""
+    account_number(client("sts", region, timeout_s=10, attempts=2))
 
 
 def create(
@@ -193,13 +207,7 @@ def _date(page: dict[str, Any]) -> datetime:
 
 def _load_checked(template: str, values: Values, say: Say, ask_account: bool | None) -> Rendered:
     rendered = checking.load(template, values)
-    report = checking.check(
-        rendered,
-        name=values.name,
-        model=values.model or "",
-        ask_account=ask_account,
-        has_budget=values.budget_email is not None,
-    )
+    report = checking.check(rendered, values=values, ask_account=ask_account)
     errors = [str(each) for each in report.findings if each.level == "error"]
     if errors:
         raise JobError.from_findings(str(rendered.template), errors)

@@ -66,6 +66,28 @@ class Values(BaseModel):
         return f"s3://{self.bucket}/{self.prefix}"
 
 
+PLACEHOLDERS: Mapping[str, str] = {
+    "head_subnet": "subnet-0aaaaaaaaaaaaaaa1",
+    "compute_subnets": "subnet-0aaaaaaaaaaaaaaa2 subnet-0aaaaaaaaaaaaaaa3 subnet-0aaaaaaaaaaaaaaa4",
+    "ssh_from": "203.0.113.7/32",
+    "bucket": "my-vsr-bucket",
+    "node_policy_arn": "arn:aws:iam::123456789012:policy/vsr-node-my-vsr-bucket",
+    "budget_email": "you@example.org",
+}
+"""What cluster-config/values.example.yaml says where only the user knows the value."""
+
+
+def placeholders_in(values: Values) -> tuple[str, ...]:
+    """The values that are still those of the example, as `key=value`."""
+    document = values.model_dump()
+    found = []
+    for key, words in PLACEHOLDERS.items():
+        value = document[key]
+        given = value if isinstance(value, tuple) else (value,)
+        found += [f"{key}={each}" for each in given if each in words.split()]
+    return tuple(found)
+
+
 def load_values(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Values:
     """Read the user's file, let flags win, and report everything that is wrong with it at once."""
     where = str(path) if path else "flags"

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.run.notification import notify
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
 from vsr_hpc.system.interrupts import Reason, StopFlag, signals_set
@@ -107,6 +108,7 @@ def _answer_error(exc: BackendError, run: Run, attempt: Attempt) -> int:
         raise exc
     others = [each for each in read_status(run).alive if each.heartbeat.task != attempt.task]
     if not others:
+        notify(run, "stuck", f"{run.job().output}: the last worker ended with: {exc}")
         raise exc
     log.error("%s", exc)
     log.warning("the last attempt is over and %d others are at work: leaving to them", len(others))

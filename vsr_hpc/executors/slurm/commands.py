@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,40 @@ class QueuedTask:
         return self.state in _ENDED
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """A partition with the number of its nodes and their GPUs as Slurm writes them, `gpu:a10g:1`."""
+
+    name: str
+    nodes: int
+    gpus: tuple[str, ...]
+
+    @property
+    def gpu_types(self) -> tuple[str, ...]:
+        """The GPUs' types, `a10g`; none where Slurm's configuration names no type."""
+        parts = (each.split(":") for each in self.gpus)
+        return tuple(dict.fromkeys(words[1] for words in parts if len(words) > 2))
+
+
 def has_slurm() -> bool:
     return shutil.which("sbatch") is not None
+
+
+def is_own_cluster() -> bool:
+    """Whether a Slurm answers here that AWS ParallelCluster did not make: nobody pays for it by the hour."""
+    return has_slurm() and not Path("/opt/parallelcluster").is_dir() and bool(partitions())
+
+
+def partitions() -> tuple[Partition, ...]:
+    """The partitions that this user sees, in Slurm's order; none where Slurm does not answer."""
+    nodes: dict[str, int] = {}
+    gpus: dict[str, dict[str, None]] = {}
+    for line in (_run("sinfo", "-h", "-o", "%R|%D|%G") or "").splitlines():
+        name, count, resources = line.split("|", 2)
+        nodes[name] = nodes.get(name, 0) + parse_number(count, 0)
+        found = (each.partition("(")[0] for each in resources.split(",") if each.startswith("gpu"))
+        gpus.setdefault(name, {}).update(dict.fromkeys(found))
+    return tuple(Partition(name=name, nodes=nodes[name], gpus=tuple(gpus[name])) for name in nodes)
 
 
 def queue(names: Iterable[str]) -> tuple[QueuedTask, ...]:

@@ -17,6 +17,7 @@ from vsr_hpc.executors.slurm.jobs import ROUNDS, RoundJobs, failure_lines, names
 from vsr_hpc.executors.slurm.submission import start
 from vsr_hpc.executors.slurm.task_life import TaskLife, failure_noted
 from vsr_hpc.run.documents import Done
+from vsr_hpc.run.notification import Event, notify
 from vsr_hpc.run.run import Run
 from vsr_hpc.system.interrupts import Reason, StopFlag, signals_set
 
@@ -47,9 +48,11 @@ def conclude(run: Run, number: int, life: TaskLife) -> Done | RoundJobs | None:
         return done
     if run.control().is_stopped or run.control().is_cancelled(number):
         log.info("cancelled, nothing follows round=%d", number)
+        notify(run, "stopped", f"{run.job().output}: the run was cancelled; `vsr resume` continues it")
         return None
     if not run.has_plan():
         failures = failure_lines(run, number)
+        notify(run, "stuck", f"{run.job().output}: round {number} ended without a plan")
         raise VerifyError(f"{run.uri}: round {number} ended without a plan\n{failures}".rstrip())
     if not run.missing():
         return _merge(run, number, life)
@@ -62,6 +65,9 @@ def conclude(run: Run, number: int, life: TaskLife) -> Done | RoundJobs | None:
         return start(run, job, then=FinishTask)
     poisoned = run.poisoned()
     lines = [f"{run.uri}: {len(run.missing())} of {run.plan.shard_count} shards are missing; {reason}"]
+    if run.round_number() == number:
+        event: Event = "stopped" if is_cancelled_by_user(run, number) else "stuck"
+        notify(run, event, f"{run.job().output}: {len(run.missing())} shards are missing; {reason}")
     lines += [f"  shard {each.shard:05d} was set aside: {each.reason}" for each in poisoned]
     raise VerifyError("\n".join([*lines, *failure_lines(run, number).splitlines()]))
 

@@ -179,6 +179,12 @@ def _submit(run: Run, job: JobSpec, begun: Round, then: Sequel, packed_sha256: s
     )
 
 
+def _mail(section: SlurmSection) -> dict[str, str]:
+    """Slurm's own mail: sbatch's --mail-type and --mail-user."""
+    given = {"mail-type": ",".join(section.mail_type), "mail-user": section.mail_user or ""}
+    return {name: value for name, value in given.items() if value}
+
+
 def parameters(
     section: SlurmSection,
     *,
@@ -215,7 +221,7 @@ def parameters(
             *unpack_lines(section.packed, packed_sha256),
         ],
         "slurm_srun_args": [f"--cpus-per-task={section.cpus}"],
-        "slurm_additional_parameters": {"requeue": True, **flags, **section.sbatch},
+        "slurm_additional_parameters": {"requeue": True, **_mail(section), **flags, **section.sbatch},
     }
 
 

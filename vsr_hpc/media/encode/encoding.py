@@ -39,6 +39,8 @@ class VideoRequest:
     pix_fmt: str | None = None
     encoder_params: tuple[tuple[str, str], ...] = ()
     threads: int | None = None
+    is_encoded_here: bool = False
+    """Whether this machine's hardware makes the video, so that an encoder of a GPU has to open on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

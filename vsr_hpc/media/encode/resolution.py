@@ -115,7 +115,7 @@ def resolve_encoding(request: VideoRequest, picture: Picture) -> Encoding:
         suffix=SUFFIXES[codec],
     )
     if not findings:
-        findings += _trial_findings(encoding, replace(picture, pixel=pixel))
+        findings += _trial_findings(encoding, replace(picture, pixel=pixel), request.is_encoded_here)
     if findings:
         raise JobError.from_findings("video encoder", findings)
     return encoding
@@ -344,19 +344,32 @@ def _param_reason(encoder: str, name: str, value: str, threads: int) -> str:
     return ""
 
 
-def _trial_findings(encoding: Encoding, picture: Picture) -> list[str]:
+def _trial_findings(encoding: Encoding, picture: Picture, is_encoded_here: bool) -> list[str]:
     """Ask the library itself: open it on a small picture and read what it complains about."""
-    if encoding.encoder.endswith("_nvenc"):
+    is_of_gpu = encoding.encoder.endswith("_nvenc")
+    if is_of_gpu and not is_encoded_here:
         return []  # a head node need not have the GPU of the workers
     os.environ.setdefault("SVT_LOG", "1")
-    small = replace(picture, width=min(picture.width, 128), height=min(picture.height, 128))
+    side = 256 if is_of_gpu else 128  # some encoders of GPUs begin at 145 pixels
+    small = replace(picture, width=min(picture.width, side), height=min(picture.height, side))
+    unknown: list[str] = []
+    error: VsrError | None = None
     with _captured_warnings() as lines:
         try:
             context = open_encoder(encoding, small, Fraction(1, 25))
         except VsrError as exc:
-            return [f"{encoding.encoder} does not open with these settings: {exc}", *_complaints(lines)]
-        # What avcodec_open2 did not take stays in its dictionary.
-        unknown = [f"encoder {encoding.encoder} knows no parameter {key}" for key in context.options]
+            error = exc
+        else:  # what avcodec_open2 did not take stays in its dictionary
+            unknown = [f"encoder {encoding.encoder} knows no parameter {key}" for key in context.options]
+    if error is not None and is_of_gpu:
+        why = "; ".join(dict.fromkeys(each.strip() for each in lines)) or str(error)
+        usual = ENCODERS[encoding.codec][0]
+        return [
+            f"{encoding.encoder} does not open on this machine ({why}); it needs an NVIDIA GPU that encodes "
+            f"video, and its driver. Without --encoder, {usual} encodes on the CPU"
+        ]
+    if error is not None:
+        return [f"{encoding.encoder} does not open with these settings: {error}", *_complaints(lines)]
     return unknown + _complaints(lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -114,6 +115,15 @@ def _sequence(folder: Path, names: list[str], allow_gaps: bool, shown: str) -> I
                 "add them, or go over gaps with --allow-gaps"
             )
     return ImageSequence(folder=str(folder), names=tuple(ordered))
+
+
+def are_numbered(names: Sequence[str]) -> bool:
+    """Whether names differ by a number alone, without a gap, as the frames of one clip do."""
+    found = [_NUMBERED.fullmatch(Path(name).stem) for name in names]
+    heads = {each[1] for each in found if each is not None}
+    numbers = sorted(int(each[2]) for each in found if each is not None)
+    is_run = all(two - one == 1 for one, two in pairwise(numbers))
+    return len(numbers) == len(names) > 1 and len(heads) == 1 and is_run
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

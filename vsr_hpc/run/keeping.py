@@ -1,0 +1,69 @@
+"""What is kept of a run that has ended, and what can be removed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vsr_hpc.errors import JobError
+from vsr_hpc.run.run import Run
+from vsr_hpc.run.status import read_status
+from vsr_hpc.storage.folder_store import PACK_NAME, FolderStore
+from vsr_hpc.storage.opening import open_store
+from vsr_hpc.wording import duration, plural
+
+Kept = Literal["report", "nothing"]
+_LOOSE = ("job.json", "plan.json", "done.json", PACK_NAME)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leftover:
+    """What a run has left beside its output."""
+
+    run: Run
+    state: str
+    size_bytes: int
+    idle_s: float
+    """Seconds since the run was finished, or since a worker last wrote."""
+
+
+def keep_only(run: Run, kept: Kept) -> None:
+    """Leave a run that nobody works on its report and one file of records, or nothing at all.
+
+    A run on S3 keeps its records as they are: objects there are in nobody's way.
+    """
+    if kept == "nothing":
+        run.remove()
+    elif isinstance(run.store, FolderStore):
+        names = [facts.name for facts in run.store.list("")]
+        run.store.pack(name for name in names if name not in _LOOSE and not name.startswith("reports/"))
+
+
+def look_at(run: Run) -> Leftover:
+    """How large a run is, and since when nothing has happened to it."""
+    status = read_status(run)
+    if "://" in run.uri:
+        size_bytes = sum(facts.size_bytes for facts in open_store(run.uri).list(""))
+    else:
+        files = (path for path in Path(run.uri).rglob("*") if path.is_file())
+        size_bytes = sum(path.stat().st_size for path in files)
+    last = max((each.heartbeat.updated_s for each in status.workers), default=run.begun_s() or 0.0)
+    ended = status.done.finished_s if status.done is not None else last
+    return Leftover(run=run, state=status.state, size_bytes=size_bytes, idle_s=max(0.0, time.time() - ended))
+
+
+def refuse_removal(left: Leftover, *, is_unfinished_too: bool) -> None:
+    """JobError where somebody works on the run, or where removing it would lose finished work."""
+    run, status = left.run, read_status(left.run)
+    if status.alive:
+        raise JobError(f"{run.uri}: workers are still at it; `vsr cancel {run.uri}` stops them")
+    if left.state != "complete" and not is_unfinished_too:
+        receipts = run.receipts() if run.has_plan() else ()
+        lost = duration(sum(each.finished_s - each.started_s for each in receipts))
+        held = f"{lost} of work ({plural(len(receipts), 'shard')})" if receipts else "no finished shard"
+        raise JobError(
+            f"{run.uri}: this run is {left.state} and holds {held}; `vsr resume {run.uri}` continues it, "
+            "--unfinished removes it"
+        )
