@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.clips import numbered_clip
+from tests.commands import vsr
 from vsr_hpc.job.spec import run_folder
 from vsr_hpc.models.networks import Compact
 
@@ -46,6 +45,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     job = (ROOT / "jobs/film.yaml").read_text(encoding="utf-8")
     job = job.replace("input: film.mkv", "input: ../film.mkv").replace("realesr-animevideov3", "lanczos")
     (desk / "jobs/film.yaml").write_text(job, encoding="utf-8")
+    monkeypatch.chdir(desk)
     return desk
 
 
@@ -53,7 +53,7 @@ def test_every_command_of_the_readme_runs(desk: Path) -> None:
     found = commands()
     assert len(found) >= 8
     (desk / "frames").mkdir()
-    _vsr(desk, "upscale in.mkv frames/%03d.png --model nearest --scale 1 -q")
+    _vsr("upscale in.mkv frames/%03d.png --model nearest --scale 1 -q")
     (desk / "in.png").write_bytes((desk / "frames/001.png").read_bytes())
     for command in found:
         made_up = {"realesr-animevideov3": "my-weights.pth", "FILE.pth": "my-weights.pth", "OUT": "out.mkv"}
@@ -66,10 +66,18 @@ def test_every_command_of_the_readme_runs(desk: Path) -> None:
             words += ["--new"] if Path(desk / run_folder(words[2])).exists() else []
         if "--size" in words:
             words[words.index("--size") + 1] = "192x144"
-        _vsr(desk, shlex.join(words))
+        _vsr(shlex.join(words))
 
 
-def _vsr(desk: Path, words: str) -> None:
-    command = [sys.executable, "-m", "vsr_hpc", *shlex.split(words)]
-    done = subprocess.run(command, cwd=desk, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, f"vsr {words}\n{done.stdout}{done.stderr}"
+def _vsr(words: str) -> None:
+    done = vsr(*shlex.split(words))
+    assert done.code == 0, f"vsr {words}\n{done.out}{done.err}"
+
+
+def test_the_readme_is_short_and_the_index_names_every_guide() -> None:
+    assert len(README.splitlines()) <= 150
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    guides = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert guides == set(re.findall(r"\]\((\w[\w-]*\.md)\)", index))
+    linked = re.findall(r"\]\(((?:docs|benchmarks)/[^)#]+|\w+\.md)\)", README)
+    assert [each for each in linked if not (ROOT / each).exists()] == []
