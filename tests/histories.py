@@ -205,6 +205,7 @@ _ADVICE = (
     ("cannot be made", "resume --retry-poisoned"),
     ("--retry-poisoned tries", "resume --retry-poisoned"),
     ("of the same job starts over", "submit"),
+    ("exists; --overwrite", "submit --overwrite"),
 )
 """What a message tells a person to do who meets it after all faults have gone."""
 
@@ -644,11 +645,12 @@ class History:
 
     def _follow_advice(self, last: Command) -> Command:
         advice = next((act for words, act in _ADVICE if words in last.err), None)
-        if advice is None or sum(self.answers[f"advice: {act}"] for _, act in _ADVICE) >= 2:
+        if advice is None or sum(self.answers[f"advice: {act}"] for act in {act for _, act in _ADVICE}) >= 3:
             raise Broken(f"after all faults had gone, {last.arguments} ended with {last.code}:\n{last.err}")
         self.answers[f"advice: {advice}"] += 1
-        if advice != "submit":
+        if advice == "resume --retry-poisoned":
             return self._finish_by_hand("--retry-poisoned")
+        self.overwrite |= advice == "submit --overwrite"
         command = self._submit(stumbles=False)
         self._until(lambda: command.code is not None, "the last call ends")
         return command
