@@ -76,11 +76,12 @@ test-lowest:
 dist: install
 	$(BIN)/python -m build --no-isolation
 
-# Long proofs, run by hand: some three hundred odd sources, fifty kills, sixty faults on a real Slurm, ten thousand shards, memory over ten minutes of
-# video and of requests, thousands of damaged requests.
+# Long proofs, run by hand: hundreds of odd sources, fifty kills, two hundred histories of random faults, sixty faults on a
+# real Slurm, ten thousand shards, memory over ten minutes of video and of requests, thousands of damaged requests.
 soak: install tools image-test
 	$(BIN)/python -m tests.media_zoo
 	$(BIN)/python -m tests.kills --kills 50
+	$(BIN)/python -m tests.histories --histories 200
 	$(BIN)/python -m tests.slurm.chaos --rounds 13 --faults 5
 	$(BIN)/python -m tests.scale --shards 10000 --workers 64
 	$(BIN)/python -m tests.serving.soak_fuzz --cases 2500

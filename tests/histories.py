@@ -29,7 +29,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -38,7 +38,7 @@ import numpy as np
 
 from tests.clips import number_in, numbered_clip
 from tests.forked import Command, Stumble
-from tests.history_places import FolderPlace, Place, S3Place, small_disk
+from tests.history_places import FolderPlace, Place, S3Place, make_bucket, small_disk
 from tests.moto_server import Moto, moto_server
 from tests.tools import find_tool
 from vsr_hpc.media.clip.probe import content_hash
@@ -48,7 +48,7 @@ from vsr_hpc.system.environment import set_thread_policy
 LEASE_S = 3.0
 LIMIT_S = 120.0
 """How long a history waits for anything before it says that the thing does not happen."""
-FRAMES, SIZE = 48, (64, 48)
+FRAMES, SIZE = 36, (64, 48)
 RUN = ".vsr/out.mkv"
 
 Kind = Literal["folder", "disk", "s3"]
@@ -98,7 +98,7 @@ class Settings:
 SETTINGS = (
     Settings(model="bicubic"),
     Settings(model="nearest"),
-    Settings(model="bicubic", first=6, frames=36),
+    Settings(model="bicubic", first=6, frames=24),
 )
 SOURCES = (0, 1000)
 """The number in the first frame of each source."""
@@ -121,7 +121,8 @@ class Bench:
     clips: dict[int, bytes] = field(default_factory=dict)
     hashes: dict[str, int] = field(default_factory=dict)
     """The source that a plan names by this content."""
-    truths: dict[tuple[Settings, int], Truth] = field(default_factory=dict)
+    _truths: dict[tuple[Settings, int], Truth] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         for first in SOURCES:
@@ -130,9 +131,11 @@ class Bench:
             self.clips[first] = path.read_bytes()
             self.hashes[json.dumps(content_hash(local_source(str(path))))] = first
 
-    def make_truths(self, pool: Executor) -> None:
-        keys = [(settings, source) for settings in SETTINGS for source in SOURCES]
-        self.truths = dict(zip(keys, pool.map(lambda key: self._made_undisturbed(*key), keys), strict=True))
+    def truth(self, settings: Settings, source: int) -> Truth:
+        with self._lock:
+            if (settings, source) not in self._truths:
+                self._truths[settings, source] = self._made_undisturbed(settings, source)
+            return self._truths[settings, source]
 
     def _made_undisturbed(self, settings: Settings, source: int) -> Truth:
         folder = Path(tempfile.mkdtemp(prefix="undisturbed-", dir=self.folder))
@@ -152,8 +155,9 @@ class Bench:
 
     def name(self, content: bytes) -> str:
         """Which undisturbed output this is, or what else."""
-        for (settings, source), truth in self.truths.items():
-            if truth.content == content:
+        every = [(settings, source) for settings in SETTINGS for source in SOURCES]
+        for settings, source in sorted(every, key=lambda each: each not in self._truths):
+            if self.truth(settings, source).content == content:
                 return f"{settings.model}[{settings.first}:{settings.frames}] of source {source}"
         return f"{len(content)} bytes that no undisturbed run makes"
 
@@ -201,6 +205,7 @@ _ADVICE = (
     ("cannot be made", "resume --retry-poisoned"),
     ("--retry-poisoned tries", "resume --retry-poisoned"),
     ("of the same job starts over", "submit"),
+    ("exists; --overwrite", "submit --overwrite"),
 )
 """What a message tells a person to do who meets it after all faults have gone."""
 
@@ -483,24 +488,22 @@ class History:
 
     def _disturb(self, how: str) -> bool:
         assert isinstance(self.place, S3Place)
-        moto, chance = self.place.moto, self.chance
+        fail, chance = self.place.fail, self.chance
         word = chance.choice(("", "receipts/", "segments/", "leases/", "workers/", "out.mkv", "control/"))
         times = chance.randint(1, 5)
         if how == "outage":
-            moto.fail("status", times=100_000, status=503, code="SlowDown")
+            fail("status", times=100_000, status=503, code="SlowDown")
             over_at = time.monotonic() + 1.0
             self._until(lambda: time.monotonic() > over_at, "the outage is over")
-            moto.heal()
+            self.place.mend()
         elif how == "lost":
-            moto.fail("lost", method=chance.choice(("PUT", "PUT", "POST", "DELETE")), path=word, times=times)
+            fail("lost", word, method=chance.choice(("PUT", "PUT", "POST", "DELETE")), times=times)
         elif how == "cut":
-            moto.fail("cut", method="GET", path=word, times=times)
+            fail("cut", word, method="GET", times=times)
         elif how == "reset":
-            moto.fail("reset", path=word, times=times)
+            fail("reset", word, times=times)
         else:
-            moto.fail(
-                "status", path=word, times=times, status=chance.choice((500, 503)), code="InternalError"
-            )
+            fail("status", word, times=times, status=chance.choice((500, 503)))
         return True
 
     def _fill_disk(self) -> bool:
@@ -642,11 +645,12 @@ class History:
 
     def _follow_advice(self, last: Command) -> Command:
         advice = next((act for words, act in _ADVICE if words in last.err), None)
-        if advice is None or sum(self.answers[f"advice: {act}"] for _, act in _ADVICE) >= 2:
+        if advice is None or sum(self.answers[f"advice: {act}"] for act in {act for _, act in _ADVICE}) >= 3:
             raise Broken(f"after all faults had gone, {last.arguments} ended with {last.code}:\n{last.err}")
         self.answers[f"advice: {advice}"] += 1
-        if advice != "submit":
+        if advice == "resume --retry-poisoned":
             return self._finish_by_hand("--retry-poisoned")
+        self.overwrite |= advice == "submit --overwrite"
         command = self._submit(stumbles=False)
         self._until(lambda: command.code is not None, "the last call ends")
         return command
@@ -655,7 +659,7 @@ class History:
         source = self._planned_source()
         if source is None:
             raise Broken("the newest edition has no plan")
-        truth = self.bench.truths[self._planned_settings(), source]
+        truth = self.bench.truth(self._planned_settings(), source)
         content = self.place.read("out.mkv")
         if content != truth.content:
             found = "missing" if content is None else self.bench.name(content)
@@ -745,7 +749,7 @@ def play_histories(
     results: list[Result] = []
 
     def drive(lane: int) -> None:
-        with moto_server() as moto, small_disk(folder / f"disk-{lane}") as has_disk:
+        with small_disk(folder / f"disk-{lane}") as has_disk:
             while True:
                 with lock:
                     seed = next(waiting, None)
@@ -757,9 +761,9 @@ def play_histories(
                     results.append(result)
                     on_result(result)
 
-    with ThreadPoolExecutor(lanes) as pool:
+    with moto_server() as moto, ThreadPoolExecutor(lanes) as pool:
+        make_bucket(moto)
         try:
-            bench.make_truths(pool)
             list(pool.map(drive, range(lanes)))
         finally:
             is_over.set()  # after a Ctrl-C the histories end at once, and leave nothing behind

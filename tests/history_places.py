@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.moto_server import Moto
+from tests.moto_server import Fault, Moto
 
 DISK_MIB = 40
 _BUCKET = "films"
@@ -38,7 +38,7 @@ class Place(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderPlace:
     folder: Path
-    poll_s: float = 0.01
+    poll_s: float = 0.02
 
     def uri(self, name: str) -> str:
         return str(self.folder / name)
@@ -78,13 +78,15 @@ class S3Place:
     moto: Moto
     client: Any
     prefix: str
-    poll_s: float = 0.05
+    poll_s: float = 0.2
 
     @classmethod
     def of(cls, moto: Moto, prefix: str) -> S3Place:
-        moto.reset()
-        moto.make_bucket(_BUCKET)
         return cls(moto=moto, client=moto.client("s3", is_spared=True), prefix=prefix)
+
+    def fail(self, kind: Fault, word: str = "", **how: Any) -> None:
+        """Let requests for names of this place that contain the word go wrong."""
+        self.moto.fail(kind, path=f"{self.prefix}*{word}", **how)
 
     def uri(self, name: str) -> str:
         return f"s3://{_BUCKET}/{self.prefix}/{name}"
@@ -108,7 +110,11 @@ class S3Place:
         self.client.delete_object(Bucket=_BUCKET, Key=f"{self.prefix}/{name}")
 
     def mend(self) -> None:
-        self.moto.heal()
+        self.moto.heal(f"{self.prefix}*")
+
+
+def make_bucket(moto: Moto) -> None:
+    moto.make_bucket(_BUCKET)
 
 
 @contextlib.contextmanager

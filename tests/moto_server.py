@@ -83,11 +83,15 @@ class Moto:
         code: str = "InternalError",
         seconds: float = 0.0,
     ) -> None:
-        """Let the next `times` requests with this method, whose path and query contain `path`, go wrong."""
+        """Let the next `times` requests with this method go wrong whose path and query contain `path`.
+
+        A path with stars is several words, all of which must be contained.
+        """
         self._control("faults", json.dumps(locals() | {"self": None}).encode())
 
-    def heal(self) -> None:
-        self._control("heal", b"{}")
+    def heal(self, path: str = "") -> None:
+        """Take back every fault whose own `path` begins so."""
+        self._control("heal", json.dumps({"path": path}).encode())
 
     def requests(self) -> tuple[str, ...]:
         """'METHOD /path?query range' of every request since the last call."""
@@ -196,7 +200,8 @@ class _Unruly:
             if path.endswith("faults"):
                 self.faults.append(order)
             elif path.endswith("heal"):
-                self.faults.clear()
+                kept = [each for each in self.faults if not each["path"].startswith(order["path"])]
+                self.faults[:] = kept
             else:
                 answer, self.requests = self.requests, []
         body = json.dumps(answer).encode()
@@ -207,7 +212,8 @@ class _Unruly:
         with self.lock:
             self.requests.append(f"{method} {path} {asked}".strip())
             for fault in self.faults:
-                if fault["times"] > 0 and fault["method"] in ("", method) and fault["path"] in path:
+                is_meant = all(word in path for word in fault["path"].split("*"))
+                if fault["times"] > 0 and fault["method"] in ("", method) and is_meant:
                     fault["times"] -= 1
                     return fault
         return {}

@@ -13,7 +13,7 @@ from tests.histories import Result, play_histories
 HISTORIES = 10
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_random_faults_leave_the_newest_plans_bytes_or_a_sentence_and_one_call_mends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
