@@ -32,8 +32,8 @@ _FIRST = (
 def group_of(file: str, fixtures: Collection[str], *, shares_a_fixture: bool) -> str | None:
     """The group of a test, given its file and fixtures; None for a test that may run anywhere.
 
-    One process has the Slurm cluster that tests share, one the tests that bring up a cluster of their own,
-    and one has each other fixture that is expensive to make.
+    One process has the Slurm cluster that tests share, one has the tests that bring up their own cluster, and
+    one has each other fixture that is expensive to make.
     """
     for place, fixture, group in _SHARED:
         if file.startswith(place) and (not fixture or fixture in fixtures):
