@@ -23,7 +23,7 @@ from tests.clips import _tag, picture, repeatable_x264
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.media.clip.probe import probe_clip
 from vsr_hpc.media.clip.reader import read_segment
-from vsr_hpc.media.merge.header_edits import with_track_header
+from vsr_hpc.media.merge.header_edits import add_track_header
 from vsr_hpc.media.picture import Colour, Frame, Mastering, Picture
 from vsr_hpc.media.source import local_source
 from vsr_hpc.models.cards import Card, find_card
@@ -259,9 +259,7 @@ def test_static_hdr10_is_kept(codec: str, suffix: str, tmp_path: Path) -> None:
     shape = replace(shape_of(9, False, 10, "420"), colour=colour)
     sheets = [coded(drawn(number), shape) for number in range(FRAMES)]
     plain = clip_of(tmp_path / "plain.mp4", sheets, shape)
-    header = with_track_header(
-        plain.read_bytes(), display_matrix=None, mastering=HDR, light_level=(1000, 400)
-    )
+    header = add_track_header(plain.read_bytes(), display_matrix=None, mastering=HDR, light_level=(1000, 400))
     (tmp_path / "clip.mkv").write_bytes(header)
     clip = tmp_path / "clip.mkv"  # the suffix of an input means nothing
     video: dict[str, Any] = {"codec": codec, "lossless": codec in ("h265", "h264")}

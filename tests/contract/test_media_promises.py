@@ -20,7 +20,7 @@ from vsr_hpc.job.reading import parse_job
 from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.merge.container_plan import StreamsRequest
-from vsr_hpc.media.merge.header_edits import with_track_header
+from vsr_hpc.media.merge.header_edits import add_track_header
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.source import local_source
 from vsr_hpc.report.report import verify_whole
@@ -113,7 +113,7 @@ def test_sources_of_other_containers_arrive_whole(
 def test_rotation_is_kept_and_never_applied(suffix: str, tmp_path: Path) -> None:
     plain = numbered_clip(tmp_path / "plain.mp4", frames=6)
     source = tmp_path / "in.mp4"
-    header = with_track_header(
+    header = add_track_header(
         plain.read_bytes(), display_matrix=QUARTER_TURN, mastering=None, light_level=None
     )
     source.write_bytes(header)

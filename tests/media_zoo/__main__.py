@@ -24,13 +24,13 @@ def table(visits: list[Visit]) -> str:
         ours = [each for each in visits if family in (each.source.family, "all")]
         outcomes = Counter(each.outcome for each in ours)
         clips = len(ours) - outcomes["not made"]
-        exact = sum(bool(each.is_exact) for each in ours)
-        compared = sum(each.is_exact is not None and each.source.is_exact for each in ours)
-        sure = sum(bool(each.is_exact) and each.source.is_exact for each in ours)
-        note = f"{sure} of {compared}" + (
-            f", and {exact - sure} whose codec need not" if exact > sure else ""
+        made = [each for each in ours if each.outcome in ("good", "wrong")]
+        compared = [each for each in made if each.source.is_exact]
+        exact = sum(bool(each.is_exact) for each in compared)
+        lines.append(
+            f"| {family} | {clips} | {outcomes['good']} | {outcomes['refused']} "
+            f"| {exact} of {len(compared)} |"
         )
-        lines.append(f"| {family} | {clips} | {outcomes['good']} | {outcomes['refused']} | {note} |")
     return "\n".join(lines)
 
 

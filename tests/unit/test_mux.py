@@ -21,7 +21,7 @@ from vsr_hpc.media.clip.reader import read_segment
 from vsr_hpc.media.encode.encoding import Encoding, VideoRequest
 from vsr_hpc.media.encode.resolution import resolve_encoding
 from vsr_hpc.media.encode.segment_writer import SegmentWriter
-from vsr_hpc.media.merge.container_plan import StreamsRequest, check_container, default_output_path
+from vsr_hpc.media.merge.container_plan import StreamsRequest, check_container
 from vsr_hpc.media.merge.merge import merge
 from vsr_hpc.media.merge.request import MergeRequest
 from vsr_hpc.media.picture import Colour, Frame, Mastering, Picture
@@ -806,26 +806,6 @@ def test_full_disk_is_a_space_error_and_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match="disk is full"):
         ready.merge(tmp_path / "out.mkv")
     assert not (tmp_path / "out.mkv").is_symlink()
-
-
-@pytest.mark.parametrize(
-    ("source", "codec", "output"),
-    [
-        ("film.mp4", "h264", "film_x2.mp4"),
-        ("film.mp4", "ffv1", "film_x2.mkv"),
-        ("film.mov", "prores", "film_x2.mov"),
-        ("film.webm", "h264", "film_x2.mkv"),
-        ("film.webm", "av1", "film_x2.webm"),
-        ("film.ts", "h265", "film_x2.mkv"),
-        ("film.avi", "h264", "film_x2.mkv"),
-    ],
-)
-def test_default_output_is_of_the_sources_family(
-    source: str, codec: Codec, output: str, tmp_path: Path
-) -> None:
-    clip = probe_clip(local_source(numbered_clip(tmp_path / "any.mkv", frames=2)))
-    clip = replace(clip, uri=str(tmp_path / source))
-    assert default_output_path(clip, "x2", codec) == tmp_path / output
 
 
 def test_segments_are_let_go_once_copied(tmp_path: Path) -> None:

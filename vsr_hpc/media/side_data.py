@@ -123,7 +123,7 @@ class Shown:
 
 def show(frame: av.VideoFrame) -> Shown:
     """Ask `showinfo` about a frame."""
-    return _parse_show(_said(frame, "showinfo"))
+    return _parse_show(_ask_filter(frame, "showinfo"))
 
 
 def frame_tags(frame: av.VideoFrame) -> dict[str, str]:
@@ -131,10 +131,12 @@ def frame_tags(frame: av.VideoFrame) -> dict[str, str]:
     tags = getattr(frame, "metadata", None)
     if tags is not None:
         return dict(tags)
-    return dict(re.findall(r"^(lavfi\.[\w.]+)=(\S*)", _said(frame, "metadata"), re.MULTILINE))  # PyAV 17
+    return dict(
+        re.findall(r"^(lavfi\.[\w.]+)=(\S*)", _ask_filter(frame, "metadata"), re.MULTILINE)
+    )  # PyAV 17
 
 
-def _said(frame: av.VideoFrame, name: str) -> str:
+def _ask_filter(frame: av.VideoFrame, name: str) -> str:
     """What a filter says of a frame. Its answer is a log line, caught in this thread alone."""
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)

@@ -163,7 +163,8 @@ def select_range(
     last = len(timeline) if stop is None else min(len(timeline), _frame_at(timeline, stop))
     if not 0 <= first < last:
         shown = f"{len(timeline)} frames, {float(timeline.duration_s):.3f} s"
-        raise JobError(f"no frame lies between {_shown(start)} and {_shown(stop)}; the clip has {shown}")
+        borders = f"{_describe_place(start)} and {_describe_place(stop)}"
+        raise JobError(f"no frame lies between {borders}; the clip has {shown}")
     return first, last
 
 
@@ -175,7 +176,7 @@ def _frame_at(timeline: Timeline, place: Fraction | int) -> int:
     return int(np.searchsorted(timeline.pts, ticks, side="left"))
 
 
-def _shown(place: Fraction | int | None) -> str:
+def _describe_place(place: Fraction | int | None) -> str:
     if place is None:
         return "the clip's border"
     return f"frame {place}" if isinstance(place, int) else f"{float(place):.3f} s"

@@ -159,14 +159,14 @@ def _is_trusted(target: Target, packets: _Packets) -> bool:
 
 def _from_packets(target: Target, packets: _Packets, findings: Sequence[str]) -> Timeline | None:
     """The timeline as the packets have it, or None where the decoded head or tail differs."""
-    timeline = _timeline(target, packets, np.sort(np.array(packets.pts, np.int64)), findings)
+    timeline = _build_timeline(target, packets, np.sort(np.array(packets.pts, np.int64)), findings)
     if not _matches(target, timeline, -1, _HEAD_FRAMES):
         return None
     key = len(timeline.key_pts) - 1
     tail = len(timeline) - int(np.searchsorted(timeline.pts, timeline.key_pts[key])) if key >= 0 else 0
     if key > 0 and tail <= _TAIL_FRAMES and not _matches(target, timeline, key, None):
         return None
-    return _with_reading(target, timeline)
+    return _choose_reading(target, timeline)
 
 
 def _matches(target: Target, timeline: Timeline, key: int, limit: int | None) -> bool:
@@ -183,7 +183,7 @@ def _matches(target: Target, timeline: Timeline, key: int, limit: int | None) ->
     return bool(errors) or last == end - 1
 
 
-def _with_reading(target: Target, timeline: Timeline) -> Timeline:
+def _choose_reading(target: Target, timeline: Timeline) -> Timeline:
     if timeline.reading == "seek" and not _seeks_are_sound(target, timeline):
         log.info("seeks are not exact, ranges are read from the start uri=%s", target.source.uri)
         return replace(timeline, reading="scan")
@@ -250,8 +250,8 @@ def _from_decode(target: Target, packets: _Packets, findings: list[str]) -> Time
     elif all(a < b for a, b in pairwise(times)):
         timeline = _with_times(target, packets, decoded, times, findings)
     else:
-        timeline = _mended(target, packets, decoded, times, findings)
-    return _with_reading(target, timeline)
+        timeline = _mend(target, packets, decoded, times, findings)
+    return _choose_reading(target, timeline)
 
 
 def _decode_all(target: Target) -> _Decoded:
@@ -275,7 +275,7 @@ def _with_times(
     """Timestamps as decoded; a frame that failed keeps its place, so that nothing goes missing unseen."""
     broken = {pts for pts, _ in decoded.failed if pts is not None}
     pts = np.array(sorted(broken.union(times)), np.int64)
-    timeline = _timeline(target, packets, pts, findings, decoded.last_duration)
+    timeline = _build_timeline(target, packets, pts, findings, decoded.last_duration)
     return replace(
         timeline,
         was_decoded=True,
@@ -284,7 +284,7 @@ def _with_times(
     )
 
 
-def _mended(
+def _mend(
     target: Target, packets: _Packets, decoded: _Decoded, times: list[int], findings: list[str]
 ) -> Timeline:
     """Repeated timestamps move on by one tick; a jump back means two clips in one file: refused."""
@@ -306,8 +306,8 @@ def _mended(
         f"{changed} of {len(times)} frames repeat a timestamp or step back; each was moved to one tick "
         f"({float(packets.time_base):.6f} s) after the frame before it"
     )
-    timeline = _timeline(target, packets, np.array(mended, np.int64), findings, decoded.last_duration)
-    return _counted(timeline, decoded)
+    timeline = _build_timeline(target, packets, np.array(mended, np.int64), findings, decoded.last_duration)
+    return _as_counted(timeline, decoded)
 
 
 def _without_times(target: Target, packets: _Packets, decoded: _Decoded, findings: list[str]) -> Timeline:
@@ -318,7 +318,7 @@ def _without_times(target: Target, packets: _Packets, decoded: _Decoded, finding
         shift = (packets.first_dts or 0) - dts[0]
         pts = np.array(dts, np.int64) + shift
         findings.append("frames carry no presentation time; the order and time of decoding were used")
-        return _counted(_timeline(target, packets, pts, findings, decoded.last_duration), decoded)
+        return _as_counted(_build_timeline(target, packets, pts, findings, decoded.last_duration), decoded)
     rate = target.frame_rate or _FALLBACK_RATE
     how = "as given" if target.is_rate_given else "from its header" if target.frame_rate else "a guess"
     findings.append(
@@ -334,10 +334,10 @@ def _without_times(target: Target, packets: _Packets, decoded: _Decoded, finding
         reading="scan",
         findings=tuple(findings),
     )
-    return _counted(counted, decoded)
+    return _as_counted(counted, decoded)
 
 
-def _counted(timeline: Timeline, decoded: _Decoded) -> Timeline:
+def _as_counted(timeline: Timeline, decoded: _Decoded) -> Timeline:
     """A timeline whose timestamps are not the file's: read from the start and count."""
     broken = sorted({min(before, len(timeline) - 1) for _, before in decoded.failed})
     none = np.zeros(0, np.int64)
@@ -352,7 +352,7 @@ def _counted(timeline: Timeline, decoded: _Decoded) -> Timeline:
     )
 
 
-def _timeline(
+def _build_timeline(
     target: Target, packets: _Packets, pts: Ticks, findings: Sequence[str], last_duration: int = 0
 ) -> Timeline:
     base = packets.time_base
@@ -369,7 +369,7 @@ def _timeline(
         last = round(1 / (target.frame_rate or _FALLBACK_RATE) / base)
     keys = sorted(set(packets.keys))
     keys = [each for each in keys if each[0] <= int(pts[-1])]
-    all_findings = [*findings, *_gaps(pts, base)]
+    all_findings = [*findings, *_find_gaps(pts, base)]
     if packets.container_end_s is not None:
         short = packets.container_end_s - (int(pts[-1]) + last) * base
         if short > 2:
@@ -385,7 +385,7 @@ def _timeline(
     )
 
 
-def _gaps(pts: Ticks, base: Fraction) -> list[str]:
+def _find_gaps(pts: Ticks, base: Fraction) -> list[str]:
     if len(pts) < 3:
         return []
     steps = np.diff(pts)

@@ -58,12 +58,12 @@ def read_frames(
             yield read_still(clip.images, number, clip.picture)
         return
     if not deinterlace:
-        for number, frame in _numbered(clip, timeline, source, start, stop, threads):
+        for number, frame in _read_numbered(clip, timeline, source, start, stop, threads):
             yield Frame(index=number, planes=to_planes(frame))
         return
     first, last = max(0, start - _FIELD_CONTEXT), min(len(timeline), stop + _FIELD_CONTEXT)
-    fields = _numbered(clip, timeline, source, first, last, threads)
-    for number, frame in enumerate(_deinterlaced(clip, fields), first):
+    fields = _read_numbered(clip, timeline, source, first, last, threads)
+    for number, frame in enumerate(_deinterlace(clip, fields), first):
         if start <= number < stop:
             yield Frame(index=number, planes=to_planes(frame))
 
@@ -92,12 +92,12 @@ def _video_of(source: Source) -> int:
         return int(container.streams.video[0].index)
 
 
-def _numbered(
+def _read_numbered(
     clip: Clip, timeline: Timeline, source: Source, start: int, stop: int, threads: int
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames [start, stop) as decoded: from the keyframe before, further back where that lands late."""
     number = start - 1  # the last one given
-    for key in _ways(timeline, start):
+    for key in _list_starts(timeline, start):
         try:
             for number, frame in _from_key(clip, timeline, source, key, start, stop, threads):
                 yield number, frame
@@ -106,8 +106,8 @@ def _numbered(
             if key < 0 or number >= start:
                 lost = number + 1
                 raise MediaError(
-                    f"{clip.uri}: frame {lost} ({_clock(timeline, lost)}) is missing when the clip is "
-                    f"decoded ({missed}); {_way_out(timeline, lost)}"
+                    f"{clip.uri}: frame {lost} ({_format_time(timeline, lost)}) is missing when the clip is "
+                    f"decoded ({missed}); {_suggest_cut(timeline, lost)}"
                 ) from missed
             log.info("seek landed late uri=%s frame=%d key=%d", clip.uri, start, key)
     if number != stop - 1:
@@ -117,7 +117,7 @@ def _numbered(
         )
 
 
-def _ways(timeline: Timeline, start: int) -> tuple[int, ...]:
+def _list_starts(timeline: Timeline, start: int) -> tuple[int, ...]:
     """Keyframes to begin at, in the order to try; -1, the start of the file, is always sound."""
     if timeline.reading == "scan":
         return (-1,)
@@ -134,11 +134,11 @@ def _from_key(
     def on_error(pts: int | None, reason: str) -> None:
         failed = count if pts is None else int(np.searchsorted(timeline.pts, pts, side="left"))
         if failed < stop + _LOOKAHEAD_FRAMES and _reaches(timeline, failed, start):
-            raise _undecodable(clip, timeline, failed, reason)
+            raise _undecodable_error(clip, timeline, failed, reason)
 
     for failed in timeline.broken:
         if failed < stop and _reaches(timeline, failed, start):
-            raise _undecodable(clip, timeline, failed, "as seen when the clip was indexed")
+            raise _undecodable_error(clip, timeline, failed, "as seen when the clip was indexed")
     with open_decoder(source, clip.video, decoder=clip.decoder, threads=threads) as opened:
         for number, frame in frames_from(opened, timeline, key, on_error):
             count = number + 1
@@ -161,15 +161,15 @@ def _reaches(timeline: Timeline, failed: int, start: int) -> bool:
     return next_key >= len(timeline.key_pts) or timeline.key_pts[next_key] > timeline.pts[start]
 
 
-def _undecodable(clip: Clip, timeline: Timeline, failed: int, reason: str) -> MediaError:
+def _undecodable_error(clip: Clip, timeline: Timeline, failed: int, reason: str) -> MediaError:
     failed = min(failed, len(timeline) - 1)
     return MediaError(
-        f"{clip.uri}: frame {failed} ({_clock(timeline, failed)}) cannot be decoded ({reason}); "
-        f"{_way_out(timeline, failed)}"
+        f"{clip.uri}: frame {failed} ({_format_time(timeline, failed)}) cannot be decoded ({reason}); "
+        f"{_suggest_cut(timeline, failed)}"
     )
 
 
-def _way_out(timeline: Timeline, failed: int) -> str:
+def _suggest_cut(timeline: Timeline, failed: int) -> str:
     next_key = bisect_right(timeline.key_pts, int(timeline.pts[failed]))
     if next_key >= len(timeline.key_pts):
         return f"everything after it may be damaged. Take what lies before with --to {failed}f"
@@ -178,7 +178,7 @@ def _way_out(timeline: Timeline, failed: int) -> str:
     return f"{damaged}. Cut around them with --to {failed}f and --from {clean}f"
 
 
-def _clock(timeline: Timeline, frame: int) -> str:
+def _format_time(timeline: Timeline, frame: int) -> str:
     return f"{float(timeline.time_of(min(frame, len(timeline) - 1))):.3f} s"
 
 
@@ -196,8 +196,9 @@ def _check_colour(clip: Clip, timeline: Timeline, number: int, frame: av.VideoFr
     found = read_colour(frame, clip.codec, clip.picture.colour.siting)
     if change := describe_change(clip.picture.colour, found):
         raise MediaError(
-            f"{clip.uri}: the colour tags change at frame {number} ({_clock(timeline, number)}): {change}. "
-            "An output has one set of tags, so one of the two parts would be shown in wrong colours; "
+            f"{clip.uri}: the colour tags change at frame {number} ({_format_time(timeline, number)}): "
+            f"{change}. An output has one set of tags, so one of the two parts would be shown in wrong "
+            "colours; "
             f"{_split_at(number)}"
         )
 
@@ -209,17 +210,17 @@ def _split_at(number: int) -> str:
     )
 
 
-def _deinterlaced(clip: Clip, frames: Iterator[tuple[int, av.VideoFrame]]) -> Iterator[av.VideoFrame]:
+def _deinterlace(clip: Clip, frames: Iterator[tuple[int, av.VideoFrame]]) -> Iterator[av.VideoFrame]:
     """One progressive frame for each frame, by bwdif."""
     graph: Graph | None = None
     for _, frame in frames:
         if graph is None:
             graph = _bwdif(clip, frame)
         graph.push(frame)
-        yield from _ready(graph, clip, frame.format.name)
+        yield from _pull_ready(graph, clip, frame.format.name)
     if graph is not None:
         graph.push(None)
-        yield from _ready(graph, clip, None)
+        yield from _pull_ready(graph, clip, None)
 
 
 def _bwdif(clip: Clip, frame: av.VideoFrame) -> Graph:
@@ -243,7 +244,7 @@ def _bwdif(clip: Clip, frame: av.VideoFrame) -> Graph:
     return graph
 
 
-def _ready(graph: Graph, clip: Clip, wanted: str | None) -> Iterator[Any]:
+def _pull_ready(graph: Graph, clip: Clip, wanted: str | None) -> Iterator[Any]:
     while True:
         try:
             frame = graph.pull()

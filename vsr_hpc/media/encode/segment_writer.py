@@ -73,7 +73,7 @@ class SegmentWriter:
         self._container: Any = None
         if encoding.encoder == "libsvtav1":
             os.environ.setdefault("SVT_LOG", "1")  # it prints ten lines per segment to stderr otherwise
-        with self._translated():
+        with self._translate_errors():
             self._container = av.open(
                 str(self.path), "w", format=_MUXERS[encoding.suffix], options={"fflags": "+bitexact"}
             )
@@ -99,7 +99,7 @@ class SegmentWriter:
                 f"frame {frame.index}: planes are {shapes}, wanted {self._picture.plane_shapes()} "
                 f"for {picture_name(self._picture)}"
             )
-        with self._translated():
+        with self._translate_errors():
             picture = _video_frame(frame.planes, self._picture, self._layout)
             picture.pts = self._frames
             picture.time_base = 1 / self._rate
@@ -114,7 +114,7 @@ class SegmentWriter:
         if not self._frames:
             self.abort()
             raise MediaError(f"{self.path}: no frame was written, so there is no segment")
-        with self._translated():
+        with self._translate_errors():
             self._mux(self._last_packets())
             self._container.close()
             size, digest = flush_and_hash(self.path)
@@ -147,7 +147,7 @@ class SegmentWriter:
             self._container.mux_one(packet)
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """FFmpeg's and the system's errors in the words of this package; the file goes."""
         try:
             yield

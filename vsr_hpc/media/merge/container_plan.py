@@ -122,15 +122,6 @@ def check_container(clip: Clip, encoding: Encoding, output: Path | str, request:
     return list(plan_container(clip, encoding, output, request).findings)
 
 
-def default_output_path(clip: Clip, scale: str, codec: VideoCodec = "h264") -> Path:
-    """Beside the source, `_x2` and the like before the suffix, in the container family of the source."""
-    source = Path(clip.uri)
-    suffix = source.suffix.lower()
-    if suffix not in MUXERS or codec not in _VIDEO[MUXERS[suffix]]:
-        suffix = ".mkv"
-    return source.with_name(f"{source.stem}_{scale}{suffix}")
-
-
 def lost_layout_notes(clip: Clip, output: Path) -> list[str]:
     """What is said where the output loses how a stereoscopic picture holds its two views."""
     has_layout = "STEREO3D" in clip.side_data
@@ -208,76 +199,81 @@ def _plan_stream(
     findings: list[str],
     notes: list[str],
 ) -> StreamPlan:
-    action, codec = _fate(clip, stream, muxer, request)
+    action, codec = _decide(clip, stream, muxer, request)
     name = f"stream {stream.index} ({stream.kind} {format_name(stream.codec)})"
-    if action is None and stream.kind == "audio" and request.audio in ("aac", "opus"):
-        homes = [each for each in (".mkv", ".mp4", ".mov") if _takes(MUXERS[each], request.audio)]
-        findings.append(
-            f"{name}: {suffix} cannot hold {request.audio}; name the output {' or '.join(homes)}, choose "
-            f"--audio {'opus' if request.audio == 'aac' else 'aac'}, or use --drop audio"
-        )
-        action, codec = "drop", stream.codec
-    elif action is None:
-        kind = "cover" if _is_cover(stream) else stream.kind
-        homes = [s for s in (".mkv", ".mp4", ".mov") if _holds(MUXERS[s], stream) and MUXERS[s] != muxer]
-        way_out = f"name the output {' or '.join(homes)}" if homes else ""
-        if stream.kind == "audio":
-            way_out += (
-                f"{', ' if way_out else ''}recode it with --audio {'opus' if muxer == 'webm' else 'aac'}"
-            )
-        findings.append(
-            f"{name}: {suffix} cannot hold it; {way_out}{', or ' if way_out else ''}use --drop {kind}"
-        )
-        action, codec = "drop", stream.codec
-    elif action == "transcode" and recoded_layout(codec, stream.layout, stream.channels) is None:
-        findings.append(
-            f"{name}: {stream.channels} channels are more than {codec} takes here; copy it into .mkv, or use "
-            "--drop audio"
-        )
-    elif action == "copy" and codec == "tta" and request.is_cut:
-        findings.append(
-            f"{name}: a part of TTA sound cannot be copied, since its last packet is known by the length of "
-            "the whole; recode it with --audio aac or opus, or use --drop audio"
-        )
-    elif action == "copy" and stream.kind == "audio" and not stream.has_plain_edits:
-        findings.append(
-            f"{name}: its MP4 edit list does more than a delay and one cut, which a copy would lose; recode "
-            "it with --audio aac or opus, or use --drop audio"
-        )
+    if action is None:
+        findings.append(f"{name}: {suffix} cannot hold {_explain_no_home(stream, muxer, request)}")
+    else:
+        findings += [f"{name}: {each}" for each in _find_obstacles(stream, action, codec, request)]
+        notes += [f"{name}: {each}" for each in _describe_change(action, codec)]
     if action in ("video", "copy", "text", "transcode") and "disposition" not in request.drop:
         findings += _disposition_findings(stream, name, suffix)
-    if action == "text":
-        notes.append(f"{name}: text kept as {codec}, styles are lost")
-    elif action == "drop":
-        notes.append(f"{name}: dropped as asked")
-    elif action == "transcode":
-        notes.append(f"{name}: recoded to {codec} as asked")
     return StreamPlan(
-        index=stream.index, kind=stream.kind, action=action, codec=codec, is_cover=_is_cover(stream)
+        index=stream.index,
+        kind=stream.kind,
+        action=action or "drop",
+        codec=codec,
+        is_cover=_is_cover(stream),
     )
 
 
-def _fate(clip: Clip, stream: Stream, muxer: str, request: StreamsRequest) -> tuple[Action | None, str]:
+def _explain_no_home(stream: Stream, muxer: str, request: StreamsRequest) -> str:
+    """What cannot be held, and the ways out."""
+    suffixes = (".mkv", ".mp4", ".mov")
+    if stream.kind == "audio" and request.audio in ("aac", "opus"):
+        homes = [each for each in suffixes if _takes(MUXERS[each], request.audio)]
+        other = "opus" if request.audio == "aac" else "aac"
+        way_out = f"name the output {' or '.join(homes)}, choose --audio {other}, or use --drop audio"
+        return f"{request.audio}; {way_out}"
+    homes = [each for each in suffixes if _holds(MUXERS[each], stream) and MUXERS[each] != muxer]
+    ways = [f"name the output {' or '.join(homes)}"] if homes else []
+    if stream.kind == "audio":
+        ways.append(f"recode it with --audio {'opus' if muxer == 'webm' else 'aac'}")
+    drop = f"use --drop {'cover' if _is_cover(stream) else stream.kind}"
+    return f"it; {', '.join(ways)}, or {drop}" if ways else f"it; {drop}"
+
+
+def _find_obstacles(stream: Stream, action: Action, codec: str, request: StreamsRequest) -> list[str]:
+    """What stands against a stream that the container could hold."""
+    if action == "transcode" and choose_layout(codec, stream.layout, stream.channels) is None:
+        return [
+            f"{stream.channels} channels are more than {codec} takes here; copy it into .mkv, or use "
+            "--drop audio"
+        ]
+    if action != "copy" or stream.kind != "audio":
+        return []
+    if codec == "tta" and request.is_cut:
+        return [
+            "a part of TTA sound cannot be copied, since its last packet is known by the length of the "
+            "whole; recode it with --audio aac or opus, or use --drop audio"
+        ]
+    if not stream.has_plain_edits:
+        return [
+            "its MP4 edit list does more than a delay and one cut, which a copy would lose; recode it with "
+            "--audio aac or opus, or use --drop audio"
+        ]
+    return []
+
+
+def _describe_change(action: Action, codec: str) -> list[str]:
+    return {
+        "text": [f"text kept as {codec}, styles are lost"],
+        "drop": ["dropped as asked"],
+        "transcode": [f"recoded to {codec} as asked"],
+    }.get(action, [])
+
+
+def _decide(clip: Clip, stream: Stream, muxer: str, request: StreamsRequest) -> tuple[Action | None, str]:
     """What happens to a stream; None where the container cannot hold it."""
-    drop, codec = request.drop, format_name(stream.codec)
+    codec = format_name(stream.codec)
     if stream.index == clip.video:
         return "video", codec
-    if _is_timecode(stream):
-        # FFmpeg writes the track anew from the video's timecode tag.
-        return (
-            ("drop", codec)
-            if "timecode" in drop
-            else ("regenerate", codec)
-            if muxer in ("mov", "mp4")
-            else (("drop", codec) if "data" in drop else (None, codec))
-        )
-    if stream.kind == "data" and clip.chapters and not _is_telemetry(stream):
-        return "regenerate", codec  # QuickTime's chapter track
+    if stream.kind == "data":
+        return _decide_data(clip, stream, muxer, request), codec
     if _is_cover(stream):
-        if "cover" in drop:
-            return "drop", codec
-        return ("cover" if muxer == "matroska" else "copy" if muxer in ("mp4", "mov") else None), codec
-    if stream.kind in drop or (stream.kind == "audio" and request.audio == "none"):
+        homes: dict[str, Action] = {"matroska": "cover", "mp4": "copy", "mov": "copy"}
+        return "drop" if "cover" in request.drop else homes.get(muxer), codec
+    if stream.kind in request.drop or (stream.kind == "audio" and request.audio == "none"):
         return "drop", codec
     if stream.kind == "audio" and request.audio in ("aac", "opus"):
         return ("transcode" if _takes(muxer, request.audio) else None), request.audio
@@ -288,15 +284,30 @@ def _fate(clip: Clip, stream: Stream, muxer: str, request: StreamsRequest) -> tu
     return ("copy" if _holds(muxer, stream) else None), codec
 
 
+def _decide_data(clip: Clip, stream: Stream, muxer: str, request: StreamsRequest) -> Action | None:
+    """FFmpeg writes a track of time codes, and QuickTime's of chapters, anew from the tags of others."""
+    if _is_timecode(stream):
+        if "timecode" in request.drop:
+            return "drop"
+        if muxer in ("mov", "mp4"):
+            return "regenerate"
+        return "drop" if "data" in request.drop else None
+    if clip.chapters and not _is_telemetry(stream):
+        return "regenerate"
+    if "data" in request.drop:
+        return "drop"
+    return "copy" if _holds(muxer, stream) else None
+
+
 def _disposition_findings(stream: Stream, name: str, suffix: str) -> list[str]:
-    unsaid = unsaid_dispositions(stream, MUXERS[suffix])
-    homes = [each for each in (".mkv", ".mp4") if not unsaid_dispositions(stream, MUXERS[each])]
+    unsaid = find_unsaid_dispositions(stream, MUXERS[suffix])
+    homes = [each for each in (".mkv", ".mp4") if not find_unsaid_dispositions(stream, MUXERS[each])]
     way_out = f"name the output {' or '.join(homes)}, or " if homes else ""
     text = f"{name}: {suffix} has no word for its disposition {', '.join(unsaid)}; {way_out}accept that loss "
     return [text + "with --drop disposition"] if unsaid else []
 
 
-def unsaid_dispositions(stream: Stream, muxer: str) -> tuple[str, ...]:
+def find_unsaid_dispositions(stream: Stream, muxer: str) -> tuple[str, ...]:
     """What the stream is for, as far as this muxer cannot say it."""
     known = _DISPOSITIONS[muxer].split()
     return () if _is_cover(stream) else tuple(each for each in stream.disposition if each not in known)
@@ -324,7 +335,7 @@ def _holds(muxer: str, stream: Stream) -> bool:
     return _takes(muxer, codec)
 
 
-def recoded_layout(codec: str, layout: str, channels: int | None) -> str | None:
+def choose_layout(codec: str, layout: str, channels: int | None) -> str | None:
     """The fewest speakers that this encoder takes with all of the source's; None where there are too many.
 
     Side and back speakers count as the same: what films call 5.1 is 5.1(side), which libopus refuses.

@@ -26,7 +26,7 @@ _LANGUAGE_OFFSET = {0: 20, 1: 32}  # inside the body of mdhd, by its version
 _MATRIX_OFFSET = {0: 40, 1: 52}  # ISO/IEC 14496-12, 8.3.2: inside the body of tkhd, by its version
 
 
-def with_track_header(
+def add_track_header(
     mp4: bytes,
     *,
     display_matrix: tuple[int, ...] | None,
@@ -43,7 +43,7 @@ def with_track_header(
         )
     if light_level is not None:
         extra += _box(b"clli", struct.pack(">2H", *light_level))
-    return b"".join(_edited(kind, body, display_matrix, extra) for kind, body in _boxes(mp4))
+    return b"".join(_edit_box(kind, body, display_matrix, extra) for kind, body in _boxes(mp4))
 
 
 def _box(kind: bytes, body: bytes) -> bytes:
@@ -63,7 +63,7 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         at = stop
 
 
-def _edited(kind: bytes, body: bytes, matrix: tuple[int, ...] | None, extra: bytes) -> bytes:
+def _edit_box(kind: bytes, body: bytes, matrix: tuple[int, ...] | None, extra: bytes) -> bytes:
     if kind == b"tkhd" and matrix is not None:
         at = _MATRIX_OFFSET[body[0]]
         body = body[:at] + struct.pack(">9i", *matrix) + body[at + 36 :]
@@ -71,7 +71,7 @@ def _edited(kind: bytes, body: bytes, matrix: tuple[int, ...] | None, extra: byt
         (entry_kind, entry), *_ = _boxes(body[8:])
         body = body[:8] + _box(entry_kind, entry + extra)
     elif kind in _PARENTS:
-        body = b"".join(_edited(inner, each, matrix, extra) for inner, each in _boxes(body))
+        body = b"".join(_edit_box(inner, each, matrix, extra) for inner, each in _boxes(body))
     return _box(kind, body)
 
 
@@ -176,7 +176,7 @@ def edit_matroska_tracks(file: BinaryIO, edits: dict[int, TrackEdit]) -> None:
     for i, (each, payload) in enumerate(elements):
         if each == _TRACK:
             if position in edits:
-                elements[i] = (each, _edited_track(payload, edits[position]))
+                elements[i] = (each, _edit_track(payload, edits[position]))
             position += 1
     if checksum is not None:
         rest = b"".join(_element(*each) for i, each in enumerate(elements) if i != checksum)
@@ -185,7 +185,7 @@ def edit_matroska_tracks(file: BinaryIO, edits: dict[int, TrackEdit]) -> None:
     if len(body) > size:
         raise BackendError(f"Matroska tracks of {size} bytes cannot be edited in place to {len(body)} bytes")
     file.seek(start)
-    file.write(_filled(body, size))
+    file.write(_fill(body, size))
 
 
 def edit_matroska_file(path: Path, edits: dict[int, TrackEdit]) -> None:
@@ -219,7 +219,7 @@ def _find_tracks(file: BinaryIO) -> tuple[int, int]:
         at = start if kind == _SEGMENT else start + size
 
 
-def _edited_track(payload: bytes, edit: TrackEdit) -> bytes:
+def _edit_track(payload: bytes, edit: TrackEdit) -> bytes:
     children = []
     for kind, body in _elements(payload):
         if kind == _NAME:
@@ -227,7 +227,7 @@ def _edited_track(payload: bytes, edit: TrackEdit) -> bytes:
             if not body:
                 continue
         elif kind == _VIDEO:
-            body = _edited_video(body, edit)
+            body = _edit_video(body, edit)
         elif kind == _CODEC_ID and edit.codec_id is not None:
             body = edit.codec_id.encode()
         elif kind == _CODEC_DELAY and edit.codec_delay_ns is not None:
@@ -235,10 +235,10 @@ def _edited_track(payload: bytes, edit: TrackEdit) -> bytes:
         children.append(_element(kind, body))
     if edit.codec_delay_ns is not None:
         children.append(_element(_CODEC_DELAY, _number(edit.codec_delay_ns)))
-    return _filled(b"".join(children), len(payload))
+    return _fill(b"".join(children), len(payload))
 
 
-def _filled(body: bytes, size: int) -> bytes:
+def _fill(body: bytes, size: int) -> bytes:
     """Padded to a size with a Void element, whose own size may be written in one byte or in eight."""
     room = size - len(body)
     if room == 0:
@@ -251,7 +251,7 @@ def _filled(body: bytes, size: int) -> bytes:
     return body + head + bytes(room - len(head))
 
 
-def _edited_video(body: bytes, edit: TrackEdit) -> bytes:
+def _edit_video(body: bytes, edit: TrackEdit) -> bytes:
     children = dict(_elements(body))
     if edit.sample_aspect is not None:
         width, height = display_size(*edit.size, edit.sample_aspect / _views_aspect(children))

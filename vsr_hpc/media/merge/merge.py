@@ -21,7 +21,7 @@ from vsr_hpc.media.merge.container_plan import ContainerPlan, plan_container
 from vsr_hpc.media.merge.header_edits import edit_matroska_file, edit_mov_languages, remove_other_location
 from vsr_hpc.media.merge.live_output import Outlet
 from vsr_hpc.media.merge.other_packets import OtherPackets, drop_videos_without_key
-from vsr_hpc.media.merge.other_streams import Peek, peeked
+from vsr_hpc.media.merge.other_streams import Peek, peek_source
 from vsr_hpc.media.merge.output_header import OutputHeader
 from vsr_hpc.media.merge.request import MergeRequest
 from vsr_hpc.media.merge.segment_packets import (
@@ -50,7 +50,7 @@ def merge(
     """
     work = _Merge(request, _plan(segments, request, name or output), is_live=False)
     try:
-        with _translated(output):
+        with _translate_errors(output):
             return work.run(segments, output)
     except BaseException:
         output.unlink(missing_ok=True)
@@ -68,7 +68,7 @@ def stream_merge(
     """
     work = _Merge(request, _plan(segments, request, name), is_live=True)
     outlet = Outlet()
-    with _translated(name):
+    with _translate_errors(name):
         for _ in work.write(segments, outlet):
             if piece := outlet.take(work.header.edits):
                 yield piece
@@ -90,7 +90,7 @@ def _plan(segments: Sequence[SegmentPart], request: MergeRequest, name: Path) ->
 
 
 @contextlib.contextmanager
-def _translated(output: Path) -> Iterator[None]:
+def _translate_errors(output: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, av.FFmpegError) as exc:
@@ -156,7 +156,7 @@ class _Merge:
             container: Any = None
             peek = Peek(first={}, priming={}, covers={}, packets={})
             if wanted or keeps_chapters or request.clip.images is None:
-                peek = peeked(request.source, wanted)
+                peek = peek_source(request.source, wanted)
                 container = stack.enter_context(open_input(request.source))
             out: Any = av.open(target, "w", format=self.plan.muxer, options=header.options(container))
             stack.callback(_close_quietly, out)
@@ -167,13 +167,13 @@ class _Merge:
                 out.set_chapters(header.chapters(container))
             _write_header(out, self.plan.muxer)
             others = OtherPackets(request, self.plan.muxer, header.tracks, self.keys, header.offset)
-            for packet in _by_time(self._video(fetched, video), others.read(container)):
+            for packet in _by_time(self._read_video(fetched, video), others.read(container)):
                 self._mux(out, packet)
                 yield
             self.tick = video.time_base  # PyAV 19 tells it of an open container only
             out.close()
 
-    def _video(self, fetched: Fetched, video: Any) -> Iterator[tuple[Fraction, Any]]:
+    def _read_video(self, fetched: Fetched, video: Any) -> Iterator[tuple[Fraction, Any]]:
         """Packets of all segments in coding order with the source's timestamps."""
         base = video.time_base
         shown = output_ticks(self.request.timeline, self.span.start, self.span.stop, self.header.offset, base)

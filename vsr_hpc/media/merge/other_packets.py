@@ -13,7 +13,7 @@ import av
 from vsr_hpc.errors import MediaError
 from vsr_hpc.media.ffmpeg_errors import reason
 from vsr_hpc.media.merge.container_plan import ContainerPlan
-from vsr_hpc.media.merge.other_streams import Track, converted_text, first_keys, trimmed
+from vsr_hpc.media.merge.other_streams import Track, convert_text, first_keys, trimmed
 from vsr_hpc.media.merge.request import MergeRequest
 from vsr_hpc.media.merge.segment_packets import nearest
 from vsr_hpc.system.progress import tick
@@ -47,20 +47,20 @@ class OtherPackets:
             if stream.index not in self.tracks:
                 stream.discard = av.stream.Discard.all
         last = Fraction(0)
-        for packet in self._demuxed(container):
+        for packet in self._demux(container):
             track = self.tracks[packet.stream_index]
-            for made in self._carried(track, packet):
+            for made in self._carry(track, packet):
                 if made.dts is not None:
                     last = made.dts * made.time_base
                 yield last, made
         for track in self.tracks.values():
-            for made in self._on_screen(track):
+            for made in self._show_screen(track):
                 yield last, made
             if track.encoder is not None:
                 for made in track.encoder.encode(None):
-                    yield last, self._placed(track, made)
+                    yield last, self._place(track, made)
 
-    def _demuxed(self, container: Any) -> Iterator[Any]:
+    def _demux(self, container: Any) -> Iterator[Any]:
         streams = [container.streams[index] for index in self.tracks]
         iterator = container.demux(*streams)
         try:
@@ -76,7 +76,7 @@ class OtherPackets:
         finally:
             iterator.close()  # see decoder.py
 
-    def _carried(self, track: Track, packet: Any) -> Iterator[Any]:
+    def _carry(self, track: Track, packet: Any) -> Iterator[Any]:
         base = packet.time_base
         if packet.pts is None:
             packet.pts = packet.dts
@@ -95,12 +95,12 @@ class OtherPackets:
             return
         elif self.span.is_cut and not self._is_inside(track, packet, begin, begin + duration):
             return
-        yield from self._on_screen(track)
+        yield from self._show_screen(track)
         if track.plan.action == "transcode":
-            yield from self._recoded(track, packet)
+            yield from self._recode(track, packet)
             return
         if track.plan.action == "text":
-            converted = converted_text(packet, track)
+            converted = convert_text(packet, track)
             if converted is None:
                 return
             packet = converted
@@ -108,9 +108,9 @@ class OtherPackets:
             first, last = max(begin, self.span.window[0]), min(begin + duration, self.span.window[1])
             packet.pts = packet.dts = nearest(first / base)
             packet.duration = nearest(max(last - first, Fraction(0)) / base)
-        yield self._placed(track, packet)
+        yield self._place(track, packet)
 
-    def _on_screen(self, track: Track) -> Iterator[Any]:
+    def _show_screen(self, track: Track) -> Iterator[Any]:
         """What a subtitle track shows when the range begins."""
         first, last = self.span.window
         for packet in track.screen.take() if track.screen is not None else ():
@@ -120,7 +120,7 @@ class OtherPackets:
                 continue
             packet.pts = packet.dts = nearest(first / base)
             packet.duration = 0 if end is None else nearest((min(end, last) - first) / base)
-            yield self._placed(track, packet)
+            yield self._place(track, packet)
 
     def _is_inside(self, track: Track, packet: Any, begin: Fraction, end: Fraction) -> bool:
         first, last = self.span.window
@@ -134,7 +134,7 @@ class OtherPackets:
             return begin >= self.keys[track.plan.index] and decoded < last
         return first <= begin < last
 
-    def _placed(self, track: Track, packet: Any) -> Any:
+    def _place(self, track: Track, packet: Any) -> Any:
         """The packet in the output's clock; dts made to rise where a broken source's does not.
 
         Matroska takes equal ones, and has many where packets are shorter than its tick (TrueHD: 1200 per s).
@@ -153,7 +153,7 @@ class OtherPackets:
         track.last_dts = dts
         return packet
 
-    def _recoded(self, track: Track, packet: Any) -> Iterator[Any]:
+    def _recode(self, track: Track, packet: Any) -> Iterator[Any]:
         try:
             decoded = packet.decode()
         except av.FFmpegError as exc:
@@ -166,7 +166,7 @@ class OtherPackets:
             if frame is None:
                 continue
             for made in track.encoder.encode(frame):
-                yield self._placed(track, made)
+                yield self._place(track, made)
 
 
 def drop_videos_without_key(

@@ -16,7 +16,7 @@ import av
 from av.filter import Graph
 
 from vsr_hpc.media.ffmpeg_errors import reason
-from vsr_hpc.media.merge.container_plan import StreamPlan, recoded_layout
+from vsr_hpc.media.merge.container_plan import StreamPlan, choose_layout
 from vsr_hpc.media.merge.header_edits import NAME_PADDING, TrackEdit, edit_matroska_tracks
 from vsr_hpc.media.merge.pgs import Screen
 from vsr_hpc.media.merge.segment_packets import nearest
@@ -69,7 +69,7 @@ class Peek:
 
 
 @contextlib.contextmanager
-def primed_template(stream: Any, packet: bytes, samples: int) -> Iterator[Any]:
+def open_primed_template(stream: Any, packet: bytes, samples: int) -> Iterator[Any]:
     """The same stream from a Matroska header that states how many leading samples are to be skipped."""
     memory = io.BytesIO()
     with av.open(memory, "w", format="matroska", options={"fflags": "+bitexact"}) as small:
@@ -85,7 +85,7 @@ def primed_template(stream: Any, packet: bytes, samples: int) -> Iterator[Any]:
         yield template.streams[0]
 
 
-def unskipped_opus(head: bytes | None) -> bytes | None:
+def remove_opus_skip(head: bytes | None) -> bytes | None:
     """Opus's own header (RFC 7845, 5.1) with nothing to skip at the start."""
     if head is None or head[:8] != b"OpusHead":
         return head
@@ -123,7 +123,7 @@ def track_position(out: Any, stream: Any) -> int:
     return sum(each.type != "attachment" for each in list(out.streams)[: stream.index])
 
 
-def peeked(source: Source, plans: Sequence[StreamPlan]) -> Peek:
+def peek_source(source: Source, plans: Sequence[StreamPlan]) -> Peek:
     """Read the first packets of the wanted streams, until each has shown one or enough were read."""
     peek = Peek(first={}, priming={}, covers={}, packets={})
     waiting = {each.index for each in plans if each.action != "attach" and each.kind in ("audio", "video")}
@@ -186,7 +186,7 @@ def _note_first(peek: Peek, packet: Any, is_cover: bool) -> None:
 
 def audio_encoder(out: Any, template: Any, codec: str) -> Any:
     context = template.codec_context
-    layout = recoded_layout(codec, context.layout.name, context.layout.nb_channels)
+    layout = choose_layout(codec, context.layout.name, context.layout.nb_channels)
     rate = 48000
     if codec == "aac":
         rate = next((each for each in _AAC_RATES if each >= context.sample_rate), _AAC_RATES[-1])
@@ -226,7 +226,7 @@ def _cut(frame: Any, first: int, last: int) -> Any:
     return ends[-1].pull()
 
 
-def converted_text(packet: Any, track: Track) -> Any:
+def convert_text(packet: Any, track: Track) -> Any:
     """A caption as plain text in the other container's form; None for MP4's empty fillers."""
     text = bytes(packet)
     if track.source.codec_context.name == "mov_text":

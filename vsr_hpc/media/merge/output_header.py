@@ -17,10 +17,10 @@ from vsr_hpc.media.merge.other_streams import (
     Track,
     add_file,
     audio_encoder,
-    primed_template,
+    open_primed_template,
+    remove_opus_skip,
     track_position,
     tta_length,
-    unskipped_opus,
 )
 from vsr_hpc.media.merge.request import MergeRequest
 from vsr_hpc.media.merge.segment_packets import mp4_scale, nearest, video_template
@@ -43,7 +43,11 @@ _MP4_TAGS = (
 
 
 class OutputHeader:
-    """Builds the header of one output: fills `tracks` and notes what is to be edited in the finished file."""
+    """Builds the header of one output.
+
+    `tracks` are the source's other streams; `edits`, `languages` and `location` are what must be edited in
+    the finished file.
+    """
 
     def __init__(
         self, request: MergeRequest, plan: ContainerPlan, notes: list[str], *, is_live: bool
@@ -151,13 +155,15 @@ class OutputHeader:
             if priming and self.plan.muxer in ("matroska", "webm") and plan.kind == "audio":
                 # a range that begins later has nothing to skip, whatever the source's header says
                 skipped = 0 if self.span.start else priming
-                template = stack.enter_context(primed_template(template, peek.packets[plan.index], skipped))
+                template = stack.enter_context(
+                    open_primed_template(template, peek.packets[plan.index], skipped)
+                )
             is_wrapped = self.plan.muxer == "matroska" and plan.kind == "audio" and is_acm(plan.codec)
             if is_wrapped:
                 template = stack.enter_context(acm.open_acm_template(template))
             track.out = out.add_stream_from_template(template, opaque=True)
             if self.span.start and plan.codec == "opus":
-                track.out.codec_context.extradata = unskipped_opus(track.out.codec_context.extradata)
+                track.out.codec_context.extradata = remove_opus_skip(track.out.codec_context.extradata)
         if self.span.start and plan.action == "copy" and plan.codec == pgs.CODEC:
             track.screen = pgs.Screen()
         if plan.action == "copy" and plan.codec == "tta":

@@ -14,7 +14,7 @@ import av
 
 from vsr_hpc.errors import VerifyError
 from vsr_hpc.media.ffmpeg_errors import reason
-from vsr_hpc.media.merge.header_edits import with_track_header
+from vsr_hpc.media.merge.header_edits import add_track_header
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.segment import SegmentPart
 from vsr_hpc.media.timeline import Timeline
@@ -36,7 +36,7 @@ class Fetched:
     def path(self, number: int) -> Path:
         for ahead in range(number, min(number + _PREFETCH + 1, len(self.segments))):
             if ahead not in self._coming:
-                self._coming[ahead] = self._pool.submit(_checked, self.segments[ahead])
+                self._coming[ahead] = self._pool.submit(_fetch, self.segments[ahead])
         return self._coming[number].result()
 
     def let_go(self, number: int) -> None:
@@ -79,11 +79,11 @@ def retime(
         )
     packet.time_base = base
     packet.pts = shown[frame]
-    packet.dts = _decoded_at(shown, coded, depth)
+    packet.dts = _decoding_time(shown, coded, depth)
     packet.duration = shown[frame + 1] - shown[frame]
 
 
-def _decoded_at(shown: list[int], coded: int, depth: int) -> int:
+def _decoding_time(shown: list[int], coded: int, depth: int) -> int:
     """The sorted timestamps, delayed by the reorder depth.
 
     What comes before the first one is as long as what the last `depth` frames overhang at the end, so that
@@ -121,7 +121,7 @@ def open_segment(path: Path) -> Iterator[Any]:
         yield container
 
 
-def _checked(part: SegmentPart) -> Path:
+def _fetch(part: SegmentPart) -> Path:
     """Fetched, and what its receipt says it is."""
     path = part.fetch()
     if part.sha256 is None:
@@ -153,7 +153,7 @@ def video_template(segment: Path, picture: Picture) -> Iterator[Any]:
                 packet = next(each for each in packets if each.size)
             packet.stream = copy
             small.mux_one(packet)
-    edited = with_track_header(
+    edited = add_track_header(
         memory.getvalue(),
         display_matrix=picture.display_matrix,
         mastering=picture.mastering,

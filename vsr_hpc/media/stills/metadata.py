@@ -59,7 +59,7 @@ def read_meta(kind: str, data: bytes) -> StillMeta:
         raise ValueError(str(exc)) from exc
 
 
-def with_meta(kind: str, data: bytes, meta: StillMeta) -> bytes:
+def add_meta(kind: str, data: bytes, meta: StillMeta) -> bytes:
     """The encoded still with profile, EXIF and gamma put in; formats without a place for one go without."""
     put = {"png": _into_png, "jpeg": _into_jpeg, "webp": _into_webp, "tiff": _into_tiff}.get(kind)
     return data if put is None else put(data, meta)
@@ -92,7 +92,7 @@ def _png(data: bytes) -> StillMeta:
     exif = next((body for kind, body in found if kind == b"eXIf"), None)
     return StillMeta(
         format="png",
-        icc=None if profile is None else _inflated(profile[profile.index(b"\0") + 2 :]),
+        icc=None if profile is None else _inflate(profile[profile.index(b"\0") + 2 :]),
         exif=exif,
         orientation=_exif_orientation(exif),
         chunks=tuple((kind, body) for kind, body in found if kind in _KEPT_CHUNKS),
@@ -101,7 +101,7 @@ def _png(data: bytes) -> StillMeta:
     )
 
 
-def _inflated(packed: bytes) -> bytes:
+def _inflate(packed: bytes) -> bytes:
     inflater = zlib.decompressobj()
     found = inflater.decompress(packed, _LARGEST_ICC)
     if not inflater.eof:
@@ -109,7 +109,7 @@ def _inflated(packed: bytes) -> bytes:
     return found
 
 
-def without_packed_chunks(data: bytes) -> bytes:
+def remove_packed_chunks(data: bytes) -> bytes:
     """A PNG for a decoder that would inflate each of them, however large they get; pixels are the same."""
     kept, at = [data[:8]], 8
     while at + 12 <= len(data):

@@ -37,17 +37,11 @@ def is_pattern(name: str) -> bool:
     return _PERCENT.search(name) is not None
 
 
-def is_image_input(text: str | os.PathLike[str]) -> bool:
-    """Whether a name means stills: an image file, a folder, a pattern such as `f_%05d.png`, or a glob."""
-    path = Path(text)
-    return path.is_dir() or path.suffix.lower() in SUFFIXES
-
-
 def find_sequence(text: str | os.PathLike[str], *, allow_gaps: bool = False) -> ImageSequence:
     """The stills that a name means, sorted by their numbers; MediaError where it is unclear or has gaps."""
     path = Path(text)
     if path.is_dir():
-        names = _in_folder(path)
+        names = _images_in(path)
         return _sequence(path, names, allow_gaps, str(text))
     if path.is_file():
         return ImageSequence(folder=str(path.parent), names=(path.name,), is_still=True)
@@ -67,18 +61,18 @@ def find_sequence(text: str | os.PathLike[str], *, allow_gaps: bool = False) -> 
 def numbered_files(pattern: Path) -> list[str]:
     """The names of the files that fit a pattern, in no order."""
     finder = _pattern_regex(pattern.name)
-    return [each.name for each in _listed(pattern.parent) if finder.fullmatch(each.name)]
+    return [each.name for each in _list_folder(pattern.parent) if finder.fullmatch(each.name)]
 
 
-def _listed(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
     try:
         return [each for each in folder.iterdir() if not each.name.startswith(".")]
     except OSError as exc:
         raise MediaError(f"{folder}: cannot be listed ({exc.strerror})") from exc
 
 
-def _in_folder(folder: Path) -> list[str]:
-    images = [each for each in _listed(folder) if each.suffix.lower() in SUFFIXES]
+def _images_in(folder: Path) -> list[str]:
+    images = [each for each in _list_folder(folder) if each.suffix.lower() in SUFFIXES]
     kinds = sorted({SUFFIXES[each.suffix.lower()] for each in images})
     if not kinds:
         known = " ".join(SUFFIXES)

@@ -40,7 +40,7 @@ def means_stills(source: Source) -> bool:
 
 def find_stills(source: Source, *, allow_gaps: bool) -> Stills:
     """The images that a source names; MediaError where there are none, gaps, or different sizes."""
-    found = _found(source, allow_gaps)
+    found = _find(source, allow_gaps)
     first = found.path(0)
     width, height = _size_of(first)
     if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
@@ -90,16 +90,16 @@ def read_still(sequence: ImageSequence, index: int, picture: Picture) -> Frame:
 
 def stills_hash(source: Source) -> str:
     """sha256 over every image's name, length and bytes, in order."""
-    found = _found(source, allow_gaps=True)
+    found = _find(source, allow_gaps=True)
     digest = hashlib.sha256()
     for number, name in enumerate(found.names):
-        content = _content(found.path(number))
+        content = _read_content(found.path(number))
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
 
 
-def _found(source: Source, allow_gaps: bool) -> ImageSequence:
+def _find(source: Source, allow_gaps: bool) -> ImageSequence:
     if "://" in source.uri:
         raise MediaError(
             f"{source.uri}: images are read from a folder on this machine; copy them there first"
@@ -109,7 +109,7 @@ def _found(source: Source, allow_gaps: bool) -> ImageSequence:
     return ImageSequence(folder=folder, names=found.names, is_still=found.is_still)
 
 
-def _content(path: Path) -> bytes:
+def _read_content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as exc:

@@ -23,7 +23,7 @@ from vsr_hpc.errors import BackendError, JobError, MediaError, SpaceError
 from vsr_hpc.media.ffmpeg_errors import reason
 from vsr_hpc.media.picture import Colour, Picture, PixelFormat, Plane
 from vsr_hpc.media.pixels import is_full_range_by_name, pixel_format, to_planes
-from vsr_hpc.media.stills.metadata import StillMeta, read_meta, with_meta, without_packed_chunks
+from vsr_hpc.media.stills.metadata import StillMeta, add_meta, read_meta, remove_packed_chunks
 from vsr_hpc.system.files import write_atomically
 
 StillFormat = Literal["png", "tiff", "exr", "jpeg", "webp"]
@@ -69,7 +69,7 @@ def read_image(
     meta = _meta(kind, data, name)
     if meta.refusal:
         raise MediaError(f"{name}: {meta.refusal}")
-    frame = _decoded(kind, data, name, most_pixels)
+    frame = _decode(kind, data, name, most_pixels)
     planes = to_planes(frame)
     form = pixel_format(frame.format.name)
     if form.has_alpha and not meta.has_alpha and form.kind == "rgb":
@@ -109,12 +109,12 @@ def _meta(kind: StillFormat, data: bytes, name: str) -> StillMeta:
         raise MediaError(f"{name}: this {kind} is damaged ({exc})") from exc
 
 
-def _decoded(kind: StillFormat, data: bytes, name: str, most_pixels: int) -> av.VideoFrame:
+def _decode(kind: StillFormat, data: bytes, name: str, most_pixels: int) -> av.VideoFrame:
     context: Any = av.CodecContext.create(_DECODERS[kind], "r")
     context.options = {"max_pixels": str(min(_MAX_PIXELS, most_pixels + _PADDING))}
     context.thread_count = 1
     if kind == "png":
-        data = without_packed_chunks(data)
+        data = remove_packed_chunks(data)
     try:
         frames = [*context.decode(av.Packet(data)), *context.decode(None)]
     except (av.FFmpegError, ValueError) as exc:
@@ -189,7 +189,7 @@ def encode_image(
     encoding: ImageEncoding, picture: Picture, planes: Sequence[Plane], meta: StillMeta | None = None
 ) -> bytes:
     """The still as bytes, with the profile, EXIF and gamma of `meta`."""
-    frame = _laid_out(encoding, picture, planes)
+    frame = _lay_out(encoding, picture, planes)
     context: Any = av.CodecContext.create(_ENCODERS[encoding.format], "w")
     context.width, context.height, context.pix_fmt = frame.width, frame.height, frame.format.name
     context.time_base = Fraction(1, 25)
@@ -203,7 +203,7 @@ def encode_image(
     except (av.FFmpegError, ValueError) as exc:
         raise BackendError(f"{encoding.format} encoder: {frame.format.name} failed ({reason(exc)})") from exc
     data = b"".join(bytes(packet) for packet in packets)
-    return with_meta(encoding.format, data, meta) if meta is not None else data
+    return add_meta(encoding.format, data, meta) if meta is not None else data
 
 
 def write_image(
@@ -247,7 +247,7 @@ def _still_options(encoding: ImageEncoding) -> dict[str, str]:
     return {"flags": "+qscale+bitexact", "global_quality": str(118 * step), "qmin": "1", "huffman": "optimal"}
 
 
-def _laid_out(encoding: ImageEncoding, picture: Picture, planes: Sequence[Plane]) -> av.VideoFrame:
+def _lay_out(encoding: ImageEncoding, picture: Picture, planes: Sequence[Plane]) -> av.VideoFrame:
     """FFmpeg's frame in a layout that the encoder takes; samples are only moved where it has one for them."""
     form, kind = picture.pixel, encoding.format
     if kind == "exr":
@@ -255,18 +255,18 @@ def _laid_out(encoding: ImageEncoding, picture: Picture, planes: Sequence[Plane]
     if kind == "jpeg":
         return _for_jpeg(picture, planes)
     if kind == "webp" and form.kind == "yuv":
-        return _converted(picture, planes, "yuva420p" if form.has_alpha else "yuv420p")
+        return _convert(picture, planes, "yuva420p" if form.has_alpha else "yuv420p")
     if form.kind == "yuv":
         deep = "64" if form.has_alpha else "48"
         name = ("rgba" if form.has_alpha else "rgb") + (
             deep if form.depth > 8 else "" if form.has_alpha else "24"
         )
         suffix = ("be" if kind == "png" else "le") if form.depth > 8 else ""
-        return _converted(picture, planes, name + suffix)
-    return _packed_frame(kind, picture, _widened(form, planes))
+        return _convert(picture, planes, name + suffix)
+    return _pack_frame(kind, picture, _widen(form, planes))
 
 
-def _widened(form: PixelFormat, planes: Sequence[Plane]) -> list[NDArray[Any]]:
+def _widen(form: PixelFormat, planes: Sequence[Plane]) -> list[NDArray[Any]]:
     """9 to 14 bits stretched to 16, reversibly; 8 and 16 as they are."""
     if form.depth in (8, 16):
         return [np.asarray(plane) for plane in planes]
@@ -274,7 +274,7 @@ def _widened(form: PixelFormat, planes: Sequence[Plane]) -> list[NDArray[Any]]:
     return [((plane.astype(np.uint32) * 65535 + top // 2) // top).astype(np.uint16) for plane in planes]
 
 
-def _packed_frame(kind: StillFormat, picture: Picture, planes: list[NDArray[Any]]) -> av.VideoFrame:
+def _pack_frame(kind: StillFormat, picture: Picture, planes: list[NDArray[Any]]) -> av.VideoFrame:
     form = picture.pixel
     is_deep = form.depth > 8
     if kind == "webp":
@@ -326,10 +326,10 @@ def _for_jpeg(picture: Picture, planes: Sequence[Plane]) -> av.VideoFrame:
         frame = _planar_frame(names[form.name], picture, planes)
         frame.color_range = 2
         return frame
-    return _converted(picture, planes, names.get(form.name, "yuvj444p"))
+    return _convert(picture, planes, names.get(form.name, "yuvj444p"))
 
 
-def _converted(picture: Picture, planes: Sequence[Plane], name: str) -> av.VideoFrame:
+def _convert(picture: Picture, planes: Sequence[Plane], name: str) -> av.VideoFrame:
     """By swscale with named flags and matrices: only where a still format lacks the picture's own layout."""
     colour = picture.colour
     source = _planar_frame(picture.pixel.name, picture, planes)
