@@ -60,7 +60,7 @@ class JobCommand(TyperCommand):
 class VerifyCommand(JobCommand):
     """Takes those options of a job that say which frames and streams an output must have."""
 
-    keys = ("streams.audio", "streams.drop", "range.from", "range.to", "range.frames")
+    keys = ("streams.audio", "streams.drop", "range.from", "range.to", "range.frames", "range.salvage")
 
 
 def given_options(context: typer.Context) -> dict[str, Any]:

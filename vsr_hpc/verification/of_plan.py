@@ -17,6 +17,7 @@ def promise_of_plan(plan: Plan) -> Promise:
         start=job.range.start,
         stop=job.range.stop,
         frames=job.range.frames,
+        salvage=job.range.salvage,
         frame_rate=job.images.frame_rate,
         deinterlace=job.picture.deinterlace,
         field_order=None if job.picture.field_order == "auto" else job.picture.field_order,
@@ -32,6 +33,7 @@ def promise_of_options(streams: StreamsSection, wanted: RangeSection) -> Promise
         start=wanted.start,
         stop=wanted.stop,
         frames=wanted.frames,
+        salvage=wanted.salvage,
     )
 
 

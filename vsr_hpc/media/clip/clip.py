@@ -80,6 +80,8 @@ class Clip:
     has_film_grain: bool = False
     side_data: tuple[str, ...] = ()
     """Kinds of side data on the first frames, by FFmpeg's names."""
+    is_cut_off: bool = False
+    """Whether the file is shorter than its header says; its frames end where they can no longer be read."""
     images: ImageSequence | None = None
     """Set where the clip is a folder, a pattern or a single still: there is no container then."""
     findings: tuple[str, ...] = ()
