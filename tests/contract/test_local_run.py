@@ -105,7 +105,7 @@ def test_a_second_call_with_the_same_job_continues_and_with_another_is_refused(t
     finished(planned_run(job))
     assert submit(job).is_continued
     other = tiny_job(tmp_path, video={"crf": 30})
-    with pytest.raises(JobError, match=r"video\.rate was 18\.0, now 30\.0"):
+    with pytest.raises(JobError, match=r"the quality was CRF 18, now CRF 30"):
         submit(other)
     assert not submit(other.model_copy(update={"overwrite": True}), is_new=True).is_continued
 
@@ -114,7 +114,7 @@ def test_another_input_under_the_same_name_is_refused(tmp_path: Path) -> None:
     job = tiny_job(tmp_path)
     planned_run(job)
     numbered_clip(Path(job.input), frames=25)
-    with pytest.raises(JobError, match="input was"):
+    with pytest.raises(JobError, match="the content of the input has changed"):
         submit(job)
 
 

@@ -74,10 +74,10 @@ def test_a_late_worker_finds_every_receipt_and_cannot_write_another(run: Run) ->
 
 def test_a_run_that_was_packed_twice_is_whole(run: Run) -> None:
     keep_only(run, "report")
-    run.store.put("control/note", b"later")
+    run.store.put("logs/later.0.log", b"later")
     keep_only(run, "report")
     again = Run.open(run.uri)
-    assert again.store.read("control/note") == b"later"
+    assert again.store.read("logs/later.0.log") == b"later"
     assert again.missing() == frozenset()
 
 

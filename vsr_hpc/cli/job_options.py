@@ -82,6 +82,7 @@ class VerifyCommand(JobCommand):
         "range.from",
         "range.to",
         "range.frames",
+        "range.salvage",
         "images.rate",
     )
 

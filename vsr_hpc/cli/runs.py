@@ -643,6 +643,13 @@ def _make_plan(run: Run, *, is_new: bool, is_quiet: bool) -> None:
         raise
     plan = run.plan
     phase.end(f"{plural(plan.frames, 'frame')} in {plural(plan.shard_count, 'shard')}")
+    if plan.clip.is_cut_off and not is_quiet:
+        whole, timeline = plan.clip.duration_s, run.timeline
+        there = (timeline.end - int(timeline.pts[0])) * timeline.time_base
+        lost = f", {float(whole - there):.1f} s of {float(whole):.1f} s are missing" if whole else ""
+        typer.echo(
+            f"note: the file is cut off: {plural(len(timeline), 'whole frame')} could be read{lost}", err=True
+        )
 
 
 def _start_elsewhere(

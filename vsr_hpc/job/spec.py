@@ -357,6 +357,9 @@ class RangeSection(_Section):
     frames: Annotated[int | None, Option("Part of a clip")] = Field(
         None, ge=1, description="Upscale at most this many frames."
     )
+    salvage: Annotated[bool, Option("Part of a clip")] = Field(
+        False, description="Upscale what can be read of a file that is cut off, up to the last whole frame."
+    )
 
 
 class ImagesSection(_Section):

@@ -75,7 +75,12 @@ def prepare(job: JobSpec, *, card: Card | None = None) -> Prepared:
         )
     source = open_source(job.input)
     try:
-        clip = probe_clip(source, frame_rate=job.images.frame_rate, allow_gaps=job.images.allow_gaps)
+        clip = probe_clip(
+            source,
+            frame_rate=job.images.frame_rate,
+            allow_gaps=job.images.allow_gaps,
+            salvage=job.range.salvage,
+        )
     except MediaError as exc:
         if findings:
             raise JobError.from_findings("", [*findings, f"input: {exc}"]) from exc

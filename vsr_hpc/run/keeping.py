@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from vsr_hpc.errors import JobError
+from vsr_hpc.run.names import parse_heartbeat, parse_lease, parse_receipt, parse_round
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
-from vsr_hpc.storage.folder_store import PACK_NAME, FolderStore
+from vsr_hpc.storage.folder_store import FolderStore
 from vsr_hpc.storage.opening import open_store
 from vsr_hpc.wording import duration, plural
 
 Kept = Literal["report", "nothing"]
-_LOOSE = ("job.json", "plan.json", "done.json", PACK_NAME)
+_RECORDS = ("timeline.bin", "estimate.json", "platform.json", "card.json")
+_PARSERS: dict[str, Callable[[str], object]] = {
+    "receipts": parse_receipt,
+    "leases": parse_lease,
+    "workers": parse_heartbeat,
+    "rounds": parse_round,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +45,13 @@ def keep_only(run: Run, kept: Kept) -> None:
     if kept == "nothing":
         run.remove()
     elif isinstance(run.store, FolderStore):
-        names = [facts.name for facts in run.store.list("")]
-        run.store.pack(name for name in names if name not in _LOOSE and not name.startswith("reports/"))
+        run.store.pack(facts.name for facts in run.store.list("") if _is_record(facts.name))
+
+
+def _is_record(name: str) -> bool:
+    """Whether an object is a record of the run's own: files that others have put there are left alone."""
+    parse = _PARSERS.get(name.partition("/")[0])
+    return name in _RECORDS or name.startswith("logs/") or (parse is not None and parse(name) is not None)
 
 
 def look_at(run: Run) -> Leftover:

@@ -22,6 +22,7 @@ def promise_of_job(job: JobSpec) -> Promise:
         start=job.range.start,
         stop=job.range.stop,
         frames=job.range.frames,
+        salvage=job.range.salvage,
         frame_rate=job.images.frame_rate,
         deinterlace=job.picture.deinterlace,
         field_order=None if job.picture.field_order == "auto" else job.picture.field_order,

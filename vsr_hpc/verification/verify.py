@@ -132,6 +132,8 @@ class Promise:
     """The first frame that was asked for, as a time or as a frame number (`7f`)."""
     stop: str | None = None
     frames: int | None = None
+    salvage: bool = False
+    """Whether only the first part of a source that is cut off was asked for."""
     video_stream: int | None = None
     frame_rate: Fraction | None = None
     """The rate that was given for a source without timestamps: images, raw streams."""
@@ -161,7 +163,11 @@ def verify(
     origin = local_source(source) if isinstance(source, str | Path) else source
     target = local_source(output) if isinstance(output, str | Path) else output
     clip = probe_clip(
-        origin, video_stream=promise.video_stream, frame_rate=promise.frame_rate, allow_gaps=True
+        origin,
+        video_stream=promise.video_stream,
+        frame_rate=promise.frame_rate,
+        allow_gaps=True,
+        salvage=promise.salvage,
     )
     clip = clip if promise.field_order is None else replace(clip, interlace=promise.field_order)
     timeline = index_clip(clip, origin)

@@ -83,6 +83,8 @@ class Clip:
     """Kinds of side data on the first frames, by FFmpeg's names."""
     is_single_picture: bool = False
     """A HEIC or AVIF still: a container that holds one picture."""
+    is_cut_off: bool = False
+    """Whether the file is shorter than its header says; its frames end where they can no longer be read."""
     images: ImageSequence | None = None
     """Set where the clip is a folder, a pattern or a single still: there is no container then."""
     findings: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ import numpy as np
 
 from vsr_hpc.errors import MediaError
 from vsr_hpc.media.clip import bitstream
-from vsr_hpc.media.clip.container_facts import cut_off
+from vsr_hpc.media.clip.container_facts import cut_off, mp4_tracks
 from vsr_hpc.media.decoder import SeekMissed, frames_from, open_decoder
 from vsr_hpc.media.pixels import frame_digest
 from vsr_hpc.media.source import Source, raw_bytes
@@ -40,6 +40,9 @@ _PROBED_SEEKS = 3
 _MAX_FRAMES = 1 << 28
 _MAX_SECONDS = 10_000_000
 _FALLBACK_RATE = Fraction(25)
+_REORDERED_FRAMES = 17
+"""Frames before the end among which one may be missing that is coded after a later one."""
+_MP4_BEGINNINGS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,8 @@ class Target:
     frame_rate: Fraction | None
     is_rate_given: bool = False
     """By somebody who knows, for a source without timestamps; those that FFmpeg makes up don't count then."""
+    is_cut_off: bool = False
+    """A file without its end is decoded whole, and its frames end before the first that is missing there."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,7 +80,7 @@ class _Packets:
 
 def build(target: Target, *, decode: bool = False) -> Timeline:
     """The timeline of a clip's video stream. `decode` counts by decoding, whatever the packets say."""
-    refuse_cut_off(target.source)
+    refuse_cut_off(target.source, salvage=target.is_cut_off)
     packets = _demux(target)
     findings: list[str] = []
     if packets.corrupt:
@@ -83,25 +88,60 @@ def build(target: Target, *, decode: bool = False) -> Timeline:
             f"the container marks {packets.corrupt} packets as damaged; frames may be missing there"
         )
     timeline = None
-    if not decode and _is_trusted(target, packets):
+    if not decode and not target.is_cut_off and _is_trusted(target, packets):
         timeline = _from_packets(target, packets, findings)
         if timeline is None:
             log.info("packets are not frames here, decoding the whole clip uri=%s", target.source.uri)
     if timeline is None:
         timeline = _from_decode(target, packets, findings)
-    return timeline
+    return _up_to_last_whole_frame(timeline) if target.is_cut_off else timeline
 
 
-def refuse_cut_off(source: Source) -> None:
-    """MediaError for a file that is shorter than its own header says."""
+def is_cut_off(source: Source) -> bool:
+    """Whether a file is shorter than its own header says."""
+    with raw_bytes(source) as file:
+        return cut_off(file) is not None
+
+
+def refuse_cut_off(source: Source, *, salvage: bool = False) -> None:
+    """MediaError for a file that is shorter than its own header says; `salvage` admits what can be read."""
     with raw_bytes(source) as file:
         sizes = cut_off(file)
-    if sizes is not None:
+        file.seek(4)
+        has_index = file.read(4) not in _MP4_BEGINNINGS or bool(mp4_tracks(file))
+    if sizes is not None and not (salvage and has_index):
+        way_out = (
+            "--salvage upscales what can be read, up to the last whole frame"
+            if has_index
+            else "the list of its frames stood at its end, so nothing can be read of it here"
+        )
         raise MediaError(
             f"{source.uri}: the file is cut off: {sizes[0]} bytes are there, its header promises "
-            f"{sizes[1]}. Fetch it again; if it plays in part, keep that with: "
-            "ffmpeg -i IN -map 0 -c copy OUT.mkv"
+            f"{sizes[1]}. Fetch it again; {way_out}"
         )
+
+
+def _up_to_last_whole_frame(timeline: Timeline) -> Timeline:
+    """The frames before the first of the last ones that failed, or that a later one was decoded without."""
+    count = len(timeline)
+    near_end = max(1, count - _REORDERED_FRAMES)
+    stop = next((each for each in timeline.broken if each >= near_end), count)
+    steps = np.diff(timeline.pts[:stop])
+    is_gap = steps > 1.5 * float(np.median(steps)) if len(steps) else np.zeros(0, bool)
+    stop = next((at + 1 for at in range(near_end - 1, len(steps)) if is_gap[at]), stop)
+    if stop == count:
+        return timeline
+    kept = timeline.key_pts <= timeline.pts[stop - 1]
+    return replace(
+        timeline,
+        pts=timeline.pts[:stop],
+        last_duration=max(1, int(np.median(np.diff(timeline.pts[:stop]))))
+        if stop > 1
+        else timeline.last_duration,
+        key_pts=timeline.key_pts[kept],
+        key_dts=timeline.key_dts[kept],
+        broken=tuple(each for each in timeline.broken if each < stop),
+    )
 
 
 def _demux(target: Target) -> _Packets:

@@ -49,9 +49,11 @@ def probe_clip(
     video_stream: int | None = None,
     frame_rate: Fraction | None = None,
     allow_gaps: bool = False,
+    salvage: bool = False,
 ) -> Clip:
     """Read a clip's headers and a few frames.
 
+    A file that is cut off is refused unless `salvage` says that its first part will do.
     `frame_rate` counts only where the source has no timestamps: `is_rate_given` says whether it does.
 
     A folder, a pattern or a still is a clip too, with `images` set; `allow_gaps` is for its numbering.
@@ -60,7 +62,8 @@ def probe_clip(
     """
     if means_stills(source):
         return _probe_stills(source, frame_rate, allow_gaps)
-    indexing.refuse_cut_off(source)
+    indexing.refuse_cut_off(source, salvage=salvage)
+    is_cut_off = salvage and indexing.is_cut_off(source)
     tracks, cropped = _tracks(source)
     with open_input(source) as container:
         video = _choose_video(source.uri, container, video_stream)
@@ -118,6 +121,7 @@ def probe_clip(
         has_film_grain=first.has_film_grain,
         side_data=first.side.names,
         is_single_picture=is_single,
+        is_cut_off=is_cut_off,
         findings=(*findings, *scan_findings, *_stream_findings(streams, chosen), *first.findings),
         **headers,
     )
@@ -142,6 +146,7 @@ def index_clip(clip: Clip, source: Source, *, decode: bool = False) -> Timeline:
             is_interlaced=clip.interlace != "progressive",
             frame_rate=clip.frame_rate,
             is_rate_given=clip.is_rate_given,
+            is_cut_off=clip.is_cut_off,
         ),
         decode=decode,
     )
