@@ -310,7 +310,7 @@ def _sounds() -> Iterator[Source]:
         "eac3": ("-c:a eac3", "mkv mp4"),
         "opus": ("-c:a libopus", "mkv mp4"),
         "vorbis": ("-c:a libvorbis", "mkv"),
-        "flac": ("-c:a flac", "mkv mp4"),
+        "flac": ("-c:a flac -strict -2", "mkv mp4"),
         "alac": ("-c:a alac", "mov mkv mp4"),
         "pcm16": ("-c:a pcm_s16le", "mkv avi mov"),
         "pcm24": ("-c:a pcm_s24le", "mkv mov"),
