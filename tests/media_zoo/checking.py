@@ -13,6 +13,7 @@ from typing import Any
 
 TOOLS = ("ffmpeg", "ffprobe", "mkvmerge", "mediainfo", "heif-enc")
 _MATROSKA_TICK = Fraction(1, 1000)
+_PLANAR = {"rgb48": "gbrp16le", "bgr48": "gbrp16le", "rgba64": "gbrap16le", "bgra64": "gbrap16le"}
 _MADE_UP_TAGS = {
     "encoder", "major_brand", "minor_version", "compatible_brands", "duration", "handler_name", "vendor_id",
     "creation_time", "number_of_frames", "number_of_bytes", "bps", "_statistics_tags",
@@ -99,6 +100,7 @@ class File:
     def pictures(self, layout: str, halved: bool) -> list[str]:
         """A hash of each picture in a layout; every second sample of every second line where it is halved."""
         # swscale would take RGB through YUV, but not its planes one by one
+        layout = _PLANAR.get(layout.removesuffix("be").removesuffix("le"), layout)
         planes = ["r", "g", "b"] if "gbr" in layout else [""]
         planes += ["a"] if "gbrap" in layout else []
         found = []

@@ -310,7 +310,7 @@ def _sounds() -> Iterator[Source]:
         "eac3": ("-c:a eac3", "mkv mp4"),
         "opus": ("-c:a libopus", "mkv mp4"),
         "vorbis": ("-c:a libvorbis", "mkv"),
-        "flac": ("-c:a flac", "mkv mp4"),
+        "flac": ("-c:a flac -strict -2", "mkv mp4"),
         "alac": ("-c:a alac", "mov mkv mp4"),
         "pcm16": ("-c:a pcm_s16le", "mkv avi mov"),
         "pcm24": ("-c:a pcm_s24le", "mkv mov"),
@@ -566,7 +566,7 @@ def _stills() -> Iterator[Source]:
     yield still("webp", ".webp", "-lossless 1", ".png", is_exact=False)
     yield still("exr", ".exr", "-pix_fmt gbrpf32le", ".exr")
     yield still("exr-half", ".exr", "-pix_fmt gbrpf32le -format half", ".exr")
-    flat = "-f lavfi -i gradients=s=128x96:r=10:c0=gray:c1=lightgray"
+    flat = "-f lavfi -i testsrc2=s=128x96:r=10:d=1.2,hue=s=0.2"
     yield Source(
         name="still-avif",
         family="stills",
@@ -593,7 +593,7 @@ def _faults() -> Iterator[Source]:
 
     mp4 = f"{FF} {V} {X264} -g 6 {{t}}/a.mp4"
     yield fault("cut-off-mp4", ".mp4", "cut off", mp4, "head -c 2000 {t}/a.mp4 >{out}")
-    yield fault("no-moov", ".mp4", "cannot open this as a video", mp4, "head -c 900 {t}/a.mp4 >{out}")
+    yield fault("no-moov", ".mp4", "the file is cut off", mp4, "head -c 900 {t}/a.mp4 >{out}")
     yield fault("empty", ".mp4", "is empty", ": >{out}")
     yield fault("text", ".mkv", "cannot open this as a video", "echo hello >{out}")
     yield fault("sound-alone", ".mp4", "has no video stream", f"{FF} {A} -c:a aac {{out}}")
