@@ -88,12 +88,20 @@ def test_unknown_value_is_refused_by_name(values_file: Path) -> None:
     assert isinstance(done.exception, JobError) and "bukcet" in str(done.exception)
 
 
+@pytest.fixture
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests replace what acts on AWS; test_bare_aws.py shows the refusal without credentials."""
+    monkeypatch.setattr(lifecycle, "account_number", lambda *_: "123456789012")
+
+
+@pytest.mark.usefixtures("_credentials")
 def test_create_asks_before_it_costs_anything(values_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "create", lambda *_: pytest.fail("it was created"))
     done = typed("create", answer="n\n")
     assert done.exit_code == 1 and "It costs money until it is deleted" in done.output
 
 
+@pytest.mark.usefixtures("_credentials")
 def test_create_prints_the_line_for_the_first_job_on_stdout(
     values_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +110,7 @@ def test_create_prints_the_line_for_the_first_job_on_stdout(
     assert done.stdout.strip().endswith("ubuntu@198.51.100.7 vsr submit /opt/vsr/first-job.yaml")
 
 
+@pytest.mark.usefixtures("_credentials")
 def test_delete_looks_for_runs_in_the_bucket_of_the_values(
     values_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
