@@ -19,7 +19,6 @@ from vsr_hpc.executors.local import last_words, start_command
 from vsr_hpc.job.reading import load_job, override, parse_job, with_absolute_paths
 from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.models.defaults import AUTO
-from vsr_hpc.report.report import NAME as REPORT_NAME
 from vsr_hpc.run.documents import Done, Heartbeat
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import RunStatus, read_status
@@ -267,7 +266,7 @@ def _result(handle: RunHandle, done: Done, status: RunStatus) -> Result:
         sha256=done.sha256,
         seconds={**status.seconds, **done.seconds},
         fps=status.fps_overall,
-        report=f"{run.place_uri.rstrip('/')}/{REPORT_NAME}" if run.store.exists(REPORT_NAME) else None,
+        report=launch.report_of(run) or None,
         notes=done.notes,
         run=handle,
     )
