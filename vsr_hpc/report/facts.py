@@ -141,10 +141,10 @@ def _picture_checks(receipts: Sequence[Receipt], frames: int) -> list[Check]:
     if worst is not None:
         text = (
             f"Each of {len(segments)} segments was decoded back, counted, and its frames, {frames} in all, "
-            f"compared with their inputs; the furthest is {worst:.1f} dB away in small."
+            f"compared with their inputs; the worst match has a PSNR of {worst:.1f} dB, both reduced."
         )
         if undecided:
-            text += f" {undecided} frames look like their neighbours, so nobody could tell them apart."
+            text += f" {undecided} frames look like their neighbours and cannot be told apart from them."
         found.append(Check(state="good", title="Every picture is its input's", text=text))
     if clipped:
         text = f"{clipped} samples lay outside the network's range; they were carried around it or clipped."
