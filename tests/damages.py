@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from vsr_hpc.errors import VsrError
 from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
 from vsr_hpc.media.merge.container_plan import StreamsRequest
-from vsr_hpc.media.picture import Picture
+from vsr_hpc.media.picture import Frame, Picture
 from vsr_hpc.media.source import local_source
-from vsr_hpc.verification.picture_damage import LIMITS
-from vsr_hpc.verification.verify import Promise, Verification, verify
+from vsr_hpc.system.environment import set_thread_policy
+from vsr_hpc.verification.picture_damage import LIMITS, DamageFinder, MeasureName
+from vsr_hpc.verification.verify import Promise
 
 PROMISE = Promise(
     streams=StreamsRequest(
@@ -45,111 +46,112 @@ BASES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """A true output, its source, and its frames as they decode."""
+    """A true output and its source, with their frames as they decode."""
 
     source: Path
-    picture: Picture
-    rate: object
+    was: Picture
+    inputs: tuple[Planes, ...]
+    now: Picture
     frames: tuple[Planes, ...]
 
     @classmethod
-    def read(cls, source: Path, path: Path) -> Output:
-        origin = local_source(path)
-        clip = probe_clip(origin)
-        frames = read_frames(clip, index_clip(clip, origin), origin, 0, FRAMES)
-        return cls(
-            source=source,
-            picture=clip.picture,
-            rate=clip.frame_rate,
-            frames=tuple(tuple(plane.copy() for plane in frame.planes) for frame in frames),
-        )
+    def read(cls, source: Path, output: Path) -> Output:
+        was, inputs = _read(source)
+        now, frames = _read(output)
+        return cls(source=source, was=was, inputs=inputs, now=now, frames=frames)
 
-    def damaged(self, damage: Damage, amount: float, path: Path) -> Path:
-        """Write the output without further loss, with the damage."""
-        planes = damage.damaged(self.frames, self.picture, amount, FRAME)
-        return clips.clip_of_planes(path, self.picture, planes, rate=self.rate)  # type: ignore[arg-type]
+    def examined(self, frames: Sequence[Planes]) -> DamageFinder:
+        """These frames as an output of the source, compared as `verify` compares them."""
+        finder = DamageFinder(self.was, self.now, first=0)
+        for number, (one, other) in enumerate(zip(self.inputs, frames, strict=True)):
+            own = finder.grid.look_at(Frame(index=number, planes=one), self.was)
+            finder.add(own, finder.grid.look_at(Frame(index=number, planes=other), self.now))
+        return finder
+
+    def damaged(self, damage: Damage, amount: float) -> list[Planes]:
+        return damage.damaged(self.frames, self.now, amount, FRAME)
+
+    def write_damaged(self, damage: Damage, path: Path) -> Path:
+        """The damaged output as a file, coded without further loss."""
+        return clips.clip_of_planes(path, self.now, self.damaged(damage, damage.amount))
 
 
-def sees(result: Verification, damage: Damage) -> bool:
-    found = result.warnings if damage.is_warning else result.findings
-    return any(damage.words in each.text for each in found)
+def _read(path: Path) -> tuple[Picture, tuple[Planes, ...]]:
+    origin = local_source(path)
+    clip = probe_clip(origin)
+    timeline = index_clip(clip, origin)
+    frames = read_frames(clip, timeline, origin, 0, min(FRAMES, len(timeline)))
+    return clip.picture, tuple(tuple(plane.copy() for plane in frame.planes) for frame in frames)
 
 
-def measure_honest(
-    chosen: Iterable[Honest], folder: Path
-) -> Iterator[tuple[Honest, Verification | VsrError]]:
-    """`verify` of each output whose clip and weights are here, or why the product did not make it."""
+def detection_limit(output: Output, damage: Damage) -> float | None:
+    """The smallest amount, halved again and again, that is still seen; None where none is."""
+    seen = None
+    for share in damage.steps:
+        found = output.examined(output.damaged(damage, damage.amount * share)).damages()
+        if not any(damage.words in each.text and each.is_error != damage.is_warning for each in found):
+            return seen
+        seen = damage.amount * share
+    return seen
+
+
+def _print_honest(chosen: Iterable[Honest], folder: Path) -> int:
+    worst: dict[MeasureName, tuple[float, str]] = {}
+    failed, count = 0, 0
     for honest in chosen:
         if not honest.is_here():
             print(f"{honest}: left out, the clip or the weights are not here", file=sys.stderr)
             continue
-        try:
-            output = make_output(honest, folder)
-        except VsrError as exc:
-            yield honest, exc
-            continue
-        yield honest, verify(make_source(honest.clip, folder), output, PROMISE)
-
-
-def detection_limit(output: Output, damage: Damage, folder: Path) -> float | None:
-    """The smallest amount, scaled down step by step, that `verify` still sees; None where it sees none."""
-    seen = None
-    for share in damage.steps:
-        amount = damage.amount * share
-        result = verify(output.source, output.damaged(damage, amount, folder / "damaged.mkv"), PROMISE)
-        if not sees(result, damage):
-            return seen
-        seen = amount
-    return seen
-
-
-def _print_honest(folder: Path) -> int:
-    worst: dict[str, tuple[float, str]] = {}
-    failed, count = 0, 0
-    for honest, result in measure_honest(honest_outputs(), folder):
         count += 1
-        if isinstance(result, VsrError):
+        try:
+            output = Output.read(make_source(honest.clip, folder), make_output(honest, folder))
+        except VsrError as exc:
             failed += 1
-            print(f"{honest}: not made: {result}", file=sys.stderr)
+            print(f"{honest}: not made: {exc}", file=sys.stderr)
             continue
-        failed += not result.ok
-        for each in (*result.findings, *result.warnings):
-            print(f"{honest}: {each.check}: {each.text}", file=sys.stderr)
-        for name, value in result.measures.items():
-            is_floor = LIMITS[name].is_floor  # type: ignore[index]
-            if value is not None and (
-                name not in worst or (value < worst[name][0] if is_floor else value > worst[name][0])
-            ):
+        finder = output.examined(output.frames)
+        found = list(finder.damages())
+        failed += any(each.is_error for each in found)
+        for each in found:
+            print(f"{honest}: {'error' if each.is_error else 'warning'}: {each.text}", file=sys.stderr)
+        for name, value in finder.values().items():
+            if value is not None and (name not in worst or _is_worse(name, value, worst[name][0])):
                 worst[name] = (value, str(honest))
     print(f"{count} true outputs, {failed} refused\n")
-    print("| measure | unit | worst true output | limit | where |\n| --- | --- | ---: | ---: | --- |")
+    print("| measure | unit | worst true output | limit | error | where |")
+    print("| --- | --- | ---: | ---: | --- | --- |")
     for key, limit in LIMITS.items():
         value, where = worst.get(key, (float("nan"), "nowhere"))
-        print(f"| {key} | {limit.unit} | {value:.2f} | {limit.value:g} | {where} |")
+        level = "yes" if limit.is_error else "warning"
+        print(f"| {key} | {limit.unit} | {value:.2f} | {limit.value:g} | {level} | {where} |")
     return failed
 
 
-def _print_damages(folder: Path) -> int:
+def _is_worse(name: MeasureName, value: float, than: float) -> bool:
+    return value < than if LIMITS[name].is_floor else value > than
+
+
+def _print_damages(folder: Path) -> None:
     bases = [each for each in BASES if each.is_here()]
     outputs = [Output.read(make_source(each.clip, folder), make_output(each, folder)) for each in bases]
-    print("\n| damage | unit | made | found down to, " + "; ".join(map(str, bases)) + " |")
+    print("\n| damage | unit | made | " + " | ".join(map(str, bases)) + " |")
     print("| --- | --- | ---: |" + " ---: |" * len(bases))
-    missed = 0
     for damage in DAMAGES:
-        limits = [detection_limit(each, damage, folder) for each in outputs]
-        missed += limits.count(None)
+        limits = [detection_limit(each, damage) for each in outputs]
         shown = " | ".join("not" if each is None else f"{each:.3g}" for each in limits)
         print(f"| {damage.name} | {damage.unit} | {damage.amount:g} | {shown} |", flush=True)
-    return missed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    set_thread_policy()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=Path, help="A folder in which the outputs stay for the next call.")
     with tempfile.TemporaryDirectory() as scratch:
         folder = parser.parse_args(arguments).keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        return int(bool(_print_honest(folder) + _print_damages(folder)))
+        failed = _print_honest(honest_outputs(), folder)
+        _print_damages(folder)
+        return int(failed > 0)
 
 
 if __name__ == "__main__":

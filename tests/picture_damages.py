@@ -27,7 +27,7 @@ class Damage:
     is_one_frame: bool = False
     is_warning: bool = False
     """Whether `verify` only warns of it."""
-    steps: tuple[float, ...] = (1, 0.75, 0.5, 0.35, 0.25, 0.175, 0.125, 0.0875, 0.0625, 0.03)
+    steps: tuple[float, ...] = (1, 0.5, 0.25, 0.125, 0.0625)
     """Shares of the amount by which it is scaled down."""
 
     def damaged(self, frames: Sequence[Planes], picture: Picture, amount: float, frame: int) -> list[Planes]:

@@ -142,8 +142,8 @@ def _picture_checks(receipts: Sequence[Receipt], frames: int) -> list[Check]:
     if worst is not None:
         text = (
             f"Each of {len(segments)} segments was decoded again and its frames counted, {frames} in all. "
-            f"Every frame was compared with its input; the worst match has a PSNR of {worst:.1f} dB at "
-            "the input's size. PSNR measures in decibels how alike two pictures are; higher is more alike."
+            f"Every frame was compared with its input; the worst match has a PSNR of {worst:.1f} dB, both "
+            "reduced. PSNR measures in decibels how alike two pictures are; higher is more alike."
         )
         if undecided:
             text += (

@@ -19,6 +19,7 @@ _LEAST_SATURATION = 3.0  # rms codes of chroma around grey: below, colour cannot
 _LEAST_HUE_SATURATION = 5.0  # the same, where an angle is measured: one code is 11 degrees there
 _LEAST_CHROMA_SLOPE = 0.5  # rms codes a sample of chroma that can be placed
 _LEAST_RANGE_ERROR = 3.0  # rms codes
+_RANGE_BLOCK = 8
 _LEAST_SLOPE = 2.0  # rms codes a pixel, in its flattest direction, of a tile that can be placed
 _TILES = 12  # along the longer side
 _LEAST_TILE = 16
@@ -124,23 +125,22 @@ def _worst_block(rest: Array, side: int) -> float:
 
 # --- range
 def _range_errors(own: Thumbnail, made: Thumbnail, *, is_full: bool) -> tuple[float, float]:
-    """How near luma is to the two classic errors of range, relative to how near it is to none; 1 is harmless.
+    """Residuals of the two classic errors of range, relative to the residual as it is; 1 is harmless.
 
-    Luma is fitted by a gain and an offset first, so that texture and coding noise do not count.
+    Means of blocks are compared: networks raise the contrast of details, coders blur them.
     """
-    codes = own if is_full else own * np.float32(219 / 255) + 16
-    seen = made if is_full else made * np.float32(219 / 255) + 16
-    mean, spread = float(codes.mean()), float(codes.std())
-    gain = float(np.mean((codes - mean) * (seen - seen.mean()))) / max(spread**2, 1e-6)
-
-    def distance(factor: float, offset: float) -> float:
-        """How far the fitted line is from another one, over the codes that the picture holds."""
-        return float(np.hypot((gain - factor) * spread, float(seen.mean()) - factor * mean - offset))
-
-    as_is = distance(1, 0)
+    side = min(_RANGE_BLOCK, *own.shape)
+    share = np.float32(1 / side**2)
+    high, wide = (length // side * side for length in own.shape)
+    codes, seen = (_sums(each[:high, :wide], side) * share for each in (own, made))
+    if not is_full:
+        codes, seen = (each * np.float32(219 / 255) + 16 for each in (codes, seen))
+    as_is = _rms(seen - codes)
     if as_is < _LEAST_RANGE_ERROR:
         return 1.0, 1.0
-    return distance(219 / 255, 16) / as_is, distance(255 / 219, -16 * 255 / 219) / as_is
+    squeezed = _rms(seen - (codes * np.float32(219 / 255) + 16)) / as_is
+    stretched = _rms(seen - np.clip((codes - 16) * np.float32(255 / 219), 0, 255)) / as_is
+    return squeezed, stretched
 
 
 def _rms(error: Array) -> float:

@@ -189,7 +189,7 @@ export function timeline(history) {
       const [, , , shard, frames, generation, psnr] = item.bar;
       const rate = el("span", {}, `${count(frames, "frame")}, ${speed(frames / Math.max(item.to - item.from, 1e-3))} fps`);
       const again = generation > 1 ? el("span", { class: "bad" }, `attempt ${generation}`) : null;
-      const worst = psnr === null ? null : el("span", { class: "soft" }, `worst match: PSNR ${psnr.toFixed(1)} dB at input size`);
+      const worst = psnr === null ? null : el("span", { class: "soft" }, `worst match: PSNR ${psnr.toFixed(1)} dB, both reduced`);
       showTip([el("b", {}, `Shard ${shard}`), who, when, rate, again, worst], px, py);
     } else {
       const [, , , shard, cause, text] = item.gap;
