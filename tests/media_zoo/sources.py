@@ -566,7 +566,7 @@ def _stills() -> Iterator[Source]:
     yield still("webp", ".webp", "-lossless 1", ".png", is_exact=False)
     yield still("exr", ".exr", "-pix_fmt gbrpf32le", ".exr")
     yield still("exr-half", ".exr", "-pix_fmt gbrpf32le -format half", ".exr")
-    flat = "-f lavfi -i testsrc2=s=128x96:r=10:d=1.2,hue=s=0.2"
+    flat = "-f lavfi -i testsrc2=s=128x96:r=10:d=1.2"
     yield Source(
         name="still-avif",
         family="stills",

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from tests import clips
 from tests.clips import repeatable_x264
+from vsr_hpc.engine.geometry import LUMA_WEIGHTS
 from vsr_hpc.media.picture import Colour, Frame
 from vsr_hpc.verification.frame_match import Matcher, compare, luma_thumbnail, thumbnail, thumbnail_shape
+from vsr_hpc.verification.looks import common_grid
 
 Pictures = NDArray[np.float32]
 WIDTH, HEIGHT = 160, 96
@@ -79,6 +81,21 @@ def test_thumbnail_of_an_enlarged_plane_equals_that_of_the_plane(dtype: str) -> 
     plane = np.random.default_rng(0).integers(0, 200, (90, 160)).astype(dtype)
     large = plane.repeat(4, 0).repeat(4, 1)
     assert np.abs(thumbnail(large, (45, 80)) - thumbnail(plane, (45, 80))).max() < 0.01
+
+
+@pytest.mark.parametrize("matrix", [1, 6])
+def test_a_saturated_colour_has_the_same_luma_in_rgb_and_in_yuv(matrix: int) -> None:
+    """A picture in one of both is compared with the other, as a HEIC still and its PNG are."""
+    red, blue = LUMA_WEIGHTS[matrix]
+    yuv = clips.picture((32, 32), "yuv420p", Colour(matrix=matrix, is_full_range=True))
+    rgb = clips.picture((32, 32), "gbrp", Colour(matrix=0, is_full_range=True))
+    luma = np.full((32, 32), round(255 * (1 - red - blue)), np.uint8)
+    grid = common_grid(yuv, rgb, 64)
+    neutral = np.full((16, 16), 128, np.uint8)
+    none = np.zeros((32, 32), np.uint8)
+    was = grid.look_at(Frame(index=0, planes=(luma, neutral, neutral)), yuv)
+    now = grid.look_at(Frame(index=0, planes=(np.full((32, 32), 255, np.uint8), none, none)), rgb)
+    assert np.abs(was.luma - now.luma).max() < 1
 
 
 def test_thumbnails_are_never_larger_than_the_input() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vsr_hpc.engine.geometry import LUMA_WEIGHTS
 from vsr_hpc.media.picture import Frame, Picture, Plane
 
 Thumbnail = NDArray[np.float32]
@@ -67,12 +68,21 @@ def _area_weights(length: int, cells: int) -> NDArray[np.float32]:
     return np.asarray(np.maximum(high - low, 0) * (cells / length), dtype=np.float32)
 
 
-def luma_thumbnail(frame: Frame, picture: Picture, shape: tuple[int, int]) -> Thumbnail:
-    """The thumbnail of a frame's luma: 0 for black and 255 for white in every depth and range."""
+def luma_thumbnail(
+    frame: Frame,
+    picture: Picture,
+    shape: tuple[int, int],
+    weights: tuple[float, float] = LUMA_WEIGHTS[1],
+) -> Thumbnail:
+    """The thumbnail of a frame's luma: 0 for black and 255 for white in every depth and range.
+
+    `weights` are those of red and blue in an RGB frame's luma, by the matrix of what it is compared with.
+    """
     pixel = picture.pixel
     if pixel.kind == "rgb":
         green, blue, red = (thumbnail(plane, shape) for plane in frame.planes[:3])
-        luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+        of_red, of_blue = weights
+        luma = of_red * red + (1 - of_red - of_blue) * green + of_blue * blue
     else:
         luma = thumbnail(frame.planes[0], shape)
     if pixel.depth > 16:  # scene-linear light has no white; this keeps order and detail of what lies above 1

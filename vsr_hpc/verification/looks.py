@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vsr_hpc.engine.geometry import LUMA_WEIGHTS
 from vsr_hpc.media.picture import Frame, Picture, Plane
 from vsr_hpc.verification.frame_match import Thumbnail, luma_thumbnail, thumbnail, thumbnail_shape
 
@@ -34,11 +35,13 @@ class Grid:
     chroma: tuple[int, int]
     narrowest: int
     """The width of the smaller side."""
+    luma_weights: tuple[float, float]
+    """Of red and blue, for the luma of a side that is RGB: those of the other side's matrix."""
 
     def look_at(self, frame: Frame, picture: Picture) -> Look:
         step = max(1, round(picture.width / self.narrowest))
         return Look(
-            luma=luma_thumbnail(frame, picture, self.luma),
+            luma=luma_thumbnail(frame, picture, self.luma, self.luma_weights),
             chroma=_chroma(frame, picture, self.chroma),
             detail=_detail(frame.planes[0], step, picture.pixel.depth),
         )
@@ -53,7 +56,14 @@ def common_grid(was: Picture, now: Picture, longest: int) -> Grid:
         luma=(rows, columns),
         chroma=(max(1, rows // down), max(1, columns // across)),
         narrowest=width,
+        luma_weights=_luma_weights(was, now),
     )
+
+
+def _luma_weights(was: Picture, now: Picture) -> tuple[float, float]:
+    """A saturated colour has another luma by another matrix, so both sides are weighed by the same one."""
+    matrices = (each.colour.decoding_matrix(each.height) for each in (was, now) if each.pixel.kind == "yuv")
+    return LUMA_WEIGHTS.get(next(matrices, 1), LUMA_WEIGHTS[1])
 
 
 def chroma_steps(was: Picture, now: Picture) -> tuple[int, int]:
