@@ -59,8 +59,9 @@ def test_missing_credentials_are_one_sentence_with_the_way_out(monkeypatch: pyte
 
 
 def test_a_region_that_aws_does_not_have_has_no_prices() -> None:
-    error = vsr("prices", "show", "--region", "mars-1").exception
-    assert isinstance(error, JobError) and "no region 'mars-1'" in str(error)
+    for words in (("prices", "show"), ("plan", "--serve", "--model", "vsr-video-x4")):
+        error = vsr(*words, "--region", "mars-1").exception
+        assert isinstance(error, JobError) and "no region 'mars-1'" in str(error)
     assert vsr("prices", "show", "--region", "eu-central-1").exit_code == 0
 
 

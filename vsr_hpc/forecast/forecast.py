@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from vsr_hpc.aws.prices import prices
+from vsr_hpc.aws.prices import check_region, prices
 from vsr_hpc.executors.slurm.commands import is_own_cluster
 from vsr_hpc.forecast.job_ways import (
     WORKER_COUNTS,
@@ -104,6 +104,7 @@ def forecast(
     """
     from vsr_hpc.work.run_plan import try_frames
 
+    check_region(region)
     busy = os.getloadavg()[0]  # before this command adds to it
     prepared = prepare(job)
     cores = len(os.sched_getaffinity(0))

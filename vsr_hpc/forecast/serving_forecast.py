@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vsr_hpc.aws.instances import find_instance
-from vsr_hpc.aws.prices import prices
+from vsr_hpc.aws.prices import check_region, prices
 from vsr_hpc.errors import JobError
 from vsr_hpc.forecast.profiles import Profile, load_profiles
 from vsr_hpc.forecast.serving_ways import Placement, Priority, Rates, Shape, Traffic, place
@@ -52,6 +52,7 @@ def plan_service(
     """Weigh the ways to serve this. JobError where the instance has no GPU or no price."""
     card = find_card(model or _USUAL_MODEL)
     facts = find_instance(instance.removeprefix("ml."))
+    check_region(region)
     table = prices(region)
     if not facts.gpus and not card.is_filter:
         raise JobError(
