@@ -169,7 +169,22 @@ def finish(run: Run, lease: Lease | None = None, then: Conclusion | None = None)
     began = time.monotonic()
     _refuse_superseded(run)
     receipts = _complete_receipts(run)
-    repeated = sum(receipt.repeated for receipt in receipts)
+    report, published = _merge_and_publish(run, lease, receipts)
+    _refuse_late(run, lease)
+    done = _describe_end(run, receipts, report, published, merge_s=time.monotonic() - began)
+    run.write_done(done)
+    if run.plan.job.run.keep != "segments":
+        _sweep(run)
+    log.info("run finished output=%s frames=%d sha256=%s", done.output, done.frames, done.sha256)
+    notify_complete(run, done)
+    (then or report_at_end)(run, receipts)
+    return done
+
+
+def _merge_and_publish(
+    run: Run, lease: Lease | None, receipts: tuple[Receipt, ...]
+) -> tuple[MergeReport, Published]:
+    """Merge into a partial file and put it in place; the source is compared before and after the merge."""
     guard = SourceGuard(run.plan)
     output = open_output(run.plan.job.output)
     with disk_errors_explained(output.uri):
@@ -195,14 +210,19 @@ def finish(run: Run, lease: Lease | None = None, then: Conclusion | None = None)
             remove_partial(partial)
         if run.is_superseded():
             output.take_back(whole)
-    _refuse_late(run, lease)
-    now_s = time.time()
-    done = Done(
-        output=output.uri,
+    return report, whole
+
+
+def _describe_end(
+    run: Run, receipts: tuple[Receipt, ...], report: MergeReport, published: Published, *, merge_s: float
+) -> Done:
+    now_s, repeated = time.time(), sum(receipt.repeated for receipt in receipts)
+    return Done(
+        output=open_output(run.plan.job.output).uri,
         frames=report.frames,
         size_bytes=report.size_bytes,
         sha256=report.sha256,
-        modified_ns=whole.modified_ns,
+        modified_ns=published.modified_ns,
         settings=run.plan.settings_id,
         offset_s=float(report.offset),
         notes=(*report.notes, *_repeats_note(repeated, report.frames)),
@@ -211,17 +231,10 @@ def finish(run: Run, lease: Lease | None = None, then: Conclusion | None = None)
         finished_s=now_s,
         seconds={
             "upscale": round(upscaling_s(receipts), 3),
-            "merge": round(time.monotonic() - began, 3),
+            "merge": round(merge_s, 3),
             "all": round(now_s - (run.begun_s() or now_s), 3),
         },
     )
-    run.write_done(done)
-    if run.plan.job.run.keep != "segments":
-        _sweep(run)
-    log.info("run finished output=%s frames=%d sha256=%s", output.uri, done.frames, done.sha256)
-    notify_complete(run, done)
-    (then or report_at_end)(run, receipts)
-    return done
 
 
 def notify_complete(run: Run, done: Done) -> None:
