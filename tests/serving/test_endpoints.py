@@ -379,6 +379,21 @@ def test_alarms_tell_of_slow_answers_of_errors_and_of_missing_instances(
     assert states["vsr/film/all/errors"] == "OK"
 
 
+def test_a_prefix_without_a_slash_takes_no_folder_whose_name_only_begins_so(
+    account: Moto, server: Served
+) -> None:
+    account.make_bucket("films")
+    job = {"input": "s3://films/in", "output": "s3://films/out", "instance_type": "ml.g5.xlarge"}
+    film = spec(server.url, instance_type=None, transform=job)
+    apply(film)
+    s3 = account.client("s3")
+    for key in ("in/a.png", "in-old/b.png"):
+        s3.put_object(Bucket="films", Key=key, Body=still("png", 16, 16))
+    transform.wait(transform.start(film), HURRY, lambda line: None)
+    made = s3.list_objects_v2(Bucket="films", Prefix="out/")["Contents"]
+    assert [each["Key"] for each in made] == ["out/a.png.out"]
+
+
 def test_a_transform_job_answers_every_object_below_a_prefix(
     account: Moto, server: Served, tmp_path: Path
 ) -> None:

@@ -49,7 +49,9 @@ def job_request(
             "VSR_SERVE_DEADLINE_S": str(max(1, wanted.timeout_s - 5)),
         },
         "TransformInput": {
-            "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": source or wanted.input}},
+            "DataSource": {
+                "S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": _whole_folder(source or wanted.input)}
+            },
             "ContentType": wanted.content_type,
             "SplitType": "None",
         },
@@ -62,6 +64,11 @@ def job_request(
         "TransformResources": resources,
         "Tags": tags(spec),
     }
+
+
+def _whole_folder(place: str) -> str:
+    """A prefix that ends with a slash: S3 compares letters, so `in` would take `in-old/a.png`, too."""
+    return place if place.endswith("/") or "." in place.rpartition("/")[2] else f"{place}/"
 
 
 def job_name(name: str) -> str:
