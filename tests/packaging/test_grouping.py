@@ -1,6 +1,17 @@
 from __future__ import annotations
 
+import os
+
+import pytest
+
 from tests.grouping import group_of, order_of
+
+
+@pytest.mark.xdist_group("seen")
+def test_groups_reach_the_scheduler(request: pytest.FixtureRequest) -> None:
+    """A version of pytest that pytest-xdist does not know would make every group in every process."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@seen")
 
 
 def test_tests_of_the_shared_slurm_cluster_run_in_one_process_and_the_other_slurm_tests_in_another() -> None:
