@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
-_TOOLS = ("einops", "hypothesis", "moto[server,s3]", "pytest", "pytest-timeout", "pytest-xdist")
+_TOOLS = ("einops", "hypothesis", "moto[server,s3]", "pytest<9.2", "pytest-timeout", "pytest-xdist")
 
 
 def lowest(requirements: Iterable[str]) -> Iterator[str]:
