@@ -1,16 +1,9 @@
 #!/bin/sh
 # Debian's or Ubuntu's packages that tests use beside Slurm: a chroot for the bootstrap scripts, a browser for the report,
-<<<<<<< HEAD
 # npm for one linter, and what makes and reads odd media. May be run again: what is there is left alone.
 set -eu
 
 packages="debootstrap chromium chromium-driver fonts-inter ffmpeg mkvtoolnix mediainfo libheif-examples"
-=======
-# npm for one linter, ffmpeg and mkvtoolnix for clips that others made. May be run again: what is there is left alone.
-set -eu
-
-packages="debootstrap chromium chromium-driver fonts-inter ffmpeg mkvtoolnix"
->>>>>>> verify16
 # Other packages of Node.js than Debian's bring npm along and conflict with Debian's.
 command -v npm >/dev/null || packages="$packages nodejs npm"
 

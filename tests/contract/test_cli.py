@@ -133,7 +133,10 @@ def test_a_clip_alone_is_upscaled_beside_itself(clip: Path, here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "suggestion"),
-    [(("upscale", "a.mkv", "--scal", "2"), "did you mean --scale?"), (("statsu",), "Did you mean 'status'?")],
+    [
+        (("upscale", "a.mkv", "--scal", "2"), "did you mean --scale or"),
+        (("statsu",), "Did you mean 'status'?"),
+    ],
 )
 def test_a_wrong_name_suggests_the_right_one(here: Path, words: tuple[str, ...], suggestion: str) -> None:
     said = vsr(*words)

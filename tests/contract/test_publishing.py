@@ -267,7 +267,9 @@ def test_verify_names_what_in_a_run_is_of_other_settings(tmp_path: Path, what: s
         (place / "plan.json").write_bytes(run.plan.model_copy(update={"job": job}).to_json())
     elif what == "receipt":
         other = run.receipt(1).model_copy(update={"settings": "0123456789abcdef"})
-        (place / "receipts/00001.json").write_bytes(encode_document(other))
+        receipt = place / "receipts/00001.json"
+        receipt.parent.mkdir(exist_ok=True)
+        receipt.write_bytes(encode_document(other))
     elif what == "end":
         (place / "done.json").write_bytes(encode_document(done.model_copy(update={"settings": ""})))
     else:

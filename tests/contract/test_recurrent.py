@@ -160,7 +160,7 @@ def test_another_context_is_refused_by_name_and_the_same_continues(tmp_path: Pat
     tiny_model(tmp_path)
     planned_run(video_job(tmp_path))
     assert submit(video_job(tmp_path)).is_continued
-    with pytest.raises(JobError, match=r"picture\.context was 2, now 4"):
+    with pytest.raises(JobError, match=r"--context was 2, now 4"):
         submit(video_job(tmp_path, picture={"context": 4}))
 
 

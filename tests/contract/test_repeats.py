@@ -88,7 +88,7 @@ def test_the_bytes_are_those_of_a_run_without_it_however_the_work_was_spread(tmp
 def test_it_is_recorded_and_another_choice_is_refused(tmp_path: Path) -> None:
     run = planned_run(job(tmp_path, "out", picture={"skip_duplicates": True}))
     assert run.plan.job.picture.skip_duplicates
-    with pytest.raises(JobError, match=r"picture\.skip_duplicates was true, now not set"):
+    with pytest.raises(JobError, match=r"--skip-duplicates was set, now not set"):
         submit(job(tmp_path, "out"))
 
 
@@ -146,7 +146,7 @@ def test_a_run_with_strength_nought_is_the_partners_and_the_strength_is_in_the_p
     assert (
         pair[1].weights is not None and str(pair[1].weights.sha256) in run.plan.fingerprint["denoise weights"]
     )
-    with pytest.raises(JobError, match=r"picture\.denoise was 0\.5, now 0\.75"):
+    with pytest.raises(JobError, match=r"--denoise was 0\.5, now 0\.75"):
         submit(job(tmp_path, "c", model="cleans", picture={"denoise": 0.75}))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from tests.tools import find_tool
 
 TOOLS = ("ffmpeg", "ffprobe", "mkvmerge", "mediainfo", "heif-enc")
 _MATROSKA_TICK = Fraction(1, 1000)
@@ -30,7 +31,7 @@ _TEXT = ("subrip", "srt", "mov_text", "webvtt", "text")
 
 def missing_tools() -> str | None:
     """Which tools are not here; None where all are."""
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    missing = [tool for tool in TOOLS if find_tool(tool) is None]
     return f"{', '.join(missing)} not found; tests/install-tools.sh installs them" if missing else None
 
 

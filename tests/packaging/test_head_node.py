@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sysconfig
 import venv
@@ -48,7 +49,7 @@ def needed(requirements: Iterable[str]) -> dict[str, Distribution]:
 
 @pytest.fixture(scope="module")
 def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python that has what requirements-head-node.txt names, with its dependencies, and nothing else."""
+    """A Python that has our package, what requirements-head-node.txt names and needs, and no more."""
     lines = (ROOT / "requirements-head-node.txt").read_text().splitlines()
     packages = needed(line for line in lines if line and not line.startswith("#"))
     assert "torch" not in packages
@@ -58,6 +59,9 @@ def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for each in packages.values():
         for name in {file.parts[0] for file in each.files or ()} - {"..", "__pycache__"}:
             (site / name).symlink_to(Path(str(each.locate_file(name))))
+    shutil.copytree(ROOT / "vsr_hpc", site / "vsr_hpc", ignore=shutil.ignore_patterns("__pycache__"))
+    (place / "share/vsr_hpc").mkdir(parents=True)
+    (place / "share/vsr_hpc/cluster-config").symlink_to(ROOT / "cluster-config")
     return place / "bin/python"
 
 
@@ -76,7 +80,6 @@ class HeadNode:
             **kept,
             **homes,
             "PATH": str(folder / "bin"),
-            "PYTHONPATH": str(ROOT),
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,

@@ -468,7 +468,7 @@ def test_the_commands_say_what_they_do_and_what_it_costs(
     shown = ran("status", "film")
     assert "all: 1 of 1 instances, 1 to 3, 100 % of the traffic" in shown
     assert "alarm vsr/film/all/errors: OK" in shown
-    with pytest.raises(JobError, match="no rollout in it"):
+    with pytest.raises(JobError, match="has no rollout"):
         ran("rollout", str(path))
     assert "remove endpoint film" in ran("delete", "film")
     assert not any(everything(account).values())

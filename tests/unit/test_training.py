@@ -61,8 +61,7 @@ def test_killed_and_resumed_gives_the_weights_of_one_left_alone(images: Path, tm
         assert train_model(RECIPE, _wish(images, tmp_path / "b"), stop_at=stop_at) is None
     parts = train_model(RECIPE, _wish(images, tmp_path / "b"))
     assert parts is not None
-    card = read_card(whole.card)
-    one, other = load(whole.weights, card), load(parts.weights, card)
+    one, other = (load(each.weights, read_card(each.card)) for each in (whole, parts))
     assert all(torch.equal(one[key], other[key]) for key in one)
     lines = [json.loads(line) for line in (tmp_path / "b" / LOG).read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8]

@@ -74,6 +74,8 @@ def _sentence(key: str, old: Any, new: Any) -> str:
 def _show(key: str, value: Any) -> str:
     if value in (None, [], {}, ()):
         return "not set"
+    if isinstance(value, bool):
+        return "set" if value else "not set"
     if key == "frames":
         return f"{value[0]} to {value[1] - 1}"
     if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, list) for each in value)):

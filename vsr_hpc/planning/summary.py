@@ -64,8 +64,8 @@ def estimate_frames(clip: Clip, wanted: RangeSection) -> int | None:
         whole = seconds * rate
     begin = _frame_of(wanted.start, clip.frame_rate, Fraction(0))
     end = min(_frame_of(wanted.stop, clip.frame_rate, whole), whole)
-    count = max(1, round(end - begin))
-    return count if wanted.frames is None else min(count, wanted.frames)
+    count = max(1, round(end - begin)) if end > begin else None  # only an index says that a range is empty
+    return count if count is None or wanted.frames is None else min(count, wanted.frames)
 
 
 def _frame_of(place: str | None, rate: Fraction | None, default: Fraction) -> Fraction:
