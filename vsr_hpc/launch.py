@@ -14,7 +14,7 @@ from vsr_hpc.engine.device_facts import describe_device, device_facts, gpu_findi
 from vsr_hpc.engine.settings import choose_precision
 from vsr_hpc.errors import BackendError, JobError, MediaError, VerifyError
 from vsr_hpc.executors import local
-from vsr_hpc.executors.rounds import count_workers
+from vsr_hpc.executors.rounds import count_workers, was_refused
 from vsr_hpc.forecast import forecast
 from vsr_hpc.job.reading import with_absolute_paths
 from vsr_hpc.job.spec import JobSpec, RunSection, run_folder
@@ -481,7 +481,7 @@ def _refuse_to_replace(run: Run, done: Done | None, job: JobSpec, differing: tup
             "continue it; --new throws that work away",
             list(differing),
         )
-    if not job.overwrite:
+    if not job.overwrite and not was_refused(run):
         what = f"{done.output} was made" if done is not None else f"{run.uri} was begun, nothing is done yet,"
         raise JobError.from_findings(
             f"{what} with other settings; --overwrite makes it anew", list(differing)

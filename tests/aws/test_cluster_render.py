@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from tests.aws.conftest import VALUES
+from tests.tools import ROOT
 from vsr_hpc.aws.cluster.check import check, load
 from vsr_hpc.aws.cluster.instance_rules import pools
 from vsr_hpc.aws.cluster.pcluster import Tool, validate_offline
 from vsr_hpc.aws.cluster.render import find_template, render
 from vsr_hpc.aws.cluster.values import Values, load_values
 from vsr_hpc.aws.cluster.yaml_document import parse
-from vsr_hpc.aws.config_files import config_folder
 from vsr_hpc.aws.instances import all_instances, find_instance
 from vsr_hpc.aws.prices import prices
 from vsr_hpc.errors import JobError
@@ -151,7 +151,7 @@ def test_value_that_could_change_more_than_its_place_is_refused(wrong: dict[str,
 
 
 def test_example_values_fill_every_template() -> None:
-    example = load_values(config_folder() / "values.example.yaml")
+    example = load_values(ROOT / "jobs/values.yaml")
     for name in TEMPLATES:
         assert "${" not in re.sub(r"#.*", "", render(find_template(name), example).text)
 

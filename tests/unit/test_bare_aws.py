@@ -13,7 +13,7 @@ from vsr_hpc.cli.main import app
 from vsr_hpc.errors import JobError
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "cluster-config" / "values.example.yaml"
+EXAMPLE = ROOT / "jobs/values.yaml"
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import pytest
 from tests.runs import planned_run, tiny_job
 from tests.unit.test_run import receipt
 from vsr_hpc.errors import JobError
+from vsr_hpc.executors.rounds import RoundRecord
 from vsr_hpc.launch import submit
 from vsr_hpc.planning.differences import describe_differences
 from vsr_hpc.run.run import Run
@@ -80,6 +81,18 @@ def test_a_run_without_a_finished_shard_is_replaced_by_overwrite_alone(tmp_path:
     again = submit(other.model_copy(update={"overwrite": True}))
     assert not again.is_continued
     assert again.run.number == run.number + 1
+
+
+def test_a_run_that_its_scheduler_refused_is_replaced_without_a_question(tmp_path: Path) -> None:
+    run = submit(tiny_job(tmp_path)).run
+    begun = run.start_round("slurm", 2, 6)
+    assert begun is not None
+    other = tiny_job(tmp_path, video={"crf": 40})
+    with pytest.raises(JobError, match="nothing is done yet"):  # it is being submitted
+        submit(other)
+    refused = RoundRecord(round=begun.number, error="sbatch refused it")
+    run.store.put("jobs/1.json", refused.model_dump_json().encode())
+    assert submit(other).run.number == run.number + 1
 
 
 def test_finished_shards_are_not_thrown_away_by_overwrite(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ JOBS = Path(__file__).parents[2] / "jobs"
 LEAST = {"input": "in.mkv", "output": "out.mkv", "model": "bicubic"}
 
 
-OF_SERVING = ("endpoint-", "ec2-")  # loaded by the tests of serving
-JOB_FILES = sorted(path for path in JOBS.glob("*.yaml") if not path.name.startswith(OF_SERVING))
+OF_OTHERS = ("endpoint-", "ec2-", "values")  # loaded by the tests of serving and of clusters
+JOB_FILES = sorted(path for path in JOBS.glob("*.yaml") if not path.name.startswith(OF_OTHERS))
 
 
 @pytest.mark.parametrize("path", JOB_FILES, ids=lambda path: path.name)

@@ -488,8 +488,10 @@ def verify(
 
 def _need_file(place: str) -> None:
     """A place on this machine that names one file or folder must exist; a pattern is looked at later."""
+    from vsr_hpc.system.files import describe_missing
+
     if "://" not in place and not set("*?%[") & set(place) and not Path(place).exists():
-        raise JobError(f"{place}: there is no such file")
+        raise JobError(f"{place}: {describe_missing(Path(place))}")
 
 
 def _launch(job: JobSpec, *, is_new: bool, is_quiet: bool, is_json: bool, after: Run | None = None) -> None:

@@ -131,6 +131,18 @@ class Rounds(Generic[Record]):
         )
 
 
+def was_refused(run: Run) -> bool:
+    """Whether a scheduler refused every round of this run, so that nobody has worked or will."""
+    rounds = run.rounds()
+    if not rounds or run.heartbeats():
+        return False
+    try:
+        stored = [run.store.read(f"jobs/{each.number}.json") for each in rounds]
+    except MissingObject:  # a round of this machine, or one that is being submitted
+        return False
+    return all(RoundRecord.model_validate_json(each).error for each in stored)
+
+
 def is_being_submitted(begun: Round) -> bool:
     """Whether a round without a record is so new that its process may still be submitting it."""
     return time.time() - begun.submitted_s <= _SUBMITTING_S

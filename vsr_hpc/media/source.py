@@ -14,7 +14,7 @@ import av.error
 from av.container import InputContainer
 
 from vsr_hpc.errors import MediaError
-from vsr_hpc.system.files import sha256_of_stream
+from vsr_hpc.system.files import describe_missing, sha256_of_stream
 
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 28
@@ -152,7 +152,7 @@ def check_readable(path: str, shown: str) -> None:
     except OSError as exc:  # a folder that may not be entered, a name that is too long
         raise MediaError(f"{shown}: cannot be reached ({exc.strerror})") from exc
     if not is_there:
-        raise MediaError(f"{shown}: there is no such file")
+        raise MediaError(f"{shown}: {describe_missing(target)}")
     if target.is_dir():
         raise MediaError(f"{shown}: is a folder without images that we know; give a video file")
     if not target.is_file():

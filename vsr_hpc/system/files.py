@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import hashlib
 import itertools
@@ -101,6 +102,17 @@ def flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def describe_missing(path: Path) -> str:
+    """What to say of a path where nothing is, with the file beside it that was probably meant."""
+    try:
+        names = [each.name for each in path.parent.iterdir()]
+    except OSError:  # the folder is missing too, or must not be read
+        names = []
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"there is no such file{hint}"
 
 
 def translated(

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from vsr_hpc.errors import JobError
+from vsr_hpc.system.files import describe_missing
 
 _LARGEST_BYTES = 1 << 20
 
@@ -30,7 +31,7 @@ def read_mapping(path: Path, noun: str, holds: str, *, no_text_hint: str = "") -
 def _read(path: Path, noun: str, no_text_hint: str) -> str:
     bare = noun.partition(" ")[2]
     if not path.exists():
-        raise JobError(f"{path}: there is no such file")
+        raise JobError(f"{path}: {describe_missing(path)}")
     if not path.is_file():
         raise JobError(f"{path}: {noun} is a plain file of YAML, this is none")
     try:

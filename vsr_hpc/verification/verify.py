@@ -105,7 +105,8 @@ class Verification:
         """The answer as text."""
         if self.ok:
             yield f"{self.output}: {self.frames} frames, each with its timestamp{_shift_text(self.offset_s)}"
-            yield f"  {self.packets} packets of other streams equal the source's"
+            if self.packets:
+                yield f"  {self.packets} packets of other streams equal the source's"
             if self.worst_psnr is not None:
                 yield (
                     f"  every picture matches its own input best; {self.undecided} look like their "

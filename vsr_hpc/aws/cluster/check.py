@@ -135,7 +135,7 @@ def load(template: str, values: Values | None) -> Rendered:
         return render(path, values)
     text = path.read_text("utf-8")
     if "${" in "".join(line.partition("#")[0] for line in text.splitlines()):
-        raise JobError(f"{path}: is a template; give the values that fill it in (--values values.yaml)")
+        raise JobError(f"{path}: is a template; --values FILE fills it in, and `vsr init values` writes one")
     count = len(text.splitlines())
     return Rendered(
         text=text, template=path, source_lines=tuple(range(1, count + 1)), values_used=((),) * count

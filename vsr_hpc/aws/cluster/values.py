@@ -74,7 +74,7 @@ PLACEHOLDERS: Mapping[str, str] = {
     "node_policy_arn": "arn:aws:iam::123456789012:policy/vsr-node-my-vsr-bucket",
     "budget_email": "you@example.org",
 }
-"""What cluster-config/values.example.yaml says where only the user knows the value."""
+"""What the file of `vsr init values` says where only the user knows the value."""
 
 
 def placeholders_in(values: Values) -> tuple[str, ...]:
@@ -89,15 +89,17 @@ def placeholders_in(values: Values) -> tuple[str, ...]:
 
 
 def load_values(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Values:
-    """Read the user's file, let flags win, and report everything that is wrong with it at once."""
-    where = str(path) if path else "flags"
+    """Read the user's file, let options win, and report everything that is wrong with it at once."""
+    where = str(path) if path else "--set"
+    if path is None and not overrides:
+        raise JobError("a cluster needs your values: `vsr init values` writes values.yaml to fill in")
     content: dict[str, Any] = {}
     if path is not None:
         try:
             loaded = yaml.safe_load(path.read_text("utf-8"))
         except FileNotFoundError as exc:
             raise JobError(
-                f"{path}: no such file; copy cluster-config/values.example.yaml and fill it in"
+                f"{path}: there is no such file; `vsr init values -o {path}` writes one to fill in"
             ) from exc
         except (yaml.YAMLError, UnicodeDecodeError) as exc:
             raise JobError(f"{path}: not YAML: {exc}") from exc
@@ -114,7 +116,7 @@ def load_values(path: Path | None, overrides: Mapping[str, Any] | None = None) -
 def _sentence(error: Any, content: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in error["loc"]) or "values"
     if error["type"] == "missing":
-        return f"{place} is missing; cluster-config/values.example.yaml says what it is"
+        return f"{place} is missing; `vsr init values` writes a file that says what it is"
     if error["type"] == "extra_forbidden":
         known = ", ".join(Values.model_fields)
         return f"{place} is not a value that templates use; they use {known}"

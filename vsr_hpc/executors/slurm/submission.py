@@ -6,12 +6,14 @@ tried again is read from the run. No accounting database is asked, and Slurm may
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import secrets
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -240,14 +242,22 @@ def _array(
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_python=_python(section))
         executor.update_parameters(**given)
-        with executor.batch():
+        with redirect_stderr(io.StringIO()), executor.batch():  # submitit prints what it also raises
             submitted = [executor.submit(task) for _ in range(count)]
         job: str = submitted[0].job_id
         return job.partition("_")[0]
     except (FailedJobError, FailedSubmissionError) as exc:
-        said = " ".join(line for line in str(exc).splitlines() if "error" in line.lower()) or str(exc)
-        is_passing = any(each in said.lower() for each in _TRANSIENT)
-        raise (BackendError if is_passing else JobError)(f"sbatch refused {given['name']}: {said}") from exc
+        raise _refusal(str(exc), given["name"]) from exc
+
+
+def _refusal(text: str, name: str) -> BackendError | JobError:
+    """What sbatch said, without its prefixes and repetitions; the partitions where none has that name."""
+    errors = [line.partition("error: ")[2] for line in text.splitlines() if "error: " in line]
+    said = "; ".join(dict.fromkeys(errors)) or text.strip()
+    if "invalid partition" in said.lower() and (known := slurm.partitions()):
+        said += f"; this cluster has {', '.join(each.name for each in known)}"
+    is_passing = any(each in said.lower() for each in _TRANSIENT)
+    return (BackendError if is_passing else JobError)(f"sbatch refused {name}: {said}")
 
 
 def _gpus(job: JobSpec) -> int:
