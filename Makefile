@@ -48,7 +48,7 @@ types:
 	$(BIN)/mypy
 
 tests:
-	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder --durations 20 $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder --durations 20 -r s $(TESTS)
 
 # What tests of Slurm and ParallelCluster need, where this machine lets us install it; those tests say why they skip.
 tools: install $(PCLUSTER)/.installed $(PUBLISHED)/.installed

@@ -127,7 +127,8 @@ def test_runs_are_found_and_taken_off_the_list(
     finished(run)
 
     def listed() -> set[str]:
-        return {each.text for each in chromium.all(".run b")} & set(names)
+        script = "return [...document.querySelectorAll('.run b')].map((each) => each.textContent)"
+        return set(chromium.run(script)) & set(names)
 
     chromium.open(live.address)
     chromium.wait(lambda: listed() == set(names), "both runs")
@@ -135,16 +136,16 @@ def test_runs_are_found_and_taken_off_the_list(
         lambda: chromium.run("return document.querySelector('img.shot')?.naturalWidth"), "a thumbnail"
     )
     chromium.one("input[type=search]").send_keys("GREEN nearest")
-    assert listed() == set()
+    chromium.wait(lambda: listed() == set(), "no run")
     chromium.one("input[type=search]").clear()
     chromium.one("input[type=search]").send_keys("green")
-    assert listed() == {"green.mkv"}
+    chromium.wait(lambda: listed() == {"green.mkv"}, "one run")
     chromium.run(
         "const it = document.querySelector('.find select'); it.value = 'complete';"
         "it.dispatchEvent(new Event('change'));"
     )
-    assert listed() == {"green.mkv"}
-    chromium.one(".remove").click()
+    chromium.wait(lambda: listed() == {"green.mkv"}, "the complete run")
+    chromium.run("document.querySelector('.remove').click()")
     chromium.wait(lambda: listed() == set(), "the run to go")
     assert Path(run.uri).is_dir()
     assert chromium.console() == []

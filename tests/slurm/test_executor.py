@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -22,6 +23,13 @@ BUSY = {"frames": 96, "slow_s": 0.06}
 """A clip of 24 shards that keeps one worker busy for six seconds, without using the CPU."""
 LASTING = {"frames": 240, "slow_s": 0.5}
 """One that lasts for two minutes, so that a person's command meets it at work on a busy machine, too."""
+
+
+def signal_job(cluster: DevCluster, film: Submitted, number: signal.Signals) -> None:
+    """Signal every process of the workers; one that ended meanwhile, as others were killed, is no matter."""
+    for pid in cluster.job_pids(film.job()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def test_four_workers_over_three_nodes_make_the_bytes_of_one_machine(
@@ -155,8 +163,7 @@ def test_requeued_worker_takes_its_own_shard_back_at_once(cluster: DevCluster) -
     film = Submitted(cluster, "requeue", **LASTING, run={"workers": 1})
     film.submit()
     film.wait_receipts(2)
-    for pid in cluster.job_pids(film.job()):
-        os.kill(pid, signal.SIGSTOP)  # it cannot give its lease back
+    signal_job(cluster, film, signal.SIGSTOP)  # it cannot give its lease back
     cluster.run_as_user(["scontrol", "requeue", film.job()])
     film.speed_up()
     film.wait_done()
@@ -209,8 +216,7 @@ def test_round_whose_only_worker_was_killed_is_followed_by_another(cluster: DevC
     film = Submitted(cluster, "killed", **LASTING, run={"workers": 1})
     film.submit()
     film.wait_receipts(2)
-    for pid in cluster.job_pids(film.job()):
-        os.kill(pid, signal.SIGKILL)
+    signal_job(cluster, film, signal.SIGKILL)
     film.speed_up()
     sha256 = film.wait_done()
     assert [each.number for each in film.run.rounds()] == [1, 2]
@@ -235,8 +241,7 @@ def test_merge_that_the_time_limit_cuts_off_is_requeued_and_ends(cluster: DevClu
     film.hold_merge()
     film.submit()
     wait_merging(film, "workers")
-    for pid in cluster.job_pids(film.job()):
-        os.kill(pid, signal.SIGKILL)
+    signal_job(cluster, film, signal.SIGKILL)
     wait_merging(film, "finish")
     finish = film.job(kind="finish")
     cluster.run_as_user(["scancel", "--signal=USR2", finish])
