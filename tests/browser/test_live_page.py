@@ -87,7 +87,12 @@ def test_a_dropped_clip_is_tried_begun_and_followed_to_its_report(chromium: Brow
     chromium.wait(lambda: chromium.run("return document.querySelector('.shown[data-done]')"), "the upload")
     place = Path(chromium.run("return document.getElementById('input').value"))
     assert place.read_bytes() == clip.read_bytes()
-    chromium.run("document.querySelector('select').value = 'bicubic'")
+    chromium.wait(
+        lambda: "→" in chromium.text(".plan") and "vsr-video-x2" in chromium.text(".plan"), "a plan"
+    )
+    choose = "const it = document.querySelector('select'); it.value = 'bicubic'; it.dispatchEvent("
+    chromium.run(f"{choose}new Event('input', {{bubbles: true}}))")
+    chromium.wait(lambda: "128×96, bicubic (CPU" in chromium.text(".plan"), "the plan of another model")
     press(chromium, "Preview one second")
     chromium.wait(lambda: chromium.all(".comparison .stage"), "the preview")
     assert len(chromium.all(".loop")) == 1

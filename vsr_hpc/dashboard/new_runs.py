@@ -16,8 +16,10 @@ from vsr_hpc.dashboard.uploads import safe_name
 from vsr_hpc.errors import JobError
 from vsr_hpc.executors.local import last_words, start_command
 from vsr_hpc.job.reading import parse_job
-from vsr_hpc.launch import submit
+from vsr_hpc.job.spec import JobSpec
+from vsr_hpc.launch import describe_job, submit
 from vsr_hpc.models.defaults import AUTO, default_model
+from vsr_hpc.planning.preparation import prepare
 from vsr_hpc.run.run import Run
 
 _PREVIEW_S = 900.0
@@ -39,6 +41,15 @@ class Asked(BaseModel):
 
 def begin_run(asked: Asked, folder: str) -> Run:
     """Check the job and announce its run; JobError and MediaError say what is wrong."""
+    return submit(_job(asked, folder)).run
+
+
+def describe_run(asked: Asked, folder: str) -> str:
+    """What the job will do, in one line, as the command line begins; the same errors as `begin_run`."""
+    return describe_job(prepare(_job(asked, folder)))
+
+
+def _job(asked: Asked, folder: str) -> JobSpec:
     document = {
         "input": asked.input,
         "output": asked.output or default_output(asked, folder),
@@ -46,7 +57,7 @@ def begin_run(asked: Asked, folder: str) -> Run:
         "on": asked.on,
         "picture": {"scale": asked.scale, "size": asked.size},
     }
-    return submit(parse_job(document, "")).run
+    return parse_job(document, "")
 
 
 def default_output(asked: Asked, folder: str) -> str:

@@ -30,7 +30,7 @@ from starlette.types import ASGIApp
 
 from vsr_hpc import launch
 from vsr_hpc.dashboard.guard import LOOPBACK, REPORT_POLICY, REPORTS, Door, Guard
-from vsr_hpc.dashboard.new_runs import Asked, Carrying, begin_run, preview_of
+from vsr_hpc.dashboard.new_runs import Asked, Carrying, begin_run, describe_run, preview_of
 from vsr_hpc.dashboard.snapshots import Telling, Watched, read_line, run_id
 from vsr_hpc.dashboard.uploads import Began, Bucket, Folder
 from vsr_hpc.errors import BackendError, JobError, VsrError
@@ -121,6 +121,7 @@ def application(board: Board, door: Door) -> ASGIApp:
         Route("/api/uploads/{number}/complete", with_board(_complete_upload), methods=["POST"]),
         Route("/api/uploads/{number}/abort", with_board(_abort_upload), methods=["POST"]),
         Route("/api/preview", with_board(_preview), methods=["POST"]),
+        Route("/api/description", with_board(_describe), methods=["POST"]),
         Route("/api/jobs", with_board(_submit), methods=["POST"]),
     ]
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
@@ -343,6 +344,11 @@ async def _preview(request: Request, board: Board) -> Response:
                 work.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await work
+
+
+async def _describe(request: Request, board: Board) -> Response:
+    asked = await _read(request, Asked)
+    return JSONResponse({"text": await asyncio.to_thread(describe_run, asked, board.intake.place)})
 
 
 async def _submit(request: Request, board: Board) -> Response:

@@ -22,6 +22,7 @@ export function createPage(page, send) {
   const at = el("input", { type: "text", placeholder: "a third into the clip", autocomplete: "off" });
   const where = el("select", {}, ["local", "slurm", "aws-batch"].map((name) => el("option", { value: name }, name)));
   const about = el("p", { class: "about soft" });
+  const plan = el("p", { class: "plan", "aria-live": "polite", hidden: true });
   const trouble = el("p", { class: "trouble", role: "alert", hidden: true });
   const shown = el("div", { class: "shown", "aria-live": "polite" });
   const tryIt = el("button", { type: "button", class: "button", onclick: preview }, "Preview one second");
@@ -33,8 +34,9 @@ export function createPage(page, send) {
     el("header", { class: "hero" }, el("h1", {}, "New run")),
     card("Clip", null, drop, upload, el("div", { class: "form" }, field("or name one that this machine can read", input, "wide"))),
     card("Model", null, el("div", { class: "form" }, field("model", model), field("scale", scale), field("size", size), field("preview at", at), field("where", where), field("output", output, "wide")), about),
-    el("div", { class: "card" }, el("div", { class: "actions" }, tryIt, begin), trouble, shown),
+    el("div", { class: "card" }, plan, el("div", { class: "actions" }, tryIt, begin), trouble, shown),
   );
+  page.addEventListener("input", foresee);
   addEventListener("dragover", over);
   addEventListener("dragleave", out);
   addEventListener("drop", dropped);
@@ -58,6 +60,23 @@ export function createPage(page, send) {
   function describe() {
     const chosen = setup.models.find((each) => each.name === model.value);
     about.textContent = chosen ? `${chosen.description} Licence: ${chosen.licence}.` : "";
+  }
+
+  let foreseen = 0;
+  async function foresee() {
+    const mine = ++foreseen;
+    await new Promise((done) => setTimeout(done, 300));
+    if (mine !== foreseen) return;
+    const { at: _, ...job } = asked();
+    let text = "";
+    try {
+      text = job.input ? (await send("api/description", job)).text : "";
+    } catch (error) {
+      text = error.message;
+    }
+    if (mine !== foreseen) return;
+    plan.hidden = !text;
+    plan.textContent = text;
   }
 
   function over(event) {
@@ -91,6 +110,7 @@ export function createPage(page, send) {
       input.value = setup.is_s3 ? await toS3(clip, draw) : await toFolder(clip, draw);
       fill(upload, el("p", {}, `${clip.name} is there: `, el("span", { class: "soft" }, input.value)));
       upload.dataset.done = "true";
+      foresee();
     } catch (error) {
       upload.hidden = true;
       said(error);
@@ -197,6 +217,8 @@ export function createPage(page, send) {
     removeEventListener("dragover", over);
     removeEventListener("dragleave", out);
     removeEventListener("drop", dropped);
+    page.removeEventListener("input", foresee);
+    foreseen++;
   };
 }
 
