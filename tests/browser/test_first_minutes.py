@@ -111,13 +111,16 @@ def test_somebody_with_a_phone_a_logo_and_a_folder(here: Path) -> None:
     shape = picture((32, 24), "gbrp")
     for number, name in enumerate(("a.png", "b.jpg", "c.webp")):
         write_image(photographs / name, shape, numbered_planes(number, shape))
+    encode = [str(find_tool("heif-enc")), str(photographs / "a.png"), "-o", str(photographs / "d.heic")]
+    subprocess.run(encode, check=True, capture_output=True)
     (photographs / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     answered = says(here, "photos big/ -n bicubic", 3)
-    assert "2 of 4" in answered
+    assert "2 of 5" in answered
     assert sorted(path.name for path in (here / "big").iterdir() if path.is_file()) == [
         "a.png",
         "b.jpg",
         "c.webp",
+        "d.png",
     ]
     assert read_image(here / "big/a.png")[0].width == 64
 

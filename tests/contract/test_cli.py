@@ -507,7 +507,7 @@ def test_photographs_of_any_size_and_format_keep_their_names_and_a_broken_one_st
         shape = picture(size, "yuvj420p" if name == "beach.jpg" else "yuv420p" if "webp" in name else "gbrp")
         write_image(here / "photos" / name, shape, numbered_planes(7, shape))
     (here / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
-    (here / "photos" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (here / "photos" / "phone.jxl").write_bytes(b"\0\0\0\x0cJXL \r\n\x87\n")
     said = vsr("upscale", "photos", "big", "--scale", "2", "--no-report")
     assert (said.code, said.out) == (3, "big/beach.jpg\nbig/cat.webp\nbig/Zoo.png\n"), said.err
     lines = said.err.splitlines()
@@ -518,7 +518,7 @@ def test_photographs_of_any_size_and_format_keep_their_names_and_a_broken_one_st
     ]
     assert sum("the model is vsr-clean-x2" in line for line in lines) == 1
     assert any(line.startswith(f"vsr: 2 of 5: {here}/photos/broken.jpg: ") for line in lines)
-    assert any(line.startswith("vsr: 4 of 5: photos/phone.heic: this kind of picture") for line in lines)
+    assert any(line.startswith("vsr: 4 of 5: photos/phone.jxl: this kind of picture") for line in lines)
     assert lines[-1] == "vsr: 2 of 5 inputs were not upscaled"
     assert not any(line.split()[0] in ("plan", "merge") for line in lines)
     assert read_image(here / "big" / "Zoo.png")[0].height == 64

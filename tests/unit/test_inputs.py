@@ -91,7 +91,7 @@ def test_an_image_that_cannot_be_read_is_an_input_all_the_same() -> None:
     Path("in/f_2.png").write_bytes(b"no image")
     Path("in/f_3.heic").write_bytes(b"none either")
     Path("in/notes.txt").write_text("not a picture")
-    assert [pair[0] for pair in expand(["in", "out/"])] == ["in/f_1.png", "in/f_2.png", "in/f_3.heic"]
+    assert expand(["in", "out/"])[1:] == (("in/f_2.png", "out/f_2.png"), ("in/f_3.heic", "out/f_3.png"))
 
 
 def test_a_glob_of_clips_is_each_of_them() -> None:

@@ -13,7 +13,9 @@ CLIP_SUFFIXES = frozenset(
 )
 _KEPT_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv"})
 _IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".exr", ".jpg", ".jpeg", ".webp", ".bmp"})
-UNREAD_SUFFIXES = frozenset({".heic", ".heif", ".jxl"})
+_PHOTO_SUFFIXES = frozenset({".heic", ".heif", ".avif"})
+"""Stills that are read and not written: each becomes a PNG."""
+UNREAD_SUFFIXES = frozenset({".jxl"})
 """Pictures that people have in such folders and that are not read; each is refused by its name."""
 
 
@@ -62,7 +64,7 @@ def looks_like_input(word: str) -> bool:
     """Whether a word of a command line names a clip, an image or something that exists."""
     path = Path(word)
     return not word.startswith("-") and (
-        path.suffix.lower() in CLIP_SUFFIXES | _IMAGE_SUFFIXES or path.exists()
+        path.suffix.lower() in CLIP_SUFFIXES | _IMAGE_SUFFIXES | _PHOTO_SUFFIXES or path.exists()
     )
 
 
@@ -75,10 +77,11 @@ def _clips(source: str, *, is_clip: bool) -> list[str]:
     if path.is_dir():
         entries = sorted((each for each in path.iterdir() if each.is_file()), key=_by_name)
         clips = [str(entry) for entry in entries if entry.suffix.lower() in CLIP_SUFFIXES]
-        stills = [each for each in entries if each.suffix.lower() in _IMAGE_SUFFIXES | UNREAD_SUFFIXES]
+        pictures = _IMAGE_SUFFIXES | _PHOTO_SUFFIXES | UNREAD_SUFFIXES
+        stills = [each for each in entries if each.suffix.lower() in pictures]
         return clips or ([source] if is_clip or _is_one_clip(stills) else [str(each) for each in stills])
     if not path.exists() and any(mark in source for mark in "*?["):
-        known = CLIP_SUFFIXES | _IMAGE_SUFFIXES
+        known = CLIP_SUFFIXES | _IMAGE_SUFFIXES | _PHOTO_SUFFIXES
         found = sorted(glob.glob(source))  # noqa: PTH207 - a pattern may be absolute
         matches = [match for match in found if Path(match).suffix.lower() in known]
         if not matches:
@@ -141,5 +144,7 @@ def _join(folder: str, name: str) -> str:
 
 def _output_name(clip: str) -> str:
     path = Path(clip)
-    keeps = path.suffix.lower() in _KEPT_SUFFIXES | _IMAGE_SUFFIXES
+    if path.suffix.lower() in _PHOTO_SUFFIXES:
+        return f"{path.stem}.png"
+    keeps = path.suffix.lower() in _KEPT_SUFFIXES | _IMAGE_SUFFIXES | UNREAD_SUFFIXES
     return path.name if keeps else f"{path.stem}.mkv"

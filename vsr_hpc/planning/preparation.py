@@ -57,7 +57,7 @@ class Prepared:
     @property
     def makes_still(self) -> bool:
         """Whether one picture becomes one picture."""
-        return self.encoding is None and self.clip.images is not None and self.clip.images.is_still
+        return self.encoding is None and self.clip.is_still
 
 
 def prepare(job: JobSpec, *, card: Card | None = None) -> Prepared:

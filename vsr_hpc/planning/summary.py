@@ -79,7 +79,7 @@ def _frame_of(place: str | None, rate: Fraction | None, default: Fraction) -> Fr
 
 def _input_parts(clip: Clip, wanted: RangeSection, frames: int | None) -> list[str]:
     parts = [describe_size(clip.picture)]
-    if clip.images is not None and clip.images.is_still:
+    if clip.is_still:
         return parts
     if clip.frame_rate is not None:
         parts.append(f"{float(clip.frame_rate):.3f}".rstrip("0").rstrip(".") + " fps")

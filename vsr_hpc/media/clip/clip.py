@@ -90,5 +90,10 @@ class Clip:
     findings: tuple[str, ...] = ()
 
     @property
+    def is_still(self) -> bool:
+        """Whether it is one picture and not a clip of one frame."""
+        return self.is_single_picture or (self.images is not None and self.images.is_still)
+
+    @property
     def video_stream(self) -> Stream:
         return next(each for each in self.streams if each.index == self.video)
