@@ -47,7 +47,9 @@ lint:
 types:
 	$(BIN)/mypy
 
+# An editable installation is not compiled, and hundreds of processes of these tests would each do it again.
 tests:
+	$(BIN)/python -m compileall -q vsr_hpc tests
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder --durations 20 -r s $(TESTS)
 
 # What tests of Slurm and ParallelCluster need, where this machine lets us install it; those tests say why they skip.

@@ -38,3 +38,9 @@ def test_what_runs_on_a_head_node_imports_no_torch() -> None:
     command = [sys.executable, "-c", program, *ON_A_HEAD_NODE.split()]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
     assert answer.returncode == 0, answer.stderr
+
+
+def test_a_run_on_this_machine_imports_no_boto3() -> None:
+    program = "import sys, vsr_hpc.launch, vsr_hpc.work.worker; assert 'boto3' not in sys.modules"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr

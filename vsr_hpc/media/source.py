@@ -86,6 +86,10 @@ class Source(Protocol):
     @property
     def uri(self) -> str: ...
 
+    @property
+    def etag(self) -> str | None:
+        """S3's name for this content; a disk has none."""
+
     def open(self) -> str | BinaryIO: ...
 
 
@@ -94,6 +98,7 @@ class FileSource:
     """A local file. The path is made absolute, since FFmpeg takes `name:rest` for a protocol."""
 
     uri: str
+    etag: None = None
 
     def open(self) -> str | BinaryIO:
         return str(Path(self.uri).absolute())

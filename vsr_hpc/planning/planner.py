@@ -23,7 +23,6 @@ from vsr_hpc.planning.preparation import Prepared
 from vsr_hpc.planning.requests import gif_delays_of
 from vsr_hpc.planning.source_stamps import take_stamps
 from vsr_hpc.planning.space import scratch_bytes
-from vsr_hpc.storage.s3_source import RangedSource
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def make_plan(
             encoder_build=encoder_build(),
             window=window_of(job, card, clip),
         ),
-        source_etag=prepared.source.facts.etag if isinstance(prepared.source, RangedSource) else None,
+        source_etag=prepared.source.etag,
         source_stamps=stamps,
         seconds_per_frame=speed,
         scratch_bytes=scratch_bytes(prepared, stop - start),

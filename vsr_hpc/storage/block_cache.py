@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vsr_hpc.errors import JobError
-from vsr_hpc.storage.s3_connection import MIB
 from vsr_hpc.system.files import temporary_name, translated
 
 log = logging.getLogger(__name__)
@@ -29,12 +28,12 @@ GIB = 1 << 30
 class SourceSettings:
     """How an object is read; the defaults are for S3 and a node with some disk."""
 
-    block_bytes: int = 8 * MIB
+    block_bytes: int = 8 << 20
     blocks_ahead: int = 2
     """Fetched in the background once two blocks in a row were read."""
     blocks_held: int = 4
     """Kept open by each reader, whatever becomes of the cache."""
-    whole_below_bytes: int = 64 * MIB
+    whole_below_bytes: int = 64 << 20
     """A smaller object is fetched whole."""
     cache_bytes: int | None = None
     """Of all sources of this user on this node. None: $VSR_NODE_CACHE_GIB, else a quarter of what the disk

@@ -59,6 +59,10 @@ class RangedSource:
         return self._address.uri
 
     @property
+    def etag(self) -> str | None:
+        return self.facts.etag
+
+    @property
     def requests(self) -> Counter[str]:
         """Requests this process sent for the source, by operation."""
         return self._connection.requests
