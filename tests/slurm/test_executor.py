@@ -253,6 +253,23 @@ def test_merge_that_the_time_limit_cuts_off_is_requeued_and_ends(cluster: DevClu
     assert end is not None and end.cause == "stopped", "the merge that was cut off gave its lease back"
 
 
+def test_plan_and_merge_run_on_a_cpu_partition_after_the_gpu_nodes_are_released(cluster: DevCluster) -> None:
+    elsewhere = Path(sys.executable).with_name("python3")  # another path to it: not planned at submission
+    section = {"partitions": ["spot"], "cpu_partition": "ondemand", "python": str(elsewhere)}
+    film = Submitted(cluster, "cpu", frames=24, slow_s=0.02, run={"workers": 2}, slurm=section)
+    film.hold_merge()
+    film.submit()
+    wait_merging(film, "finish")
+    assert film.states() == ["COMPLETED", "COMPLETED"]
+    assert film.states(kind="plan") == ["COMPLETED"] and film.states(kind="finish") == ["RUNNING"]
+    (film.folder / "hold-merge").unlink()
+    sha256 = film.wait_done()
+    worked = {beat.node.partition("-")[0] for beat in film.run.heartbeats() if beat.shards}
+    others = {cluster.tasks(film.job(kind=kind))[0].node.partition("-")[0] for kind in ("plan", "finish")}
+    assert (worked, others) == ({"spot"}, {"ondemand"})
+    assert sha256 == film.alone()
+
+
 def wait_noted(film: Submitted, note: str) -> None:
     """Wait until a worker has left for this reason."""
     film.cluster.wait_until(

@@ -382,6 +382,9 @@ def work(
             "--with-parent", help="The process that started this worker and merges. The worker ends with it."
         ),
     ] = 0,
+    leaves_merge: Annotated[
+        bool, typer.Option("--leave-merge", help="Leave the merge to another process.")
+    ] = False,
     metrics: Annotated[
         Metrics | None,
         typer.Option("--metrics", help="Log figures for CloudWatch (emf). As the job says if left out."),
@@ -408,7 +411,7 @@ def work(
         task=task,
         restart=restart,
         parent=with_parent,
-        does_finish=not with_parent,
+        does_finish=not (with_parent or leaves_merge),
         metrics=metrics.value if metrics else None,
         prometheus=prometheus,
     )

@@ -473,6 +473,11 @@ class SlurmSection(_Section):
     partitions: Annotated[tuple[str, ...], Option("Slurm", name="--partition", metavar="NAME")] = Field(
         (), description="Partitions in order of preference, Spot first. The cluster's default if empty."
     )
+    cpu_partition: Annotated[Text | None, Option("Slurm", name="--cpu-partition", metavar="NAME")] = Field(
+        None,
+        description="A partition without GPUs that plans, merges, verifies and reports. The workers' own if "
+        "left out.",
+    )
     standby_after_min: float = Field(
         15,
         ge=0,

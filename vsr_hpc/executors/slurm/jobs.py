@@ -24,6 +24,7 @@ class RoundJobs(RoundRecord):
     workers: tuple[str, ...] = ()
     standby: tuple[str, ...] = ()
     finish: tuple[str, ...] = ()
+    plan: tuple[str, ...] = ()
     slurm: SlurmSection = SlurmSection()
     run: RunSection = RunSection()
 
@@ -31,6 +32,8 @@ class RoundJobs(RoundRecord):
         if self.error:
             return f"round {self.round} could not be submitted: {self.error}"
         parts = [f"round {self.round}: workers are job {', '.join(self.workers)}"]
+        if self.plan:
+            parts.append(f"after the plan's {self.plan[0]}")
         if self.standby:
             parts.append(f"on standby as {', '.join(self.standby)}")
         return ", ".join(parts) + (f", vsr finish follows as {self.finish[0]}" if self.finish else "")
@@ -83,6 +86,10 @@ class Names:
     @property
     def finish(self) -> str:
         return f"{self.run}-finish"
+
+    @property
+    def plan(self) -> str:
+        return f"{self.run}-plan"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ def cancel(run: Run) -> None:
     """End the run's jobs, waiting and running; the marker in the run is the caller's."""
     names = names_of(run)
     if slurm.has_slurm():
-        slurm.cancel((names.finish, names.standby, names.workers), only_pending=False)
+        slurm.cancel((names.finish, names.plan, names.standby, names.workers), only_pending=False)
 
 
 def queue_of(run: Run) -> tuple[tuple[str, ...], bool]:
@@ -28,8 +28,10 @@ def queue_of(run: Run) -> tuple[tuple[str, ...], bool]:
         return (f"round {latest.number} was {'just ' * is_new}begun and has no jobs",), is_new
     lines = [jobs.text()]
     names = names_of(run)
-    labels = {names.workers: "workers", names.standby: "standby", names.finish: "finish"}
-    known = {*jobs.workers, *jobs.standby, *jobs.finish}
+    labels = {
+        names.plan: "plan", names.workers: "workers", names.standby: "standby", names.finish: "finish",
+    }  # fmt: skip
+    known = {*jobs.plan, *jobs.workers, *jobs.standby, *jobs.finish}
     counts: Counter[tuple[str, str, str]] = Counter()
     is_open = False
     if slurm.has_slurm():

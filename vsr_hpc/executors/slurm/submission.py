@@ -14,7 +14,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -22,6 +22,7 @@ from vsr_hpc.errors import BackendError, JobError
 from vsr_hpc.executors.rounds import Submission
 from vsr_hpc.executors.slurm import commands as slurm
 from vsr_hpc.executors.slurm.jobs import ROUNDS, RoundJobs, names_of
+from vsr_hpc.executors.slurm.task_life import TaskLife, failure_noted
 from vsr_hpc.executors.slurm.worker_task import WorkerTask
 from vsr_hpc.job.spec import JobSpec, SlurmSection
 from vsr_hpc.models.cards import find_card
@@ -30,6 +31,7 @@ from vsr_hpc.run.model_copy import stage
 from vsr_hpc.run.run import Run
 from vsr_hpc.system.environment import THREAD_POLICY
 from vsr_hpc.system.files import sha256_of_file
+from vsr_hpc.system.interrupts import StopFlag, signals_set
 from vsr_hpc.system.user_folders import user_folder
 
 log = logging.getLogger(__name__)
@@ -42,13 +44,21 @@ _TRANSIENT = ("socket timed out", "unable to contact", "connection refused", "tr
 def plan_here(run: Run, job: JobSpec) -> None:
     """Make the plan at submission where the source is small and the nodes run this very software.
 
-    Otherwise the first worker makes it. No speed is measured, since no GPU is near and torch stays out of a
-    head node; a guess decides how many chunks make a shard, which changes no byte.
+    Otherwise a job on `cpu_partition` makes it, or the first worker.
     """
     if run.has_plan():
         return
     if job.slurm.container or job.slurm.packed or job.slurm.python not in (None, sys.executable):
         return
+    plan_by_guess(run, job, largest_bytes=_PLANNED_AT_SUBMISSION_BYTES)
+
+
+def plan_by_guess(run: Run, job: JobSpec, *, largest_bytes: int | None = None) -> None:
+    """Make the plan of a run, unless its source is larger than that.
+
+    No speed is measured, since no GPU is near and torch stays out of a head node; a guess decides how many
+    chunks make a shard, which changes no byte.
+    """
     from vsr_hpc.planning.planner import make_plan
     from vsr_hpc.planning.preparation import Prepared, prepare
     from vsr_hpc.planning.space import check_space
@@ -58,11 +68,25 @@ def plan_here(run: Run, job: JobSpec) -> None:
         return 0.01 + float(ready.card.operations_per_pixel) * pixels / _GUESSED_OPERATIONS_PER_S
 
     prepared = prepare(job.model_copy(update={"overwrite": True}))
-    if prepared.clip.size_bytes > _PLANNED_AT_SUBMISSION_BYTES:
+    if largest_bytes is not None and prepared.clip.size_bytes > largest_bytes:
         return
     plan, timeline = make_plan(replace(prepared, job=job), guess)
     check_space(plan, run.uri, run.store.free_bytes(), is_merged_here=False)
     run.write_plan(plan, timeline)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanTask:
+    """Makes the plan on a node without a GPU. Where it fails, the first worker says what is wrong."""
+
+    uri: str
+
+    def __call__(self) -> NoReturn:
+        with failure_noted(TaskLife.read()), signals_set(StopFlag()):
+            run = Run.open(self.uri)
+            if not run.has_plan():
+                plan_by_guess(run, run.job())
+        raise SystemExit(0)
 
 
 class Sequel(Protocol):
@@ -125,14 +149,29 @@ def _submit(run: Run, job: JobSpec, begun: Round, then: Sequel, packed_sha256: s
         names=names,
         threads=job.run.threads or section.cpus,
         has_standby=len(partitions) > 1,
+        does_finish=section.cpu_partition is None,
         kill_wait_s=slurm.parse_number(slurm.read_setting("KillWait"), 30),
         container=section.container,
     )
     gpus = _gpus(job)
     arrays: list[str] = []
+
+    def single(name: str, task: Callable[[], NoReturn], flags: dict[str, str]) -> str:
+        """A job of one task, without a GPU."""
+        given = parameters(
+            section, name=name, uri=run.uri, partition=section.cpu_partition or partitions[-1], gpus=0,
+            workers=1, exclude=(), packed_sha256=packed_sha256, flags=flags,
+        )  # fmt: skip
+        return _array(folder, given, task, 1, section)
+
     with slurm.clean_environment():
+        plan: tuple[str, ...] = ()
+        if section.cpu_partition and not section.container and not run.has_plan():
+            plan = (single(names.plan, PlanTask(uri=run.place_uri), {}),)
         for place, partition in enumerate(partitions):
             flags = {"begin": f"now+{round(place * section.standby_after_min * 60)}"} if place else {}
+            if plan:
+                flags["dependency"] = f"afterany:{plan[0]}"
             is_standby = place > 0
             arrays.append(
                 _array(
@@ -153,22 +192,10 @@ def _submit(run: Run, job: JobSpec, begun: Round, then: Sequel, packed_sha256: s
                     section,
                 )
             )
-        finish = _array(
-            folder,
-            parameters(
-                section,
-                name=names.finish,
-                uri=run.uri,
-                partition=partitions[-1],
-                gpus=0,
-                workers=1,
-                exclude=(),
-                packed_sha256=packed_sha256,
-                flags={"dependency": ",".join(f"afterany:{each}" for each in arrays)},
-            ),
+        finish = single(
+            names.finish,
             then(uri=run.place_uri, round=begun.number),
-            1,
-            section,
+            {"dependency": ",".join(f"afterany:{each}" for each in arrays)},
         )
     return RoundJobs(
         round=begun.number,
@@ -176,6 +203,7 @@ def _submit(run: Run, job: JobSpec, begun: Round, then: Sequel, packed_sha256: s
         workers=tuple(arrays[:1]),
         standby=tuple(arrays[1:]),
         finish=(finish,),
+        plan=plan,
         slurm=section,
         run=job.run,
     )

@@ -45,6 +45,8 @@ class WorkerTask:
     names: Names
     threads: int
     has_standby: bool = False
+    does_finish: bool = True
+    """Whether the worker that finds nothing missing merges; otherwise the job that follows does."""
     kill_wait_s: int = 30
     container: ContainerSection | None = None
 
@@ -107,6 +109,7 @@ class WorkerTask:
             task=life.task,
             restart=life.restart,
             threads=self.threads,
+            does_finish=self.does_finish,
             exit_code_of_hang=life.fail_hung,
         )
         return work(self.uri, options, stop, on_beat).shards
@@ -116,7 +119,7 @@ class WorkerTask:
         assert self.container is not None
         inner = [
             "vsr", "worker", self.uri, "--task", life.task, "--restart", str(life.restart),
-            "--threads", str(self.threads),
+            "--threads", str(self.threads), *([] if self.does_finish else ["--leave-merge"]),
         ]  # fmt: skip
         environment = {**os.environ, "AWS_EC2_METADATA_DISABLED": "true"}
         child = subprocess.Popen(inside(self.container, inner), env=environment, start_new_session=True)
