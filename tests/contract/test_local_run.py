@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from tests.clips import frame_number, numbered_clip
+from tests.commands import vsr
 from tests.kills import killed, undisturbed
 from tests.runs import finished, planned_run, tiny_job
 from vsr_hpc.errors import BackendError, JobError, MediaError
@@ -30,14 +31,16 @@ from vsr_hpc.media.decoder import open_decoder
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.source import Source
 from vsr_hpc.models.networks import Compact
+from vsr_hpc.planning.plan import Plan
 from vsr_hpc.report.report import verify_whole
 from vsr_hpc.run.liveness import is_process_gone
 from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
 from vsr_hpc.storage.opening import open_output
 from vsr_hpc.system.interrupts import Reason, StopFlag
-from vsr_hpc.verification.of_plan import verify_run
-from vsr_hpc.verification.verify import verify
+from vsr_hpc.verification import of_plan
+from vsr_hpc.verification.of_plan import verify_output, verify_run
+from vsr_hpc.verification.verify import Finding, Verification, verify
 from vsr_hpc.work import run_plan, worker
 
 
@@ -278,6 +281,21 @@ def test_cancel_stops_a_run_and_resume_goes_on(tmp_path: Path, monkeypatch: pyte
     assert stop.reason is Reason.CANCELLED
     assert read_status(run).state == "cancelled"
     assert finished(run).frames == 120
+
+
+def test_an_output_that_is_not_as_planned_is_kept_and_ends_with_5(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(plan: Plan, output: str, *, deep: bool) -> Verification:
+        made = verify_output(plan, output, deep=deep)
+        return replace(made, findings=(Finding(check="colour", text="the colour was lost"),))
+
+    monkeypatch.setattr(of_plan, "verify_output", found)
+    numbered_clip(tmp_path / "clip.mkv", frames=8)
+    said = vsr("upscale", tmp_path / "clip.mkv", tmp_path / "out.mkv", "-n", "bicubic", "-s", "2")
+    assert said.code == 5 and "not what was planned\n  - the colour was lost" in said.err, said.err
+    assert (tmp_path / "out.mkv").is_file()
+    assert "another process" not in said.err
 
 
 def test_killed_processes_cost_the_shard_in_hand_and_no_byte(tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def visit(source: Source, folder: Path) -> Visit:
         return Visit(source=source, outcome="refused" if is_due else "wrong", said=f"refused: {exc}")
     if source.refused:
         return Visit(source=source, outcome="wrong", said=f"was not refused ({source.refused})")
-    verdict = compare(made, output, loses=source.loses, exact=source.is_exact)
+    seen = folder / source.seen if source.seen else made
+    verdict = compare(seen, output, loses=source.loses, exact=source.is_exact)
     return Visit(
         source=source,
         outcome="wrong" if verdict.faults else "good",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +18,7 @@ from vsr_hpc.media.clip.clip import Clip, Stream
 from vsr_hpc.media.clip.interlace import Interlace
 from vsr_hpc.media.clip.probe import index_clip, probe_clip
 from vsr_hpc.media.clip.reader import read_frames
+from vsr_hpc.media.encode.encoding import VideoCodec, choose_siting
 from vsr_hpc.media.merge.container_plan import StreamsRequest, format_name
 from vsr_hpc.media.picture import Picture
 from vsr_hpc.media.pixels import without_alpha
@@ -57,6 +58,9 @@ from vsr_hpc.verification.timing import common_offset, timing_faults
 
 Progress = Callable[[int, int], None]
 
+_CODECS: Mapping[str, VideoCodec] = {
+    "h264": "h264", "hevc": "h265", "av1": "av1", "ffv1": "ffv1", "prores": "prores",
+}  # fmt: skip
 _STILL_DEPTHS = {".exr": 32, ".jpg": 8, ".jpeg": 8, ".webp": 8}
 _MPEG_LAYERS = frozenset({"mp1", "mp2", "mp3"})
 """MP4 has one name for all of them, and one decoder reads them all."""
@@ -251,7 +255,7 @@ class _Verify:
             else:
                 self.find("time" if check == "last" else check, text)
         self.offset = common_offset(self.timeline, (self.start, self.stop), shown)[0]
-        for check, text in picture_faults(self._due_picture(), made.picture, self.promise.picture):
+        for check, text in picture_faults(self._due_picture(made), made.picture, self.promise.picture):
             self.find(check, text)
         for text in picture_warnings(self.clip.picture, made.picture):
             self.warnings.append(Finding(check="colour", text=text))
@@ -276,12 +280,16 @@ class _Verify:
         if any(each.kind != "video" for each in self.clip.streams):
             self.notes.append("images hold no sound, subtitles or tags")
 
-    def _due_picture(self) -> Picture:
-        """The source's picture, without the alpha channel where that was to be dropped."""
+    def _due_picture(self, made: Clip | None = None) -> Picture:
+        """The source's picture: without alpha where that was to go, its chroma where `made` can state it."""
         picture = self.clip.picture
-        return (
-            replace(picture, pixel=without_alpha(picture.pixel)) if "alpha" in self.request.drop else picture
-        )
+        if "alpha" in self.request.drop:
+            picture = replace(picture, pixel=without_alpha(picture.pixel))
+        codec = _CODECS.get(made.video_stream.codec) if made is not None and made.images is None else None
+        if made is None or codec is None:
+            return picture
+        siting = choose_siting(codec, made.picture.pixel, picture.colour.siting)
+        return replace(picture, colour=replace(picture.colour, siting=siting))
 
     def _probed_output(self) -> Clip:
         """The output, by the video stream that stands where the source's stood."""

@@ -126,17 +126,19 @@ def try_finish(
     lease = take_single(run, "finish", worker, node, liveness)
     if lease is None:
         return None
-    try:
-        with beating():
-            return finish(run, lease, then)
-    except BaseException as exc:
-        run.give_back(lease, "stopped", node, str(exc))
-        if not isinstance(exc, VsrError):
-            raise
-        done = run.done()
-        if not is_taken_over(run, lease) and (done is None or not is_in_place(done)):
-            raise
-        log.warning("another process has finished the run or taken it over, here it ended with: %s", exc)
+    with beating():
+        try:
+            done, receipts = _finish_output(run, lease)
+        except BaseException as exc:
+            run.give_back(lease, "stopped", node, str(exc))
+            if not isinstance(exc, VsrError):
+                raise
+            found = run.done()
+            if not is_taken_over(run, lease) and (found is None or not is_in_place(found)):
+                raise
+            log.warning("another process has finished the run or taken it over, here it ended with: %s", exc)
+            return found
+        _conclude(run, receipts, then)
         return done
 
 
@@ -162,10 +164,23 @@ def finish(run: Run, lease: Lease | None = None, then: Conclusion | None = None)
     ShardsLostError where finished shards have to be made again. BackendError where another process has taken
     over the `finish` lease.
     """
+    done, receipts = _finish_output(run, lease)
+    _conclude(run, receipts, then)
+    return done
+
+
+def _conclude(run: Run, receipts: tuple[Receipt, ...] | None, then: Conclusion | None) -> None:
+    """What follows once this process has put the output in place; an error of it is the caller's."""
+    if receipts is not None:
+        (then or report_at_end)(run, receipts)
+
+
+def _finish_output(run: Run, lease: Lease | None) -> tuple[Done, tuple[Receipt, ...] | None]:
+    """Put the output in place and record the end; no receipts where that was done before."""
     done = run.done()
     if done is not None and is_in_place(done):
         notify_complete(run, done)
-        return done
+        return done, None
     began = time.monotonic()
     _refuse_superseded(run)
     receipts = _complete_receipts(run)
@@ -177,8 +192,7 @@ def finish(run: Run, lease: Lease | None = None, then: Conclusion | None = None)
         _sweep(run)
     log.info("run finished output=%s frames=%d sha256=%s", done.output, done.frames, done.sha256)
     notify_complete(run, done)
-    (then or report_at_end)(run, receipts)
-    return done
+    return done, receipts
 
 
 def _merge_and_publish(
