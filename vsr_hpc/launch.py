@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vsr_hpc.engine.device_facts import describe_device, device_facts, gpu_findings
 from vsr_hpc.engine.settings import choose_precision
-from vsr_hpc.errors import BackendError, JobError, MediaError, VerifyError
+from vsr_hpc.errors import BackendError, JobError, MediaError
 from vsr_hpc.executors import local
 from vsr_hpc.executors.rounds import count_workers, was_refused
 from vsr_hpc.forecast import forecast
@@ -259,15 +259,11 @@ def _conclude(
 ) -> None:
     """After the merge: hold the output's packets against the source, then make the report."""
     from vsr_hpc.report.report import write_at_end
-    from vsr_hpc.verification.of_plan import verify_output
+    from vsr_hpc.work.finish import check_output
 
     done = run.done()
     on_phase("verify", done)
-    if run.plan.encoding is not None and done is not None:
-        found = verify_output(run.plan, done.output, deep=False)
-        if not found.ok:
-            lines = "".join(f"\n  - {each.text}" for each in found.findings)
-            raise VerifyError(f"{done.output}: the output is kept, but it is not what was planned{lines}")
+    check_output(run)
     if how.report != "none" and how.keep != "nothing":
         on_phase("report", done)
         write_at_end(run, receipts)

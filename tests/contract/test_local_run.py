@@ -38,10 +38,9 @@ from vsr_hpc.run.run import Run
 from vsr_hpc.run.status import read_status
 from vsr_hpc.storage.opening import open_output
 from vsr_hpc.system.interrupts import Reason, StopFlag
-from vsr_hpc.verification import of_plan
 from vsr_hpc.verification.of_plan import verify_output, verify_run
 from vsr_hpc.verification.verify import Finding, Verification, verify
-from vsr_hpc.work import run_plan, worker
+from vsr_hpc.work import finish, run_plan, worker
 
 
 @pytest.fixture(autouse=True)
@@ -290,7 +289,7 @@ def test_an_output_that_is_not_as_planned_is_kept_and_ends_with_5(
         made = verify_output(plan, output, deep=deep)
         return replace(made, findings=(Finding(check="colour", text="the colour was lost"),))
 
-    monkeypatch.setattr(of_plan, "verify_output", found)
+    monkeypatch.setattr(finish, "verify_output", found)
     numbered_clip(tmp_path / "clip.mkv", frames=8)
     said = vsr("upscale", tmp_path / "clip.mkv", tmp_path / "out.mkv", "-n", "bicubic", "-s", "2")
     assert said.code == 5 and "not what was planned\n  - the colour was lost" in said.err, said.err

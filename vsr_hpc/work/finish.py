@@ -34,6 +34,7 @@ from vsr_hpc.storage.output import Published, Publisher, disk_errors_explained, 
 from vsr_hpc.storage.store import MissingObject
 from vsr_hpc.system.files import sha256_of_file
 from vsr_hpc.system.interrupts import StopFlag
+from vsr_hpc.verification.of_plan import verify_output
 from vsr_hpc.wording import plural
 from vsr_hpc.work.heartbeat import Pulse
 from vsr_hpc.work.watchdog import Watchdog
@@ -253,6 +254,23 @@ def _describe_end(
 
 def notify_complete(run: Run, done: Done) -> None:
     notify(run, "complete", f"{done.output}, {plural(done.frames, 'frame')}")
+
+
+def check_output(run: Run) -> None:
+    """Hold the packets and headers of a finished output against its source; VerifyError where they differ."""
+    done = run.done()
+    if done is None or run.plan.encoding is None:
+        return
+    found = verify_output(run.plan, done.output, deep=False)
+    if not found.ok:
+        lines = "".join(f"\n  - {each.text}" for each in found.findings)
+        raise VerifyError(f"{done.output}: the output is kept, but it is not what was planned{lines}")
+
+
+def check_and_report(run: Run, receipts: tuple[Receipt, ...]) -> None:
+    """What follows a merge where nobody waits for the node that it runs on."""
+    check_output(run)
+    report_at_end(run, receipts)
 
 
 def report_at_end(run: Run, receipts: tuple[Receipt, ...]) -> None:

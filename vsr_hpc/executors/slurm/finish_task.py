@@ -87,13 +87,19 @@ def is_cancelled_by_user(run: Run, number: int) -> bool:
 
 def _merge(run: Run, number: int, life: TaskLife) -> Done | None:
     """Merge, or wait for the process that does. A merge that is cut off gives its lease back and requeues."""
-    from vsr_hpc.work.finish import finish_patiently
+    from vsr_hpc.work.finish import check_and_report, finish_patiently
 
-    stop = StopFlag()
+    stop, jobs = StopFlag(), ROUNDS.read(run, number)
+    section = (run.job() if jobs is None else jobs).slurm
     try:
         with _signals_raised(stop):
             return finish_patiently(
-                run, life.node, task=life.task, stop=stop, exit_code_of_hang=life.fail_hung
+                run,
+                life.node,
+                task=life.task,
+                stop=stop,
+                exit_code_of_hang=life.fail_hung,
+                then=check_and_report if section.cpu_partition else None,
             )
     except _CutOffError:
         log.warning("the merge was cut off reason=%s", stop.reason)
@@ -101,11 +107,9 @@ def _merge(run: Run, number: int, life: TaskLife) -> Done | None:
         return None  # Slurm requeues it, or a person cancelled it
     cut_offs = count_cut_offs(run, life)
     if cut_offs >= _CUT_OFFS:
-        jobs = ROUNDS.read(run, number)
-        limit = (run.job() if jobs is None else jobs).slurm.time_limit_min
         raise JobError(
-            f"{run.uri}: the time limit of {limit} min cut the merge off {cut_offs} times; raise "
-            f"slurm.time_limit_min and call `vsr resume {run.uri}`, or call `vsr finish {run.uri}` where "
+            f"{run.uri}: the time limit of {section.time_limit_min} min cut the merge off {cut_offs} times; "
+            f"raise slurm.time_limit_min and call `vsr resume {run.uri}`, or call `vsr finish {run.uri}` where "
             "there is no time limit"
         )
     slurm.requeue(life.job)
