@@ -109,8 +109,8 @@ def _merge(run: Run, number: int, life: TaskLife) -> Done | None:
     if cut_offs >= _CUT_OFFS:
         raise JobError(
             f"{run.uri}: the time limit of {section.time_limit_min} min cut the merge off {cut_offs} times; "
-            f"raise slurm.time_limit_min and call `vsr resume {run.uri}`, or call `vsr finish {run.uri}` where "
-            "there is no time limit"
+            f"raise slurm.time_limit_min and call `vsr resume {run.uri}`, or call `vsr finish {run.uri}` "
+            "where there is no time limit"
         )
     slurm.requeue(life.job)
     return None
