@@ -12,12 +12,11 @@ from tests.serving.samples import still
 from vsr_hpc.errors import MediaError
 from vsr_hpc.media.picture import Colour, Picture
 from vsr_hpc.media.pixels import pixel_format
-from vsr_hpc.media.stills import still as stills
 from vsr_hpc.media.stills.still import encode_image, resolve_image_encoding
-from vsr_hpc.serving.limits import Limits
+from vsr_hpc.serving import reading
+from vsr_hpc.serving.reading import read_still
 from vsr_hpc.serving.refusals import Refusal
 from vsr_hpc.serving.request import Content
-from vsr_hpc.serving.stills import decode_still
 
 WIDTH, HEIGHT = 2600, 1800
 
@@ -49,23 +48,23 @@ def jpeg_of_two_sizes() -> bytes:
 
 
 def test_a_png_is_refused_by_the_header_that_decoders_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stills, "read_image", None)
+    monkeypatch.setattr(reading, "read_image", None)
     with pytest.raises(Refusal) as caught:
-        decode_still("png", png_of_two_sizes(), {}, Limits(pixels_in=1000))
+        read_still("png", png_of_two_sizes(), 1000)
     assert caught.value.numbers["found_pixels"] == WIDTH * HEIGHT
 
 
 def test_a_jpeg_that_grows_behind_its_header_is_given_up_undecoded() -> None:
     body = jpeg_of_two_sizes()
-    assert decode_still("jpeg", body, {}, Limits(pixels_in=WIDTH * HEIGHT)).picture.width == WIDTH
+    assert read_still("jpeg", body, WIDTH * HEIGHT)[0].width == WIDTH
     with pytest.raises(MediaError, match="jpeg cannot be decoded"):
-        decode_still("jpeg", body, {}, Limits(pixels_in=1000))
+        read_still("jpeg", body, 1000)
 
 
 @pytest.mark.parametrize("content", ["png", "jpeg", "webp"])
 def test_a_picture_of_just_as_many_pixels_as_are_allowed_is_taken(content: Content) -> None:
     """Its rows are no whole number of what decoders pad them to."""
     body = still(content, 65, 49)
-    assert decode_still(content, body, {}, Limits(pixels_in=65 * 49)).picture.height == 49
+    assert read_still(content, body, 65 * 49)[0].height == 49
     with pytest.raises(Refusal):
-        decode_still(content, body, {}, Limits(pixels_in=65 * 49 - 1))
+        read_still(content, body, 65 * 49 - 1)

@@ -14,14 +14,14 @@ from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.loaded_models import Bench, Model, Shelf, model_named, models_in
 from vsr_hpc.serving.refusals import Refusal
 from vsr_hpc.serving.request import Options
-from vsr_hpc.serving.stills import Still, bench_for, decode_still
+from vsr_hpc.serving.stills import Still, bench_for, raw_planes
 
 CPU = device_facts("cpu")
 
 
 def bench(model: Model, width: int = 64) -> Bench:
     shape = rgb(width, 48)
-    frame = decode_still("planes", bytes(width * 48 * 3), _described(width), Limits()).frame
+    frame = raw_planes(bytes(width * 48 * 3), _described(width), Limits()).frame
     still = Still(content="planes", picture=shape, frame=frame, meta=None)
     return bench_for(
         model, Options.model_validate({}), still, "planes", device=CPU, batch=None, limits=Limits()

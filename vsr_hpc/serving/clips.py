@@ -31,7 +31,7 @@ from vsr_hpc.media.merge.merge import merge, stream_merge
 from vsr_hpc.media.merge.request import MergeRequest
 from vsr_hpc.media.picture import Frame
 from vsr_hpc.media.segment import SegmentPart
-from vsr_hpc.media.source import Source, local_source, open_input
+from vsr_hpc.media.source import Source, local_source
 from vsr_hpc.media.timeline import Timeline
 from vsr_hpc.planning.plan import Plan, Shard
 from vsr_hpc.planning.planner import make_plan
@@ -107,9 +107,7 @@ def plan_clip(
     limits: Limits,
     patience: RequestDeadline,
 ) -> PlannedClip:
-    """Look at `folder`/in.<content> and say what will be made of it. MediaError, JobError, Refusal."""
-    source = folder / f"in.{content}"
-    _check_head(source, limits)
+    """Say what will be made of `folder`/in.<content>, which the fence has looked at. JobError, Refusal."""
     job = _job(folder, content, answer, model, options)
     prepared = prepare(job, card=model.card)
     out = prepared.picture
@@ -249,20 +247,6 @@ class SharedDevice:
                     raise Stopped from None
             except CancelledError:
                 raise Stopped from None
-
-
-def _check_head(source: Path, limits: Limits) -> None:
-    """Refuse by what the container says, before anything is decoded."""
-    with open_input(local_source(source)) as container:
-        for stream in container.streams.video:
-            if stream.codec_context is None:  # no decoder knows it, so its size cannot hurt
-                continue
-            width, height = int(stream.width or 0), int(stream.height or 0)
-            if width * height > limits.pixels_in:
-                raise too_many_pixels("clip's", width, height, limits.pixels_in)
-        seconds = (container.duration or 0) / 1_000_000
-    if seconds > limits.clip_s:
-        raise too_long(round(seconds, 2), limits.clip_s, "seconds")
 
 
 def _check_length(plan: Plan, timeline: Timeline, limits: Limits) -> None:

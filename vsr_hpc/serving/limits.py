@@ -28,6 +28,8 @@ class Limits:
     """Clips at work side by side; further ones wait in the queue."""
     deadline_s: float = 55.0
     """From a request's head to its answer. SageMaker gives up after 60 s on a real-time endpoint."""
+    read_s: float = 10.0
+    """From a whole body to its picture; and to open a clip."""
     records: int = 256
     """Records in one body of batch transform."""
 
@@ -35,7 +37,7 @@ class Limits:
         wrong = [
             name
             for name in ("payload_bytes", "answer_bytes", "pixels_in", "pixels_out", "clip_s", "clip_frames",
-                         "queue", "clips", "deadline_s", "records")
+                         "queue", "clips", "deadline_s", "read_s", "records")
             if not getattr(self, name) > 0
         ]  # fmt: skip
         if wrong:

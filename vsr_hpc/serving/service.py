@@ -30,6 +30,7 @@ from vsr_hpc.serving.bodies import (
     split_recordio,
 )
 from vsr_hpc.serving.clips import ClipStream, PlannedClip, make_clip, plan_clip
+from vsr_hpc.serving.fence import Fence
 from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.loaded_models import Bench, Model, Shelf, model_named, models_in
 from vsr_hpc.serving.metrics import Metrics
@@ -118,6 +119,7 @@ class Service:
         self._threads = settings.threads or threads
         self._codecs = ThreadPoolExecutor(max_workers=max(2, threads), thread_name_prefix="codec")
         self._clips = ThreadPoolExecutor(max_workers=settings.limits.clips, thread_name_prefix="clip")
+        self._fence = Fence(max(2, threads), settings.limits)
         self._pictures = asyncio.Semaphore(max(2 * threads, 2 * (settings.batch or 16)))
         self.shelf: Shelf = Shelf((), threads=1, device=_NO_DEVICE)
         self.batcher: Batcher | None = None
@@ -136,6 +138,7 @@ class Service:
 
         settings = self.settings
         tune_allocator()
+        self._fence.start()
         models = () if settings.multi_root else _allowed_models(settings)
         self._serves_ours = not models and not settings.multi_root
         models = models or tuple(model_named(name) for name in shipped_models() if self._serves_ours)
@@ -177,6 +180,7 @@ class Service:
             self.batcher.close()
         for pool in (self._codecs, self._clips):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._fence.close()
 
     def _watch(self) -> None:
         metrics = self.metrics
@@ -249,7 +253,9 @@ class Service:
         call: OpenRequest,
     ) -> Answer:
         def decode() -> tuple[Still, Bench]:
-            still = decode_still(content, asked.body, asked.declared.parameters, self.limits)
+            still = decode_still(
+                content, asked.body, asked.declared.parameters, self.limits, self._fence, call.patience
+            )
             bench = bench_for(
                 model, options, still, answer,
                 device=self.shelf.device, batch=self.settings.batch, limits=self.limits,
@@ -343,7 +349,9 @@ class Service:
         call: OpenRequest,
     ) -> PlannedClip:
         assert self.batcher is not None
-        (folder / f"in.{content}").write_bytes(asked.body)
+        path = folder / f"in.{content}"
+        path.write_bytes(asked.body)
+        self._fence.look_at_clip(content, path, call.patience)
         return plan_clip(
             folder, content, answer, model, options,
             device=self.shelf.device, batch=self.settings.batch, batcher=self.batcher,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -17,10 +16,11 @@ from vsr_hpc.errors import JobError
 from vsr_hpc.media.picture import Colour, Frame, Picture, Plane
 from vsr_hpc.media.pixels import planar_format
 from vsr_hpc.media.stills.metadata import StillMeta
-from vsr_hpc.media.stills.still import encode_image, read_image, resolve_image_encoding, still_picture
+from vsr_hpc.media.stills.still import encode_image, resolve_image_encoding, still_picture
+from vsr_hpc.serving.deadline import RequestDeadline
+from vsr_hpc.serving.fence import Fence
 from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.loaded_models import Bench, Model
-from vsr_hpc.serving.picture_size import still_size
 from vsr_hpc.serving.refusals import Refusal, answer_too_large, too_many_pixels
 from vsr_hpc.serving.request import MEDIA_TYPES, Content, Options
 
@@ -47,16 +47,18 @@ class Answer:
     facts: Facts = field(default=())
 
 
-def decode_still(content: Content, body: bytes, parameters: Mapping[str, str], limits: Limits) -> Still:
-    """The picture in a body. Refused by its header where it is too large; MediaError where damaged."""
+def decode_still(
+    content: Content,
+    body: bytes,
+    parameters: Mapping[str, str],
+    limits: Limits,
+    fence: Fence,
+    patience: RequestDeadline,
+) -> Still:
+    """The picture in a body, read behind the fence; raw planes need no decoder."""
     if content == "planes":
-        return _raw_planes(body, parameters, limits)
-    width, height = still_size(content, body)
-    if width * height > limits.pixels_in:
-        raise too_many_pixels("request's", width, height, limits.pixels_in)
-    picture, planes, meta = read_image(io.BytesIO(body), most_pixels=limits.pixels_in)
-    if picture.width * picture.height > limits.pixels_in:
-        raise too_many_pixels("request's", picture.width, picture.height, limits.pixels_in)
+        return raw_planes(body, parameters, limits)
+    picture, planes, meta = fence.read_still(content, body, patience)
     return Still(content=content, picture=picture, frame=Frame(index=0, planes=planes), meta=meta)
 
 
@@ -118,7 +120,7 @@ def encode_still(
 # Raw planes ----------------------------------------------------------------------------------------------
 
 
-def _raw_planes(body: bytes, parameters: Mapping[str, str], limits: Limits) -> Still:
+def raw_planes(body: bytes, parameters: Mapping[str, str], limits: Limits) -> Still:
     width, height = _side(parameters, "width"), _side(parameters, "height")
     if width * height > limits.pixels_in:
         raise too_many_pixels("request's", width, height, limits.pixels_in)
