@@ -103,9 +103,11 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(home: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
+def served(
+    home: Path, *arguments: str, environment: Mapping[str, str] | None = None, files: int | None = None
+) -> Iterator[Served]:
     """`vsr serve` on a free port, ready; killed at the end if it is still there."""
-    with started(home, *arguments, environment=environment) as server:
+    with started(home, *arguments, environment=environment, files=files) as server:
         until = time.monotonic() + _START_S
         while server.request("GET", "/ping").status != 200:
             assert server.process.poll() is None, "".join(server.lines)
@@ -115,8 +117,13 @@ def served(home: Path, *arguments: str, environment: Mapping[str, str] | None = 
 
 
 @contextlib.contextmanager
-def started(home: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
-    """`vsr serve` on a free port as soon as it listens; in a container where VSR_TEST_IMAGE names one."""
+def started(
+    home: Path, *arguments: str, environment: Mapping[str, str] | None = None, files: int | None = None
+) -> Iterator[Served]:
+    """`vsr serve` on a free port as soon as it listens; in a container where VSR_TEST_IMAGE names one.
+
+    `files` is how many files it may open.
+    """
     surroundings = {
         **os.environ,
         "HOME": str(home),
@@ -131,8 +138,9 @@ def started(home: Path, *arguments: str, environment: Mapping[str, str] | None =
         hand_over(home.parent)
         boxed = container(image, command, mounts={home.parent: str(home.parent)}, environment=said)
         surroundings = container_surroundings()
+    limited = [] if files is None else ["prlimit", f"--nofile={files}"]
     process = subprocess.Popen(
-        vsr(*command) if boxed is None else boxed.command,
+        [*limited, *vsr(*command)] if boxed is None else boxed.command,
         env=surroundings, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     lines: list[str] = []

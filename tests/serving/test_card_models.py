@@ -66,7 +66,7 @@ def test_a_model_that_only_its_card_describes_serves_clips(folder: Path, tmp_pat
                 body=clip(), declared=parse_content_type("video/mp4"), accept="",
                 pairs=(("preset", "ultrafast"),),
             )  # fmt: skip
-            made = await service.answer(asked, OpenRequest("one", Limits(deadline_s=90)), {})
+            made = await service.answer(asked, OpenRequest("one", RequestDeadline(90)), {})
         assert isinstance(made, Answer)
         assert {"model": "described", "frames": "12"}.items() <= dict(made.facts).items()
 

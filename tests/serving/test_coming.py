@@ -9,6 +9,7 @@ from tests.serving.inside import loaded
 from tests.serving.samples import clip, still
 from vsr_hpc.serving.admission import OpenRequest
 from vsr_hpc.serving.bodies import join_recordio
+from vsr_hpc.serving.deadline import RequestDeadline
 from vsr_hpc.serving.limits import Limits
 from vsr_hpc.serving.request import parse_content_type
 from vsr_hpc.serving.service import RequestItem
@@ -44,7 +45,7 @@ def test_records_count_while_they_are_coming_and_never_less_than_none(tmp_path: 
 
     async def live() -> None:
         async with loaded(tmp_path, models=("nearest",), limits=PATIENT) as service:
-            call = Watched("one", PATIENT)
+            call = Watched("one", RequestDeadline(90))
             made = await service.answer(asked(join_recordio(records), "application/x-recordio"), call, {})
             assert isinstance(made, Answer)
             assert dict(made.facts)["records"] == "36"

@@ -28,7 +28,7 @@ def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_request(server: Served) -> socket.socket:
-    """A request whose body never comes: it keeps its place until it is closed."""
+    """A request whose body never comes."""
     connection = socket.create_connection(("127.0.0.1", server.port))
     connection.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
     return connection
@@ -66,23 +66,24 @@ def test_sagemakers_own_start_needs_no_arguments(tmp_path: Path, heavy: Path) ->
         assert {"event": "ready", "models": ["nearest", "heavy"]} in server.events()
 
 
-def test_a_full_server_says_429_and_when_to_come_again(narrow: Served) -> None:
-    held = [open_request(narrow) for _ in range(2)]
-    narrow.wait_for("vsr_requests_inside", 2, timeout_s=1)
-    reply = narrow.invoke(still(), "image/png")
-    assert (reply.status, reply.error["limit"]) == (429, 2)
-    assert 1 <= int(reply.headers["retry-after"]) <= 30
-    for each in held:
-        each.close()
-    narrow.wait_for("vsr_requests_inside", 0)
-    assert narrow.invoke(still(), "image/png").status == 200
+def test_a_full_server_says_429_and_when_to_come_again(tmp_path: Path, heavy: Path) -> None:
+    arguments = ("--model-dir", str(heavy), "--model", "nearest", "--queue", "2")
+    with served(tmp_path, *arguments) as server, ThreadPoolExecutor(2) as clients:
+        large = still("png", 384, 288)
+        held = [clients.submit(server.invoke, large, "image/png", attributes="model=heavy") for _ in range(2)]
+        server.wait_for("vsr_requests_inside", 2)
+        reply = server.invoke(still(), "image/png")
+        assert (reply.status, reply.error["limit"]) == (429, 2)
+        assert 1 <= int(reply.headers["retry-after"]) <= 30
+        assert {each.result(60).status for each in held} <= {200, 503}
+        assert server.invoke(still(), "image/png").status == 200
 
 
-def test_a_body_that_does_not_come_gives_its_place_back(narrow: Served) -> None:
+def test_a_body_that_does_not_come_takes_no_place_and_is_cut_off(narrow: Served) -> None:
     with open_request(narrow) as connection:
         connection.settimeout(20)
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
-    narrow.wait_for("vsr_requests_inside", 0)
+    assert narrow.metric("vsr_requests_inside") == 0
 
 
 def test_a_request_past_its_deadline_is_told_and_forgotten(narrow: Served) -> None:

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vsr_hpc.errors import BackendError, VsrError
 from vsr_hpc.serving.admission import OpenRequest, request_id_from
 from vsr_hpc.serving.bodies import error_document
+from vsr_hpc.serving.deadline import RequestDeadline
 from vsr_hpc.serving.limits import MIB
 from vsr_hpc.serving.refusals import Refusal, past_deadline, payload_too_large, refusal_for
 from vsr_hpc.serving.request import attribute_pairs, parse_content_type
@@ -39,6 +40,9 @@ T = TypeVar("T")
 
 ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
 _BODY_S = 30.0
+_GRACE_S = 5.0
+_LEAST_RATE = 8 << 10
+"""Bytes a second on average that a body must come with, after so many seconds."""
 UNREAD_S = 60.0
 """So long may a client take nothing of its answer; then it is cut off, and its place is free."""
 _PIECE_BYTES = 64 << 10
@@ -126,9 +130,10 @@ def _list_models(service: Service) -> Callable[[Request], Awaitable[Response]]:
 
 def _load_model(service: Service) -> Callable[[Request], Awaitable[Response]]:
     async def load_model(request: Request) -> Response:
+        with service.gate.arriving() as take:
+            body = await _read_body(request, 64 << 10, _BODY_S, take)
         with service.gate.entered(request.scope["state"]["request_id"]) as call:
             call.ahead = 0  # brings no picture
-            body = await _read_body(request, 64 << 10)
             try:
                 wanted = _ModelToLoad.model_validate_json(body)
             except ValidationError as exc:
@@ -189,8 +194,10 @@ class _Answering:
         service, state = self._service, scope["state"]
         request = Request(scope, receive)
         try:
-            with service.gate.entered(state["request_id"]) as call:
-                response = await self._respond(request, call)
+            patience = RequestDeadline(service.limits.deadline_s)
+            body = await self._read(request)
+            with service.gate.entered(state["request_id"], patience) as call:
+                response = await self._respond(request, body, call)
                 await response(scope, receive, _in_time(send))
         except Refusal as refusal:
             if refusal.code in ("busy", "starting", "draining"):
@@ -200,15 +207,17 @@ class _Answering:
             state["facts"]["error"] = "cut_off"
             log.warning("answer cut off id=%s error=%s", state["request_id"], exc)
 
-    async def _respond(self, request: Request, call: OpenRequest) -> Response:
+    async def _read(self, request: Request) -> bytes:
+        """The body, before the request takes a place: whoever sends slowly keeps nobody out."""
+        limits = self._service.limits
+        with self._service.gate.arriving() as take:
+            body = await _read_body(request, limits.payload_bytes, min(_BODY_S, limits.deadline_s), take)
+        request.scope["state"]["facts"]["bytes_in"] = len(body)
+        self._service.metrics.bytes_in.add(len(body))
+        return body
+
+    async def _respond(self, request: Request, body: bytes, call: OpenRequest) -> Response:
         service, facts = self._service, request.scope["state"]["facts"]
-        limit = service.limits.payload_bytes
-        try:
-            body = await asyncio.wait_for(_read_body(request, limit), min(_BODY_S, service.limits.deadline_s))
-        except TimeoutError:
-            raise Refusal(408, "slow_body", f"the request's body did not come within {_BODY_S:g} s") from None
-        facts["bytes_in"] = len(body)
-        service.metrics.bytes_in.add(len(body))
         asked = RequestItem(
             body=body,
             declared=parse_content_type(request.headers.get("content-type", "")),
@@ -302,19 +311,30 @@ class _Streamed(StreamingResponse):
         return await asyncio.get_running_loop().run_in_executor(None, work)
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+async def _read_body(request: Request, limit: int, seconds: float, take: Callable[[int], None]) -> bytes:
+    """Refused where it takes longer, or comes more slowly than is allowed after a moment."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         await _discard(request)
         raise payload_too_large(int(declared), limit)
-    pieces, size = [], 0
-    async for piece in request.stream():
+    pieces: list[bytes] = []
+    size, began = 0, time.monotonic()
+    stream = request.stream()
+    while True:
+        until = min(seconds, _GRACE_S + size / _LEAST_RATE)
+        try:
+            piece = await asyncio.wait_for(anext(stream), began + until - time.monotonic())
+        except StopAsyncIteration:
+            return b"".join(pieces)
+        except TimeoutError:
+            text = f"a body must come within {seconds:g} s, with {_LEAST_RATE >> 10} KiB a second at least"
+            raise Refusal(408, "slow_body", text, {"Connection": "close"}) from None
         size += len(piece)
         if size > limit:
             await _discard(request)
             raise payload_too_large(f"more than {size - 1}", limit)
+        take(len(piece))
         pieces.append(piece)
-    return b"".join(pieces)
 
 
 async def _discard(request: Request) -> None:

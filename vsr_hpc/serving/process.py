@@ -15,6 +15,7 @@ import uvicorn
 
 from vsr_hpc.errors import BackendError
 from vsr_hpc.serving.app import UNREAD_S, access, application
+from vsr_hpc.serving.connections import bounded_protocol
 from vsr_hpc.serving.service import ServeSettings, Service
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def _config(service: Service) -> uvicorn.Config:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=64 << 10,
-        http="h11",
+        http=bounded_protocol(),
         ws="none",
     )
 
