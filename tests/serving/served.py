@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -54,6 +55,7 @@ class Served:
 
     def __init__(self, process: subprocess.Popen[str], port: int, lines: list[str]) -> None:
         self.process, self.port, self.lines = process, port, lines
+        self.context: ssl.SSLContext | None = None
 
     @property
     def url(self) -> str:
@@ -67,7 +69,13 @@ class Served:
         headers: Mapping[str, str] | None = None,
         timeout_s: float = 60,
     ) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        connection: http.client.HTTPConnection
+        if self.context is None:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        else:
+            connection = http.client.HTTPSConnection(
+                "127.0.0.1", self.port, timeout=timeout_s, context=self.context
+            )
         try:
             connection.request(method, path, body=body, headers=dict(headers or {}))
             answer = connection.getresponse()
@@ -104,10 +112,18 @@ class Served:
 
 @contextlib.contextmanager
 def served(
-    home: Path, *arguments: str, environment: Mapping[str, str] | None = None, files: int | None = None
+    home: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    files: int | None = None,
+    trusted: Path | None = None,
 ) -> Iterator[Served]:
-    """`vsr serve` on a free port, ready; killed at the end if it is still there."""
+    """`vsr serve` on a free port, ready; killed at the end if it is still there.
+
+    `trusted` is the certificate of a server by https.
+    """
     with started(home, *arguments, environment=environment, files=files) as server:
+        server.context = ssl.create_default_context(cafile=trusted) if trusted else None
         until = time.monotonic() + _START_S
         while server.request("GET", "/ping").status != 200:
             assert server.process.poll() is None, "".join(server.lines)

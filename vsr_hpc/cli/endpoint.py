@@ -106,6 +106,10 @@ def invoke(
         float,
         typer.Option("--max-payload-mb", metavar="NUMBER", help="Send a larger input through S3."),
     ] = 6,
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", metavar="FILE", help="A file whose first token a `vsr serve` is sent."),
+    ] = None,
     timeout_s: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", min=1, help="How long to wait in all.")
     ] = 900,
@@ -120,6 +124,7 @@ def invoke(
     from vsr_hpc.serving.client import Question
     from vsr_hpc.serving.client import invoke as ask
     from vsr_hpc.serving.limits import MIB
+    from vsr_hpc.serving.tokens import first_token
 
     pairs = [_option(each) for each in options or []]
     pairs += [("model", model)] if model else []
@@ -135,6 +140,7 @@ def invoke(
         payload_bytes=int(payload_mb * MIB),
         is_async=is_async,
         s3=s3,
+        token="" if token_file is None else first_token(token_file),
     )
     reply = ask(endpoint, question)
     if is_json:

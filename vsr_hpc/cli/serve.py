@@ -91,6 +91,21 @@ class ServeOptions:
             metavar="N",
         ),
     ] = 8080
+    token_file: Annotated[
+        Path | None,
+        _option(
+            _LISTEN,
+            "--token-file",
+            "A file of tokens, one a line; requests need one of them. Read again when it changes.",
+            metavar="FILE",
+        ),
+    ] = None
+    cert: Annotated[
+        Path | None, _option(_LISTEN, "--cert", "Certificate chain for HTTPS, as PEM.", metavar="FILE")
+    ] = None
+    key: Annotated[
+        Path | None, _option(_LISTEN, "--key", "The private key of --cert, as PEM.", metavar="FILE")
+    ] = None
     payload_mb: Annotated[
         float, _option(_LIMITS, "--max-payload-mb", "Largest body of a request, in MiB.", metavar="NUMBER")
     ] = 6
@@ -200,7 +215,16 @@ class ServeOptions:
             max_models=self.max_models,
             drain_s=self.drain_s,
             scratch=self.scratch,
+            token_file=self.token_file,
+            certificate=self._certificate(),
         )
+
+    def _certificate(self) -> tuple[Path, Path] | None:
+        if self.cert is None and self.key is None:
+            return None
+        if self.cert is None or self.key is None:
+            raise JobError("--cert and --key: give both, or neither")
+        return self.cert, self.key
 
     def _limits(self) -> Limits:
         from vsr_hpc.serving.limits import MIB, Limits

@@ -29,6 +29,7 @@ from vsr_hpc.serving.refusals import Refusal, past_deadline, payload_too_large, 
 from vsr_hpc.serving.request import attribute_pairs, parse_content_type
 from vsr_hpc.serving.service import RequestItem, Service, StreamedAnswer
 from vsr_hpc.serving.stills import Facts
+from vsr_hpc.serving.tokens import Tokens
 from vsr_hpc.work.pipeline import Stopped
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,24 @@ def application(service: Service) -> ASGIApp:
     }
     inner = Starlette(routes=routes, exception_handlers=handlers)
     inner.router.redirect_slashes = False
-    return _Logged(inner, service)
+    return _Logged(inner if service.tokens is None else _guarded(inner, service.tokens), service)
+
+
+def _guarded(inner: ASGIApp, tokens: Tokens) -> ASGIApp:
+    """Everything but `/ping`, which balancers ask, needs a token."""
+
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != "/ping":
+            request = Request(scope, receive)
+            try:
+                given = request.headers.get("authorization", "")
+                scope["state"]["facts"]["caller"] = tokens.caller(given)
+            except Refusal as refusal:
+                await (await _answer_refusal(request, refusal))(scope, receive, send)
+                return
+        await inner(scope, receive, send)
+
+    return guard
 
 
 # Small endpoints -----------------------------------------------------------------------------------------

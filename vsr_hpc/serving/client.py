@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, urlsplit
@@ -61,6 +61,8 @@ class Question:
     timeout_s: float = 900.0
     payload_bytes: int = SAGEMAKER_PAYLOAD_BYTES
     is_async: bool = False
+    token: str = field(default="", repr=False)
+    """Sent to a server that is named by its URL, over HTTPS or to this machine only."""
     s3: str | None = None
     """Where an asynchronous input goes: s3://bucket/prefix; beside the endpoint's outputs if left out."""
 
@@ -143,6 +145,10 @@ def _by_url(
     import http.client
 
     is_safe, host, port, target = _address(endpoint, question.target_model)
+    if question.token:
+        if not is_safe and host not in ("localhost", "127.0.0.1", "::1"):
+            raise JobError(f"{endpoint}: a token goes over https:// only, or to this machine")
+        headers = {**headers, "Authorization": f"Bearer {question.token}"}
     kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
 
     def ask() -> HTTPResponse:

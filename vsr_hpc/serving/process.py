@@ -13,7 +13,7 @@ from typing import Any
 
 import uvicorn
 
-from vsr_hpc.errors import BackendError
+from vsr_hpc.errors import BackendError, JobError
 from vsr_hpc.serving.app import UNREAD_S, access, application
 from vsr_hpc.serving.connections import bounded_protocol
 from vsr_hpc.serving.service import ServeSettings, Service
@@ -89,7 +89,8 @@ async def _live(settings: ServeSettings, listening: socket.socket) -> None:
 
 
 def _config(service: Service) -> uvicorn.Config:
-    return uvicorn.Config(
+    certificate, key = service.settings.certificate or (None, None)
+    config = uvicorn.Config(
         application(service),
         log_config=None,
         access_log=False,
@@ -100,7 +101,14 @@ def _config(service: Service) -> uvicorn.Config:
         h11_max_incomplete_event_size=64 << 10,
         http=bounded_protocol(),
         ws="none",
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
     )
+    try:
+        config.load()
+    except OSError as exc:  # ssl.SSLError among them
+        raise JobError(f"--cert {certificate}, --key {key}: {exc.strerror or exc}") from exc
+    return config
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -49,6 +49,7 @@ from vsr_hpc.serving.request import (
     recognise,
 )
 from vsr_hpc.serving.stills import Answer, Still, bench_for, decode_still, encode_still
+from vsr_hpc.serving.tokens import Tokens
 from vsr_hpc.work.pipeline import Stopped
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,10 @@ class ServeSettings:
     max_models: int = 64
     drain_s: float = 25.0
     scratch: Path | None = None
+    token_file: Path | None = None
+    """Who may ask; None: everybody."""
+    certificate: tuple[Path, Path] | None = None
+    """TLS: certificate and key; None: plain HTTP."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -119,6 +124,7 @@ class Service:
         self._threads = settings.threads or threads
         self._codecs = ThreadPoolExecutor(max_workers=max(2, threads), thread_name_prefix="codec")
         self._clips = ThreadPoolExecutor(max_workers=settings.limits.clips, thread_name_prefix="clip")
+        self.tokens = None if settings.token_file is None else Tokens(settings.token_file)
         self._fence = Fence(max(2, threads), settings.limits)
         self._pictures = asyncio.Semaphore(max(2 * threads, 2 * (settings.batch or 16)))
         self.shelf: Shelf = Shelf((), threads=1, device=_NO_DEVICE)
