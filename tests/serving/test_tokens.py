@@ -71,15 +71,15 @@ def test_a_server_with_tokens_and_a_certificate(tmp_path: Path) -> None:
     arguments = ["--model", "nearest", "--token-file", "tokens", "--cert", "cert.pem", "--key", "key.pem"]
     places = [str(tmp_path / each) if (tmp_path / each).exists() else each for each in arguments]
 
-    def ask(tokens: str, scheme: str = "https") -> tuple[int, str]:
+    def ask(tokens: str) -> tuple[int, str]:
         said = process(
-            "endpoint", "invoke", f"{scheme}://localhost:{server.port}", "in.png", "out.png",
+            "endpoint", "invoke", f"https://localhost:{server.port}", "in.png", "out.png",
             *(["--token-file", tokens] if tokens else []),
             cwd=tmp_path, SSL_CERT_FILE=str(tmp_path / "cert.pem"),
         )  # fmt: skip
         return said.code, said.err
 
-    with served(tmp_path, *places, scheme="https", trusted=tmp_path / "cert.pem") as server:
+    with served(tmp_path, *places, trusted=tmp_path / "cert.pem") as server:
         assert server.request("GET", "/ping").status == 200
         refused = server.invoke(still(), "image/png")
         assert (refused.status, refused.error["code"]) == (401, "token")

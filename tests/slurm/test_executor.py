@@ -254,8 +254,8 @@ def test_merge_that_the_time_limit_cuts_off_is_requeued_and_ends(cluster: DevClu
 
 
 def test_plan_and_merge_run_on_a_cpu_partition_after_the_gpu_nodes_are_released(cluster: DevCluster) -> None:
-    elsewhere = Path(sys.executable).with_name("python3")  # another path to it: not planned at submission
-    section = {"partitions": ["spot"], "cpu_partition": "ondemand", "python": str(elsewhere)}
+    elsewhere = sys.executable.replace("/bin/", "/bin/./")  # another path to it: not planned at submission
+    section = {"partitions": ["spot"], "cpu_partition": "ondemand", "python": elsewhere}
     film = Submitted(cluster, "cpu", frames=24, slow_s=0.02, run={"workers": 2}, slurm=section)
     film.hold_merge()
     film.submit()
