@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -398,6 +398,17 @@ async def _answer_disconnect(request: Request, error: ClientDisconnect) -> Respo
     return Response(status_code=499)
 
 
+def _has_two_lengths(headers: Mapping[bytes, str]) -> bool:
+    """Whether a proxy before us may have taken this body for another one: its end is said in two ways."""
+    return b"transfer-encoding" in headers and b"content-length" in headers
+
+
+async def _answer_two_lengths(scope: Scope, receive: Receive, send: Send) -> None:
+    text = "Content-Length and Transfer-Encoding must not come together"
+    refusal = Refusal(400, "http", text, {"Connection": "close"})
+    await (await _answer_refusal(Request(scope), refusal))(scope, receive, send)
+
+
 class _Logged:
     """Around everything: a request id, the access log's line, the counters."""
 
@@ -434,8 +445,9 @@ class _Logged:
                 size += len(message.get("body", b""))
             await send(message)
 
+        app = self._app if not _has_two_lengths(headers) else _answer_two_lengths
         try:
-            await self._app(scope, receive_noting, send_noting)
+            await app(scope, receive_noting, send_noting)
         finally:
             self._note(scope, status, size, time.monotonic() - began)
 
