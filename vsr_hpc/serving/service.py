@@ -59,6 +59,7 @@ Pairs = Sequence[tuple[str, object]]
 
 MODEL_FOLDER = Path("/opt/ml/model")
 _RECORDS_SIDE_BY_SIDE = 8
+_MOST_READERS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +126,7 @@ class Service:
         self._codecs = ThreadPoolExecutor(max_workers=max(2, threads), thread_name_prefix="codec")
         self._clips = ThreadPoolExecutor(max_workers=settings.limits.clips, thread_name_prefix="clip")
         self.tokens = None if settings.token_file is None else Tokens(settings.token_file)
-        self._fence = Fence(max(2, threads), settings.limits)
+        self._fence = Fence(min(_MOST_READERS, max(2, threads)), settings.limits)
         self._pictures = asyncio.Semaphore(max(2 * threads, 2 * (settings.batch or 16)))
         self.shelf: Shelf = Shelf((), threads=1, device=_NO_DEVICE)
         self.batcher: Batcher | None = None
