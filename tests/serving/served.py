@@ -106,6 +106,14 @@ class Served:
     def events(self) -> list[Any]:
         return [json.loads(line) for line in self.lines if line.startswith("{")]
 
+    def wait_for_events(self, request_id: str, timeout_s: float = 60) -> list[Any]:
+        """The log's lines about a request; they come after its answer."""
+        until = time.monotonic() + timeout_s
+        while not (found := [each for each in self.events() if each.get("id") == request_id]):
+            assert time.monotonic() < until, f"no line about {request_id}"
+            time.sleep(0.02)
+        return found
+
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 

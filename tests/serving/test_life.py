@@ -113,11 +113,7 @@ def test_a_client_that_leaves_gives_its_place_back(narrow: Served) -> None:
     head = "POST /invocations?model=heavy HTTP/1.1\r\nHost: x\r\nX-Request-Id: leaver\r\n"
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     connection.close()
-    until = time.monotonic() + 240
-    while not (ended := [each["status"] for each in narrow.events() if each.get("id") == "leaver"]):
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    assert ended in ([499], [200])
+    assert [each["status"] for each in narrow.wait_for_events("leaver", 240)] in ([499], [200])
     narrow.wait_for("vsr_requests_inside", 0)
 
 

@@ -234,7 +234,7 @@ def test_a_clip_that_breaks_half_way_is_cut_off_and_said_in_the_log(
             "POST", "/invocations", long_clip(tmp_path, is_broken=True), {**headers, "X-Request-Id": "broken"}
         )
     roomy.wait_for("vsr_requests_inside", 0)
-    (line,) = [each for each in roomy.events() if each.get("id") == "broken"]
+    (line,) = roomy.wait_for_events("broken")
     assert (line["status"], line["error"]) == (200, "cut_off")
     assert list(scratch_of.iterdir()) == []
 

@@ -190,12 +190,12 @@ def test_an_error_of_a_merge_counts_only_where_no_other_process_has_taken_it_ove
 ) -> None:
     """The one that took over removes what it finds half-made, under a frozen one's hands."""
 
-    def fails(run: Run, lease: Lease, then: object) -> Done:
+    def fails(run: Run, lease: Lease) -> Done:
         if is_taken_over:
             assert run.take("finish", 2, "finish-far", "n9") is not None
         raise BackendError("the partial file is gone")
 
-    monkeypatch.setattr("vsr_hpc.work.finish.finish", fails)
+    monkeypatch.setattr("vsr_hpc.work.finish._finish_output", fails)
     observer = Liveness(run=run, task="", worker="frozen")
     refusal = contextlib.nullcontext() if is_taken_over else pytest.raises(BackendError, match="is gone")
     with refusal:

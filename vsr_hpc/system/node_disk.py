@@ -90,6 +90,6 @@ def _sweep(parent: Path) -> None:
 
 
 def _leave(key: tuple[Path, int]) -> None:
-    if key[1] == os.getpid():  # not a fork of the owner
+    if key[1] == os.getpid() and key in _process_folders:  # not a fork of the owner
         folder, _ = _process_folders.pop(key)
         shutil.rmtree(folder, ignore_errors=True)
