@@ -3,7 +3,8 @@ each container. Run before a moto server starts (`moto_server(preload=[…])`), 
 
 What it models, as AWS documents it: arrays of 2 to 10,000 children, whose parent fails where one child did;
 `evaluateOnExit` with attempts; timeouts, which are not retried; jobs that wait for others to succeed; queues
-by priority, each with its environments in order, by vCPUs; the cancelling of jobs that find no capacity;
+by priority, each with its environments in order, by vCPUs; the cancelling for lack of capacity of the one job
+at the head of its queue, after whose end the next one's time begins; CancelJob, which leaves what runs alone;
 TerminateJob with SIGTERM, then SIGKILL; logs in CloudWatch. Time for lack of capacity runs 600 times faster.
 
 VSR_BATCH_LOCAL names a folder in which a test does what only the sky does:
@@ -83,6 +84,11 @@ class Fleet:
             environment.compute_resources["maxvCpus"]
         )
 
+    def is_head(self, job: Job) -> bool:
+        """Whether it is the first of those that wait in its queue. They wait in the order of their coming."""
+        with _LOCK:
+            return next(each for each in self.waiting if each.job_queue is job.job_queue) is job
+
     @staticmethod
     def _goes_first(other: Job, job: Job) -> bool:
         """Whether another waiting job has a queue of higher priority on a common environment."""
@@ -152,16 +158,19 @@ def _wait_for_place(job: Job) -> ComputeEnvironment | None:
     job.status = "RUNNABLE"
     with _LOCK:
         FLEET.waiting.append(job)
-    since = time.monotonic()
+    head_since: float | None = None
     while not job.stop:
         environment = FLEET.place(job)
         if environment is not None:
             job.local_reason = ""
             return environment
-        if all((folder() / "no-capacity" / each.name).exists() for each in _environments(job.job_queue)):
-            job.local_reason = _NO_CAPACITY
+        is_starved = all(
+            (folder() / "no-capacity" / each.name).exists() for each in _environments(job.job_queue)
+        )
+        if is_starved and head_since is None and FLEET.is_head(job):
+            head_since, job.local_reason = time.monotonic(), _NO_CAPACITY
         limit = _capacity_limit_s(job.job_queue)
-        if job.local_reason and limit is not None and time.monotonic() - since > limit:
+        if head_since is not None and limit is not None and time.monotonic() - head_since > limit:
             job.job_stopped_reason = f"Cancelled by Batch: {_NO_CAPACITY}"
             break
         time.sleep(_TICK_S)
@@ -354,6 +363,16 @@ def terminate_job(self: BatchBackend, job_id: str, reason: str) -> None:
             each.terminate(reason)
 
 
+def cancel_job(self: BatchBackend, job_id: str, reason: str) -> None:
+    """What has not been started; of an array all children that have not."""
+    if not job_id or not reason:
+        raise ClientException("'jobId' and 'reason' are required fields")
+    job = self.get_job_by_id(job_id)
+    for each in (job._child_jobs or [job]) if job is not None else []:
+        if _own_status(each) in ("SUBMITTED", "PENDING", "RUNNABLE"):
+            each.terminate(reason)
+
+
 def submit_job(self: BatchBackend, *arguments: Any, **named: Any) -> Any:
     named["array_properties"] = named.get("array_properties") or {}
     size = named["array_properties"].get("size")
@@ -460,6 +479,7 @@ def install() -> None:
     Job.run, Job.describe, Job.describe_short = run, describe, describe_short
     JobQueue.describe = describe_queue
     BatchBackend.submit_job, BatchBackend.terminate_job = submit_job, terminate_job
+    BatchBackend.cancel_job = cancel_job
     BatchBackend.create_compute_environment = create_compute_environment
     BatchBackend.update_compute_environment = update_compute_environment
     BatchBackend.delete_compute_environment = delete_compute_environment

@@ -87,7 +87,7 @@ def places_of(flow: Workflow, account: Account, *, cpu_definition: str, worker_d
         bucket=flow.bucket,
         prefix=flow.prefix,
         template=f"s3://{flow.bucket}/{flow.prefix}/workflows/{flow.label}/{digest}.json",
-        spot_queue=queue(f"{flow.name}-spot" if has_gpu else f"{flow.name}-cpu"),
+        first_queue=queue(flow.name if has_gpu else f"{flow.name}-cpu"),
         ondemand_queue=queue(f"{flow.name}-ondemand" if has_gpu else f"{flow.name}-cpu"),
         cpu_queue=queue(f"{flow.name}-cpu"),
         worker_definition=worker_definition,
