@@ -237,6 +237,60 @@ def test_a_group_follows_whatever_of_it_the_file_decides(account: Moto) -> None:
     ec2.down("film", quiet, patience=HURRY)
 
 
+def test_a_base_on_demand_is_there_where_spot_has_nothing_and_up_says_what_is_missing(account: Moto) -> None:
+    def spot(is_dry: bool) -> None:
+        body, kind = json.dumps({"dry": is_dry}).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{account.url}/moto-api/spot", body, kind)
+        urllib.request.urlopen(request, timeout=10).close()
+
+    wanted = spec(account, count=2, on_demand_base=1)
+    assert str(ec2.plan(wanted)[2]).endswith("2 x spot g5.xlarge or g6.xlarge, 1 of them on demand")
+    spot(True)
+    said: list[str] = []
+    with pytest.raises(BackendError, match=r"UnfulfillableCapacity.*more subnets or on_demand_base help"):
+        ec2.up(wanted, said.append, patience=WaitLimits(poll_s=0.1, longest_s=1))
+    (there,) = ec2.status("film")["instances"]
+    assert there["purchase"] == "on-demand"
+    spot(False)
+    assert raised(account, wanted) == []
+    assert sorted(each["purchase"] for each in ec2.status("film")["instances"]) == ["on-demand", "spot"]
+    ec2.down("film", quiet, patience=HURRY)
+
+
+def test_whatever_somebody_changed_of_a_group_is_seen_and_taken_back(account: Moto) -> None:
+    scaling, called = account.client("autoscaling"), {"AutoScalingGroupName": "vsr-ec2-film"}
+    wanted = spec(account)
+    raised(account, wanted)
+    client = account.client("ec2")
+    client.create_launch_template(LaunchTemplateName="other", LaunchTemplateData={"ImageId": AMI})
+    (group,) = scaling.describe_auto_scaling_groups()["AutoScalingGroups"]
+    policy = group["MixedInstancesPolicy"]
+    latest = {"LaunchTemplateName": "vsr-ec2-film", "Version": "$Latest"}
+    own = policy["LaunchTemplate"]["Overrides"]
+
+    def changed(template: Any = latest, overrides: Any = own, **distribution: Any) -> dict[str, Any]:
+        return {
+            "MixedInstancesPolicy": {
+                "LaunchTemplate": {"LaunchTemplateSpecification": template, "Overrides": overrides},
+                "InstancesDistribution": {**policy["InstancesDistribution"], **distribution},
+            }
+        }
+
+    for foreign in (
+        changed(SpotAllocationStrategy="lowest-price"),
+        changed(OnDemandBaseCapacity=1),
+        changed({**latest, "LaunchTemplateName": "other"}),
+        changed({**latest, "Version": "1"}),
+        changed(overrides=[{**each, "WeightedCapacity": "2"} for each in own]),
+        {"HealthCheckType": "ELB"},
+    ):
+        assert ec2.plan(wanted) == ()
+        scaling.update_auto_scaling_group(**called, **foreign)
+        assert [f"{each.action} {each.kind}" for each in ec2.plan(wanted)] == ["update group"], foreign
+        raised(account, wanted)
+    ec2.down("film", quiet, patience=HURRY)
+
+
 def test_a_rule_made_by_hand_is_shown_taken_back_and_hinders_nothing(account: Moto) -> None:
     wanted = spec(account, access="203.0.113.7/32", port=9000)
     raised(account, wanted)
@@ -432,6 +486,7 @@ UNNARROWABLE = {
     "ec2:DescribeSecurityGroups", "ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions",
     "ec2:DescribeSubnets", "ec2:DescribeInstances", "autoscaling:DescribeAutoScalingGroups",
     "autoscaling:DescribeLifecycleHooks", "autoscaling:DescribeInstanceRefreshes",
+    "autoscaling:DescribeScalingActivities",
 }  # fmt: skip
 
 

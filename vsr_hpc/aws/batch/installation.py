@@ -22,13 +22,13 @@ from vsr_hpc.aws.batch.inventory import (
     find_role,
     find_security_group,
     from_tag_list,
-    holds,
     or_none,
-    role_action,
+    role_drift,
     same_queue,
     to_tag_list,
 )
 from vsr_hpc.aws.batch.resources import BatchSettings, Role
+from vsr_hpc.aws.drift import holds
 from vsr_hpc.aws.errors import explained
 from vsr_hpc.aws.steps import Action, Kind, Step
 from vsr_hpc.errors import JobError
@@ -36,6 +36,8 @@ from vsr_hpc.errors import JobError
 log = logging.getLogger(__name__)
 
 
+_NOT_OURS = ("ec2KeyPair", "imageId")
+"""Of an environment: who may log in and what its instances boot are left to AWS. Empty takes them away."""
 _PROFILE_TRIES = 12
 """Batch learns of a new instance profile from IAM some seconds late."""
 
@@ -103,7 +105,11 @@ class Maker:
         found = find_role(iam, role.name)
         if found is not None:
             self._check_ours(f"role {role.name}", found["tags"])
-        if not self.is_due("create" if found is None else role_action(iam, role, found), "role", role.name):
+        drift = None if found is None else role_drift(iam, role, found)
+        foreign = () if drift is None else (*drift.foreign, *drift.foreign_attached)
+        action: Action = "create" if drift is None else "keep" if drift.is_same else "update"
+        detail = f"without {', '.join(foreign)}, which somebody added" if foreign else ""
+        if not self.is_due(action, "role", role.name, detail):
             return
         trusted = json.dumps(role.trusted)
         if found is None:
@@ -119,6 +125,11 @@ class Maker:
             iam.put_role_policy(RoleName=role.name, PolicyName=name, PolicyDocument=json.dumps(document))
         for arn in role.attached:
             iam.attach_role_policy(RoleName=role.name, PolicyArn=arn)
+        if drift is not None:
+            for name in drift.foreign:
+                iam.delete_role_policy(RoleName=role.name, PolicyName=name)
+            for arn in drift.foreign_attached:
+                iam.detach_role_policy(RoleName=role.name, PolicyArn=arn)
 
     def instance_profile(self) -> None:
         iam, name = self.account.client("iam"), f"{self.settings.name}-instance"
@@ -205,9 +216,11 @@ class Maker:
                 self._create_environment(name, resources)
             return
         self._check_ours(f"compute environment {name}", found.get("tags", {}))
-        is_same = holds(found["computeResources"], resources) and found["state"] == "ENABLED"
+        now = found["computeResources"]
+        foreign = {key: "" for key in _NOT_OURS if now.get(key)}
+        is_same = holds(now, resources) and not foreign and found["state"] == "ENABLED"
         if self.is_due("keep" if is_same else "update", "compute environment", name, detail):
-            given = {key: value for key, value in resources.items() if key != "type"}
+            given = {key: value for key, value in {**resources, **foreign}.items() if key != "type"}
             batch.update_compute_environment(computeEnvironment=name, state="ENABLED", computeResources=given)
             self._wait_valid(f"compute environment {name}", lambda: find_environment(batch, name))
 

@@ -78,7 +78,7 @@ def _operator(spec: Ec2Spec, region: str) -> Iterator[Statement]:
     yield {**allow("KeepWhatIsTagged", [f"ec2:{each}" for each in verbs], places[:2]), **tagged}
     looks = ["SecurityGroups", "LaunchTemplates", "LaunchTemplateVersions", "Subnets", "Instances"]
     actions = [f"ec2:Describe{each}" for each in looks]
-    looks = ["AutoScalingGroups", "InstanceRefreshes", "LifecycleHooks"]
+    looks = ["AutoScalingGroups", "InstanceRefreshes", "LifecycleHooks", "ScalingActivities"]
     actions += [f"autoscaling:Describe{each}" for each in looks]
     yield allow("Look", actions, ["*"])
     verbs = ["CreateAutoScalingGroup", "UpdateAutoScalingGroup", "DeleteAutoScalingGroup"]

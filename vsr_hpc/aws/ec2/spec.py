@@ -43,6 +43,8 @@ class Ec2Spec(BaseModel):
     )
     purchase: Literal["spot", "on-demand"] = "spot"
     count: int = Field(1, ge=1, le=100)
+    on_demand_base: int = Field(0, ge=0, le=100)
+    """How many of the count are bought on demand, so that something is there where Spot has nothing."""
     subnets: tuple[Annotated[str, StringConstraints(pattern=r"^subnet-[0-9a-f]{8,17}$")], ...] = Field(
         min_length=1, max_length=16
     )
@@ -112,6 +114,10 @@ def _findings(spec: Ec2Spec) -> Iterator[str]:
     kinds = {known[each].arch for each in spec.instance_types if each in known}
     if len(kinds) > 1:
         yield f"instance_types: {' and '.join(sorted(kinds))} cannot run one image"
+    if spec.on_demand_base and spec.purchase == "on-demand":
+        yield "on_demand_base: all instances are bought on demand already; leave it out, or purchase: spot"
+    if spec.on_demand_base > spec.count:
+        yield f"on_demand_base={spec.on_demand_base} is more than count={spec.count}"
     for key, value in spec.environment.items():
         if "\n" in value:
             yield f"environment.{key}: a line break cannot go through docker's environment file"

@@ -18,9 +18,10 @@ from vsr_hpc.aws.account import Account, Say
 from vsr_hpc.aws.batch import jobs as calls
 from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG, ensure_definition, gpus_of, wanted_of
 from vsr_hpc.aws.batch.installation import Maker
-from vsr_hpc.aws.batch.inventory import from_tag_list, holds, to_tag_list
+from vsr_hpc.aws.batch.inventory import from_tag_list, to_tag_list
 from vsr_hpc.aws.batch.removal import Remover
 from vsr_hpc.aws.batch.resources import BatchSettings, Role, policy, trust
+from vsr_hpc.aws.drift import holds
 from vsr_hpc.aws.errors import error_code, explained
 from vsr_hpc.aws.steps import Action, Step
 from vsr_hpc.aws.workflow import state_machine as workflow
