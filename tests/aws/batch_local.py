@@ -29,12 +29,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from moto.batch import models
 from moto.batch.exceptions import ClientException
 from moto.batch.models import BatchBackend, ComputeEnvironment, Job, JobQueue
 from moto.batch.responses import BatchResponse
 from moto.iam.aws_managed_policies import aws_managed_policies_data
 from moto.iam.models import AWSManagedPolicy, IAMBackend
+
+from tests.new_account import has_spot_role, is_role_unknown
 
 _TICK_S = 0.05
 _KILL_WAIT_S = 30.0
@@ -78,6 +82,8 @@ class Fleet:
             self.used[environment.arn] -= _vcpus(job)
 
     def _has_room(self, environment: ComputeEnvironment, job: Job) -> bool:
+        if environment.compute_resources["type"] == "SPOT" and not has_spot_role(environment.account_id):
+            return False
         if environment.state != "ENABLED" or (folder() / "no-capacity" / environment.name).exists():
             return False
         return self.used.get(environment.arn, 0) + _vcpus(job) <= int(
@@ -392,6 +398,10 @@ def submit_job(self: BatchBackend, *arguments: Any, **named: Any) -> Any:
 
 def create_compute_environment(self: BatchBackend, *arguments: Any, **named: Any) -> ComputeEnvironment:
     """Without a role of its own an environment gets the account's service-linked one."""
+    if is_role_unknown():
+        raise ClientException(
+            "Error executing request, Exception : The specified instanceProfile is not valid."
+        )
     if not named.get("service_role"):
         named["service_role"] = _service_linked_role(self)
     return _CREATE_ENVIRONMENT(self, *arguments, **named)
@@ -410,10 +420,20 @@ def update_compute_environment(
 ) -> Any:
     answer = _UPDATE_ENVIRONMENT(self, compute_environment_name, *arguments, **named)
     wanted = named.get("compute_resources")
+    found = self.get_compute_environment(compute_environment_name)
+    found.local_status = "VALID"
     if wanted:
-        found = self.get_compute_environment(compute_environment_name)
         found.compute_resources.update(wanted)
     return answer
+
+
+def describe_compute_environments(self: BatchBackend, environments: Any = None) -> list[dict[str, Any]]:
+    """An environment whose roles or network AWS could not use is INVALID until it is updated."""
+    found = _DESCRIBE_ENVIRONMENTS(self, environments)
+    for each in found:
+        environment = self.get_compute_environment(each["computeEnvironmentName"])
+        each["status"] = getattr(environment, "local_status", "VALID")
+    return found
 
 
 def delete_compute_environment(self: BatchBackend, compute_environment_name: str) -> None:
@@ -456,6 +476,7 @@ _DESCRIBE, _DESCRIBE_SHORT = Job.describe, Job.describe_short
 _SUBMIT = BatchBackend.submit_job
 _CREATE_ENVIRONMENT = BatchBackend.create_compute_environment
 _UPDATE_ENVIRONMENT = BatchBackend.update_compute_environment
+_DESCRIBE_ENVIRONMENTS = BatchBackend.describe_compute_environments
 _DELETE_ENVIRONMENT = BatchBackend.delete_compute_environment
 _DELETE_QUEUE = BatchBackend.delete_job_queue
 _CREATE_QUEUE, _UPDATE_QUEUE = BatchResponse.createjobqueue, BatchResponse.updatejobqueue
@@ -482,6 +503,7 @@ def install() -> None:
     BatchBackend.cancel_job = cancel_job
     BatchBackend.create_compute_environment = create_compute_environment
     BatchBackend.update_compute_environment = update_compute_environment
+    BatchBackend.describe_compute_environments = describe_compute_environments
     BatchBackend.delete_compute_environment = delete_compute_environment
     BatchBackend.delete_job_queue = delete_job_queue
     BatchResponse.createjobqueue, BatchResponse.updatejobqueue = createjobqueue, updatejobqueue

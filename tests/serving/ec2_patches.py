@@ -16,8 +16,12 @@ why.
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from moto.autoscaling.exceptions import AutoscalingClientError
 from moto.autoscaling.models import AutoScalingBackend, FakeAutoScalingGroup, InstanceState
@@ -27,6 +31,8 @@ from moto.core.types import Base64EncodedString
 from moto.ec2.models.launch_templates import LaunchTemplate, LaunchTemplateVersion
 from moto.moto_api._internal import urls
 from moto.moto_api._internal.models import MotoAPIBackend
+
+from tests.new_account import has_spot_role, is_role_unknown
 
 _create, _update = (
     AutoScalingResponse.create_auto_scaling_group,
@@ -56,6 +62,17 @@ def reset(self: Any) -> None:
     _reset(self)
 
 
+_NO_ROLE = (
+    "AuthFailure.ServiceLinkedRoleCreationNotPermitted - The provided credentials do not have permission to "
+    "create the service-linked role for EC2 Spot Instances. Launching EC2 instance failed."
+)
+
+
+class UnknownProfile(AutoscalingClientError):
+    code = "ValidationError"
+    message = "You must use a valid fully-formed launch template. Invalid IAM Instance Profile name"
+
+
 class RefreshInProgress(AutoscalingClientError):
     code = "InstanceRefreshInProgress"
     message = "An Instance Refresh is already in progress and blocks the execution of this Instance Refresh."
@@ -68,6 +85,8 @@ class NoRefresh(AutoscalingClientError):
 
 def create_auto_scaling_group(self: Any) -> ActionResult:
     name = self._get_param("AutoScalingGroupName")
+    if is_role_unknown():
+        raise UnknownProfile()
     for each in self._get_param("LifecycleHookSpecificationList", []):
         self.autoscaling_backend.create_lifecycle_hook(
             each["LifecycleHookName"], name, each["LifecycleTransition"], int(each["HeartbeatTimeout"]),
@@ -90,8 +109,11 @@ def launch(self: Any, count: int, tags: dict[str, str]) -> None:
     bought = [each for each in self.instance_states if each.instance.lifecycle != "spot"]
     on_demand = count if percent == 100 else min(count, max(0, base - len(bought)))
     spot = count - on_demand
-    if spot and sky["dry"]:
-        self.__dict__.setdefault("activities", []).insert(0, _failed(self.name))
+    has_role = has_spot_role(self.autoscaling_backend.account_id)
+    if spot and (sky["dry"] or not has_role):
+        self.__dict__.setdefault("activities", []).insert(
+            0, _failed(self.name, _DRY if has_role else _NO_ROLE)
+        )
         spot = 0
     for number, lifecycle in ((on_demand, None), (spot, "spot")):
         before = set(map(id, self.instance_states))
@@ -104,10 +126,10 @@ def launch(self: Any, count: int, tags: dict[str, str]) -> None:
             state.instance.lifecycle = lifecycle
 
 
-def _failed(group: str) -> dict[str, Any]:
+def _failed(group: str, why: str) -> dict[str, Any]:
     return {
         "ActivityId": "a", "AutoScalingGroupName": group, "Cause": "an instance was missing",
-        "StartTime": datetime.now(UTC), "StatusCode": "Failed", "StatusMessage": _DRY,
+        "StartTime": datetime.now(UTC), "StatusCode": "Failed", "StatusMessage": why,
     }  # fmt: skip
 
 

@@ -28,7 +28,9 @@ from vsr_hpc.aws.ec2.changes import (
 )
 from vsr_hpc.aws.ec2.spec import HOOK, Ec2Spec, port_in, resource_name
 from vsr_hpc.aws.errors import error_code, explained
+from vsr_hpc.aws.new_account import SPOT_ROLE, has_spot_role, make_spot_role
 from vsr_hpc.aws.prices import hourly_price, prices
+from vsr_hpc.aws.quotas import Wish, find_shortages, look, vcpus_of
 from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import BackendError, JobError
 
@@ -74,9 +76,39 @@ def _hourly_of(instance_type: str, spec: Ec2Spec, region: str) -> float | None:
 def plan(spec: Ec2Spec) -> tuple[Step, ...]:
     clients = Clients()
     with explained(spec.name):
-        made = steps(spec, _look(clients, spec.name, spec.subnets), _region(clients), _address(spec))
+        found = _look(clients, spec.name, spec.subnets)
+        made = (*_spot_role(clients, spec), *steps(spec, found, _region(clients), _address(spec)))
     check(made, spec.name)
+    if any(step.kind == "group" for step in made):
+        _need_quotas(clients, spec, is_new=found.scaling is None)
     return made
+
+
+def _spot_role(clients: Clients, spec: Ec2Spec) -> tuple[Step, ...]:
+    if spec.purchase != "spot" or has_spot_role(clients.of("iam")):
+        return ()
+
+    def make() -> bool:
+        make_spot_role(clients.of("iam"))
+        return True
+
+    detail = "of the account, for Spot"
+    return (Step(action="create", kind="service-linked role", name=SPOT_ROLE, detail=detail, apply=make),)
+
+
+def _need_quotas(clients: Clients, spec: Ec2Spec, *, is_new: bool) -> None:
+    """JobError where nothing of a new group could start; warnings of whatever else is short."""
+    base, most = spec.on_demand_base, max(vcpus_of(spec.instance_types))
+    wishes = [Wish(types=spec.instance_types, purchase=spec.purchase, vcpus=(spec.count - base) * most)]
+    wishes += [Wish(types=spec.instance_types, purchase="on-demand", vcpus=base * most)]
+    wanted = [each for each in wishes if each.vcpus]
+    short, unseen = look(find_shortages(clients.of("service-quotas"), wanted))
+    for each in short:
+        log.warning("%s", each)
+    if unseen:
+        log.warning("%s", unseen)
+    if is_new and any(each.is_total for each in short):
+        raise JobError.from_findings(spec.name, [str(each) for each in short])
 
 
 def up(spec: Ec2Spec, tell: Tell, *, patience: WaitLimits | None = None) -> tuple[Step, ...]:
@@ -87,6 +119,8 @@ def up(spec: Ec2Spec, tell: Tell, *, patience: WaitLimits | None = None) -> tupl
     with explained(spec.name):
         for step in made:
             tell(str(step))
+            if step.apply is not None:
+                step.apply()
             for call in step.calls:
                 if call.operation == "start_instance_refresh":
                     _await_calm(clients, spec, patience, tell)

@@ -18,6 +18,7 @@ from vsr_hpc.aws.account import client
 from vsr_hpc.aws.batch import jobs
 from vsr_hpc.aws.batch.definition import ensure_definition, gpus_of, log_group, wanted_of
 from vsr_hpc.aws.errors import explained
+from vsr_hpc.aws.limits import limit
 from vsr_hpc.errors import BackendError, JobError, VsrError
 from vsr_hpc.executors.rounds import RoundRecord, Rounds, Submission, is_being_submitted
 from vsr_hpc.job.spec import JobSpec
@@ -28,7 +29,6 @@ from vsr_hpc.run.run import Run
 log = logging.getLogger(__name__)
 
 
-LARGEST_ARRAY = 10_000
 _CANCELLING_S, _POLL_S = 60.0, 0.5
 
 
@@ -99,7 +99,7 @@ def start(run: Run, job: JobSpec, after: Run | None = None) -> RoundJob:
                 log_group=log_group(wanted.name),
             )
 
-        return Submission(most_workers=min(job.run.workers, LARGEST_ARRAY), submit=submit)
+        return Submission(most_workers=min(job.run.workers, limit("array_size")), submit=submit)
 
     return ROUNDS.begin(run, prepare)
 
