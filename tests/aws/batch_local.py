@@ -82,7 +82,8 @@ class Fleet:
             self.used[environment.arn] -= _vcpus(job)
 
     def _has_room(self, environment: ComputeEnvironment, job: Job) -> bool:
-        if environment.compute_resources["type"] == "SPOT" and not has_spot_role(environment.account_id):
+        is_spot = environment.compute_resources["type"] == "SPOT"
+        if is_spot and not has_spot_role(environment.arn.split(":")[4]):
             return False
         if environment.state != "ENABLED" or (folder() / "no-capacity" / environment.name).exists():
             return False

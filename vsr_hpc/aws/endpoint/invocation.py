@@ -203,8 +203,8 @@ def _input_location(request: Invocation) -> tuple[str, str]:
             raise JobError(
                 f"{len(request.body)} bytes go only through an asynchronous endpoint, and endpoint "
                 f"{request.endpoint} is not asynchronous; send less, or up to "
-                f"{limit('real_time_payload_mb')} MB at once with --max-payload-mb, or create the endpoint with "
-                "async in its endpoint.yaml"
+                f"{limit('real_time_payload_mb')} MB at once with --max-payload-mb, or create the endpoint "
+                "with async in its endpoint.yaml"
             )
         place = f"{outputs.rstrip('/')}/inputs"
     bucket, prefix = _split(place)
