@@ -36,8 +36,6 @@ _CODEC_ENCODERS = {
     "prores_ks": "ProRes",
 }
 _GPU_ENCODERS = ("h264_nvenc", "hevc_nvenc", "av1_nvenc")
-_QUOTA = ("ec2", "L-3819A6DF")
-"""Service Quotas' code of `All G and VT Spot Instance Requests`, in vCPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +219,7 @@ def _gpus(resources: tuple[str, ...]) -> str:
 def _aws() -> tuple[State, str, str]:
     from vsr_hpc.aws.account import account_number, client, has_credentials
     from vsr_hpc.aws.errors import explained
+    from vsr_hpc.aws.limits import vcpu_quota
     from vsr_hpc.system.aws_region import find_region
 
     region = find_region()
@@ -234,11 +233,12 @@ def _aws() -> tuple[State, str, str]:
     account = account_number(client("sts", region, timeout_s=5, attempts=1))
     with explained("read the account's quotas"):
         quotas = client("service-quotas", region, timeout_s=5, attempts=1)
-        answer = quotas.get_service_quota(ServiceCode=_QUOTA[0], QuotaCode=_QUOTA[1])
+        code, _ = vcpu_quota("G and VT", "spot")
+        answer = quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)
     vcpus = answer["Quota"]["Value"]
     text = f"account {account}, region {region}, quota of Spot GPU vCPUs (G types) {vcpus:g}"
     if not vcpus:
-        return "problem", text, f"ask for more in Service Quotas ({_QUOTA[1]}), or no Spot GPU starts"
+        return "problem", text, f"ask for more in Service Quotas ({code}), or no Spot GPU starts"
     return "ok", text, ""
 
 

@@ -92,6 +92,26 @@ class Cloud:
             for mark in marks:
                 mark.unlink()
 
+    @contextlib.contextmanager
+    def waits(self, *queues: str, minutes: int) -> Iterator[None]:
+        """While in the block, these queues give a job without capacity so many minutes."""
+        batch = self.client("batch")
+        key = "jobStateTimeLimitActions"
+        before = {each["jobQueueName"]: each[key] for each in batch.describe_job_queues()["jobQueues"]}
+        limit = {
+            "reason": "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY",
+            "state": "RUNNABLE",
+            "maxTimeSeconds": minutes * 60,
+            "action": "CANCEL",
+        }
+        for each in queues:
+            batch.update_job_queue(jobQueue=each, **{key: [limit]})
+        try:
+            yield
+        finally:
+            for each in queues:
+                batch.update_job_queue(jobQueue=each, **{key: before[each]})
+
     def job(self, job: str) -> dict[str, Any]:
         found: dict[str, Any] = self.client("batch").describe_jobs(jobs=[job])["jobs"][0]
         return found

@@ -3,7 +3,8 @@ each container. Run before a moto server starts (`moto_server(preload=[…])`), 
 
 What it models, as AWS documents it: arrays of 2 to 10,000 children, whose parent fails where one child did;
 `evaluateOnExit` with attempts; timeouts, which are not retried; jobs that wait for others to succeed; queues
-by priority, each with its environments in order, by vCPUs; the cancelling of jobs that find no capacity;
+by priority, each with its environments in order, by vCPUs; the cancelling for lack of capacity of the one job
+at the head of its queue, after whose end the next one's time begins; CancelJob, which leaves what runs alone;
 TerminateJob with SIGTERM, then SIGKILL; logs in CloudWatch. Time for lack of capacity runs 600 times faster.
 
 VSR_BATCH_LOCAL names a folder in which a test does what only the sky does:
@@ -28,12 +29,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from moto.batch import models
 from moto.batch.exceptions import ClientException
 from moto.batch.models import BatchBackend, ComputeEnvironment, Job, JobQueue
 from moto.batch.responses import BatchResponse
 from moto.iam.aws_managed_policies import aws_managed_policies_data
 from moto.iam.models import AWSManagedPolicy, IAMBackend
+
+from tests.new_account import has_spot_role, is_role_unknown
 
 _TICK_S = 0.05
 _KILL_WAIT_S = 30.0
@@ -77,11 +82,19 @@ class Fleet:
             self.used[environment.arn] -= _vcpus(job)
 
     def _has_room(self, environment: ComputeEnvironment, job: Job) -> bool:
+        is_spot = environment.compute_resources["type"] == "SPOT"
+        if is_spot and not has_spot_role(environment.arn.split(":")[4]):
+            return False
         if environment.state != "ENABLED" or (folder() / "no-capacity" / environment.name).exists():
             return False
         return self.used.get(environment.arn, 0) + _vcpus(job) <= int(
             environment.compute_resources["maxvCpus"]
         )
+
+    def is_head(self, job: Job) -> bool:
+        """Whether it is the first of those that wait in its queue. They wait in the order of their coming."""
+        with _LOCK:
+            return next(each for each in self.waiting if each.job_queue is job.job_queue) is job
 
     @staticmethod
     def _goes_first(other: Job, job: Job) -> bool:
@@ -152,16 +165,19 @@ def _wait_for_place(job: Job) -> ComputeEnvironment | None:
     job.status = "RUNNABLE"
     with _LOCK:
         FLEET.waiting.append(job)
-    since = time.monotonic()
+    head_since: float | None = None
     while not job.stop:
         environment = FLEET.place(job)
         if environment is not None:
             job.local_reason = ""
             return environment
-        if all((folder() / "no-capacity" / each.name).exists() for each in _environments(job.job_queue)):
-            job.local_reason = _NO_CAPACITY
+        is_starved = all(
+            (folder() / "no-capacity" / each.name).exists() for each in _environments(job.job_queue)
+        )
+        if is_starved and head_since is None and FLEET.is_head(job):
+            head_since, job.local_reason = time.monotonic(), _NO_CAPACITY
         limit = _capacity_limit_s(job.job_queue)
-        if job.local_reason and limit is not None and time.monotonic() - since > limit:
+        if head_since is not None and limit is not None and time.monotonic() - head_since > limit:
             job.job_stopped_reason = f"Cancelled by Batch: {_NO_CAPACITY}"
             break
         time.sleep(_TICK_S)
@@ -354,6 +370,16 @@ def terminate_job(self: BatchBackend, job_id: str, reason: str) -> None:
             each.terminate(reason)
 
 
+def cancel_job(self: BatchBackend, job_id: str, reason: str) -> None:
+    """What has not been started; of an array all children that have not."""
+    if not job_id or not reason:
+        raise ClientException("'jobId' and 'reason' are required fields")
+    job = self.get_job_by_id(job_id)
+    for each in (job._child_jobs or [job]) if job is not None else []:
+        if _own_status(each) in ("SUBMITTED", "PENDING", "RUNNABLE"):
+            each.terminate(reason)
+
+
 def submit_job(self: BatchBackend, *arguments: Any, **named: Any) -> Any:
     named["array_properties"] = named.get("array_properties") or {}
     size = named["array_properties"].get("size")
@@ -373,6 +399,10 @@ def submit_job(self: BatchBackend, *arguments: Any, **named: Any) -> Any:
 
 def create_compute_environment(self: BatchBackend, *arguments: Any, **named: Any) -> ComputeEnvironment:
     """Without a role of its own an environment gets the account's service-linked one."""
+    if is_role_unknown():
+        raise ClientException(
+            "Error executing request, Exception : The specified instanceProfile is not valid."
+        )
     if not named.get("service_role"):
         named["service_role"] = _service_linked_role(self)
     return _CREATE_ENVIRONMENT(self, *arguments, **named)
@@ -391,10 +421,20 @@ def update_compute_environment(
 ) -> Any:
     answer = _UPDATE_ENVIRONMENT(self, compute_environment_name, *arguments, **named)
     wanted = named.get("compute_resources")
+    found = self.get_compute_environment(compute_environment_name)
+    found.local_status = "VALID"
     if wanted:
-        found = self.get_compute_environment(compute_environment_name)
         found.compute_resources.update(wanted)
     return answer
+
+
+def describe_compute_environments(self: BatchBackend, environments: Any = None) -> list[dict[str, Any]]:
+    """An environment whose roles or network AWS could not use is INVALID until it is updated."""
+    found = _DESCRIBE_ENVIRONMENTS(self, environments)
+    for each in found:
+        environment = self.get_compute_environment(each["computeEnvironmentName"])
+        each["status"] = getattr(environment, "local_status", "VALID")
+    return found
 
 
 def delete_compute_environment(self: BatchBackend, compute_environment_name: str) -> None:
@@ -437,6 +477,7 @@ _DESCRIBE, _DESCRIBE_SHORT = Job.describe, Job.describe_short
 _SUBMIT = BatchBackend.submit_job
 _CREATE_ENVIRONMENT = BatchBackend.create_compute_environment
 _UPDATE_ENVIRONMENT = BatchBackend.update_compute_environment
+_DESCRIBE_ENVIRONMENTS = BatchBackend.describe_compute_environments
 _DELETE_ENVIRONMENT = BatchBackend.delete_compute_environment
 _DELETE_QUEUE = BatchBackend.delete_job_queue
 _CREATE_QUEUE, _UPDATE_QUEUE = BatchResponse.createjobqueue, BatchResponse.updatejobqueue
@@ -460,8 +501,10 @@ def install() -> None:
     Job.run, Job.describe, Job.describe_short = run, describe, describe_short
     JobQueue.describe = describe_queue
     BatchBackend.submit_job, BatchBackend.terminate_job = submit_job, terminate_job
+    BatchBackend.cancel_job = cancel_job
     BatchBackend.create_compute_environment = create_compute_environment
     BatchBackend.update_compute_environment = update_compute_environment
+    BatchBackend.describe_compute_environments = describe_compute_environments
     BatchBackend.delete_compute_environment = delete_compute_environment
     BatchBackend.delete_job_queue = delete_job_queue
     BatchResponse.createjobqueue, BatchResponse.updatejobqueue = createjobqueue, updatejobqueue

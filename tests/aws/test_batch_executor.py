@@ -147,6 +147,26 @@ def test_dependent_of_a_failed_run_never_starts_and_its_status_says_so(cloud: Cl
     assert "a worker failed: Essential container in task exited, exit code 3" in told and "bad.mkv" in told
 
 
+def test_array_that_finds_no_capacity_goes_on_elsewhere_after_one_wait_not_after_one_for_each_child(
+    cloud: Cloud, tmp_path: Path
+) -> None:
+    film = Film(cloud, tmp_path, "starved", frames=12, run={"workers": 3})
+    film.write(run={"workers": 3}, batch={"queues": ["vsr-spot", "vsr-ondemand"]})
+    with cloud.no_capacity("vsr-spot"):
+        film.submit()
+        first = film.job()
+        cloud.wait_until(lambda: cloud.job(f"{first}:0")["status"] == "FAILED", "the first child's end")
+        with cloud.waits("vsr-spot", minutes=1440):  # long enough for what comes
+            assert "RUNNABLE" in [cloud.job(f"{first}:{index}")["status"] for index in (1, 2)]
+            way_out = f"`vsr resume {film.run.uri}` goes on in vsr-ondemand"
+            assert way_out in "\n".join(film.status()["queue"])
+            said = vsr("resume", film.run.uri)
+        assert said.code == 0 and "3 workers are job" in said.err and "queue vsr-ondemand" in said.err
+        film.wait_done()
+    reasons = [cloud.job(f"{first}:{index}")["statusReason"] for index in range(3)]
+    assert "CAPACITY:" in reasons[0] and reasons[2] == "no capacity in vsr-spot"
+
+
 def test_places_that_instances_cannot_see_are_all_told_before_anything_is_made(
     cloud: Cloud, tmp_path: Path
 ) -> None:

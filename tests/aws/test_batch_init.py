@@ -220,6 +220,37 @@ def test_opened_security_group_is_closed_again(account: Account, settings: Batch
     assert ec2.describe_security_groups(Filters=filters)["SecurityGroups"][0]["IpPermissions"] == []
 
 
+def test_rights_keys_and_strategies_that_somebody_added_are_seen_and_taken_away(
+    account: Account, settings: BatchSettings
+) -> None:
+    init(settings, account, quiet)
+    iam, batch = account.client("iam"), account.client("batch")
+    everything_allowed = {
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}],
+    }
+    admin = iam.create_policy(PolicyName="admin", PolicyDocument=json.dumps(everything_allowed))["Policy"][
+        "Arn"
+    ]
+    iam.put_role_policy(RoleName="vsr-job", PolicyName="more", PolicyDocument=json.dumps(everything_allowed))
+    iam.attach_role_policy(RoleName="vsr-instance", PolicyArn=admin)
+    foreign = {"allocationStrategy": "SPOT_CAPACITY_OPTIMIZED", "ec2KeyPair": "somebodys"}
+    batch.update_compute_environment(computeEnvironment="vsr-spot", computeResources=foreign)
+    said = [str(each) for each in init(settings, account, quiet, is_plan=True) if each.is_change]
+    assert said[:2] == [
+        "update role vsr-job: without more, which somebody added",
+        f"update role vsr-instance: without {admin}, which somebody added",
+    ]
+    assert len(said) == 3 and said[2].startswith("update compute environment vsr-spot")
+    init(settings, account, quiet)
+    assert iam.list_role_policies(RoleName="vsr-job")["PolicyNames"] == ["vsr"]
+    assert len(iam.list_attached_role_policies(RoleName="vsr-instance")["AttachedPolicies"]) == 1
+    found = batch.describe_compute_environments(computeEnvironments=["vsr-spot"])["computeEnvironments"][0]
+    assert found["computeResources"]["allocationStrategy"] == "SPOT_PRICE_CAPACITY_OPTIMIZED"
+    assert not found["computeResources"]["ec2KeyPair"]
+    assert {each.action for each in init(settings, account, quiet)} == {"keep"}
+
+
 def test_settings_that_cannot_be_are_all_told_at_once(elsewhere: BatchSettings) -> None:
     with pytest.raises(JobError) as refused:
         replace(

@@ -9,10 +9,12 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError
 from moto import mock_aws
 
 from tests.aws.conftest import VALUES
+from tests.new_account import set_account
+from vsr_hpc.aws.account import client
+from vsr_hpc.aws.cluster import account_rules
 from vsr_hpc.aws.cluster.account_rules import examine
 from vsr_hpc.aws.cluster.instance_rules import Subject
 from vsr_hpc.aws.cluster.render import find_template, render
@@ -42,6 +44,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
             subnets.append(subnet["Subnet"]["SubnetId"])
             ec2.associate_route_table(RouteTableId=table, SubnetId=subnets[-1])
         ec2.create_key_pair(KeyName="vsr-hpc", KeyType="ed25519")
+        boto3.client("iam").create_service_linked_role(AWSServiceName="spot.amazonaws.com")
         yield Network(vpc=vpc, table=table, subnets=tuple(subnets))
 
 
@@ -51,24 +54,9 @@ def findings(
     values = load_values(None, VALUES | {"compute_subnets": list(network.subnets)})
     text = render(find_template("spot-gpu"), values).text.replace(*edit, 1) if edit[0] else ""
     text = text or render(find_template("spot-gpu"), values).text
-    return list(examine(Subject(document=parse(text, "c.yaml")), lambda service: Client(service, quota)))
-
-
-class Client:
-    """boto3's, except Service Quotas, which moto does not have for EC2."""
-
-    def __init__(self, service: str, quota: float) -> None:
-        self._service, self._quota = service, quota
-
-    def __getattr__(self, name: str) -> Any:
-        if self._service == "service-quotas":
-            return self._get_service_quota
-        return getattr(boto3.client(self._service, region_name="us-east-1"), name)  # type: ignore[call-overload]
-
-    def _get_service_quota(self, **_: str) -> Any:
-        if self._quota < 0:
-            raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "GetServiceQuota")
-        return {"Quota": {"Value": self._quota}}
+    codes = ("L-3819A6DF", "L-DB2E81BA", "L-34B43A08", "L-1216C47A")
+    set_account(quotas=dict.fromkeys(codes, quota), may_read_quotas=quota >= 0)
+    return list(examine(Subject(document=parse(text, "c.yaml"))))
 
 
 def endpoint(network: Network) -> None:
@@ -131,7 +119,14 @@ def test_type_that_the_region_lacks_is_an_error(network: Network, monkeypatch: p
     pages = SimpleNamespace(
         paginate=lambda **_: [{"InstanceTypeOfferings": [{"InstanceType": each} for each in offered]}]
     )
-    monkeypatch.setattr(Client, "get_paginator", lambda _, __: pages, raising=False)
+
+    def offering(service: str, *arguments: Any, **named: Any) -> Any:
+        made = client(service, *arguments, **named)
+        if service == "ec2":
+            made.get_paginator = lambda _: pages
+        return made
+
+    monkeypatch.setattr(account_rules, "client", offering)
     told = findings(network)
     assert {each.rule for each in told} == {"offering"}
     assert {each.message.split()[0] for each in told} == {"g6.xlarge", "g6.2xlarge"}
@@ -143,6 +138,18 @@ def test_quota_below_full_load_is_told_with_its_code(network: Network, quota: fl
     told = [each for each in findings(network, quota=quota) if each.rule == "quota"]
     assert {each.level for each in told} == {level}
     assert any("L-3819A6DF" in each.message and "192" in each.message for each in told)
+
+
+def test_account_without_the_role_of_spot_is_told_how_it_comes_by_one(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint(network)
+    assert [each for each in findings(network) if each.rule == "spot-role"] == []
+    iam = boto3.client("iam")
+    iam.delete_role(RoleName="AWSServiceRoleForEC2Spot")
+    (told,) = [each for each in findings(network) if each.rule == "spot-role"]
+    assert told.level == "error"
+    assert "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com" in told.message
 
 
 def test_account_that_refuses_an_answer_gives_a_note_not_a_failure(network: Network) -> None:

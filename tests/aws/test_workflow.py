@@ -48,7 +48,7 @@ PLACES = Places(
     bucket=BUCKET,
     prefix=PREFIX,
     template=f"s3://{BUCKET}/{PREFIX}/workflows/vsr-workflow/0123456789abcdef.json",
-    spot_queue=f"arn:aws:batch:{HERE}:job-queue/vsr-spot",
+    first_queue=f"arn:aws:batch:{HERE}:job-queue/vsr",
     ondemand_queue=f"arn:aws:batch:{HERE}:job-queue/vsr-ondemand",
     cpu_queue=f"arn:aws:batch:{HERE}:job-queue/vsr-cpu",
     worker_definition=f"arn:aws:batch:{HERE}:job-definition/vsr-worker:1",
@@ -311,8 +311,8 @@ def test_clip_dropped_into_incoming_comes_out_of_outgoing_on_demand_where_spot_h
         walked = steps(cloud, execution)
         status = vsr("workflow", "status", "--json").json
     assert walked == [
-        "IsAgain", "Prepare", "Plan", "ReadPlan", "HowMany", "Workers", "IsOnDemandMany", "WorkersOnDemand",
-        "Finish", "Verify", "Notify", "Done",
+        "IsAgain", "Prepare", "Plan", "ReadPlan", "HowMany", "Workers", "Finish", "Verify", "Notify",
+        "Done",
     ]  # fmt: skip
     assert status[0]["input"] == f"s3://{BUCKET}/{PREFIX}/incoming/holiday/first day.mkv"
     run = Run.open(status[0]["run"])
@@ -330,18 +330,7 @@ def test_what_fails_keeps_its_run_says_so_and_is_taken_up_again(
     numbered_clip(clip, frames=8)
     job_file.write_text(job_file.read_text().replace("workers: 2", "workers: 1"))
     with created(job_file):
-        with cloud.no_capacity("vsr-spot", "vsr-ondemand"):
-            cloud.client("batch").update_job_queue(
-                jobQueue="vsr-ondemand",
-                jobStateTimeLimitActions=[
-                    {
-                        "reason": "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY",
-                        "state": "RUNNABLE",
-                        "maxTimeSeconds": 600,
-                        "action": "CANCEL",
-                    }
-                ],
-            )
+        with cloud.no_capacity("vsr-spot", "vsr-ondemand"), cloud.waits("vsr", "vsr-ondemand", minutes=10):
             cloud.put(clip, f"{PREFIX}/incoming/late.mkv")
             failed = ended(cloud)
         assert (failed["status"], failed["error"]) == ("FAILED", "Vsr.Unfinished")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import json
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,19 @@ def moto() -> Iterator[Moto]:
     patches = [str(Path(__file__).with_name(f"{name}_patches.py")) for name in ("sagemaker", "ec2")]
     with moto_server(preload=patches) as aws:
         yield aws
+
+
+@pytest.fixture
+def new_account(account: Moto, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Says what the account lacks: see tests/new_account.py."""
+
+    def lacks(**facts: Any) -> None:
+        body, kind = json.dumps(facts).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{account.url}/moto-api/account", body, kind)
+        urllib.request.urlopen(request, timeout=10).close()
+
+    monkeypatch.setattr("vsr_hpc.aws.new_account._PAUSE_S", 0.01)
+    return lacks
 
 
 @pytest.fixture

@@ -4,11 +4,24 @@ moto 5.2 takes no hooks when a group is made, has every instance in service at o
 gone, updates no CapacityRebalance, tells no instance's template version, and knows neither
 CompleteLifecycleAction nor instance refreshes. A refresh here starts new instances first, ends the old ones
 once all new ones are in service, and fails when the hook has thrown two of them away.
+
+Of a group's instances the base is bought on demand first, then the share above it; a group never buys on
+demand what it was to buy on Spot (docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-mixed-
+instances-groups.html, 2026-12-01). Where Spot has nothing, its part is missing and the group's activities say
+why.
+
+    POST /moto-api/spot   {"dry": true}   Spot has no capacity from now on
 """
 
 from __future__ import annotations
 
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from moto.autoscaling.exceptions import AutoscalingClientError
 from moto.autoscaling.models import AutoScalingBackend, FakeAutoScalingGroup, InstanceState
@@ -16,6 +29,10 @@ from moto.autoscaling.responses import AutoScalingResponse
 from moto.core.responses import ActionResult, EmptyResult
 from moto.core.types import Base64EncodedString
 from moto.ec2.models.launch_templates import LaunchTemplate, LaunchTemplateVersion
+from moto.moto_api._internal import urls
+from moto.moto_api._internal.models import MotoAPIBackend
+
+from tests.new_account import has_spot_role, is_role_unknown
 
 _create, _update = (
     AutoScalingResponse.create_auto_scaling_group,
@@ -23,6 +40,37 @@ _create, _update = (
 )
 _launch = FakeAutoScalingGroup.replace_autoscaling_group_instances
 _describe, _template = AutoScalingBackend.describe_auto_scaling_groups, InstanceState.launch_template.fget
+
+
+_DRY = (
+    "Could not launch Spot Instances. UnfulfillableCapacity - Unable to fulfill capacity due to your request "
+    "configuration. Please adjust your request and try again. Launching EC2 instance failed."
+)
+sky = {"dry": False}
+
+
+def weather(request: Any, full_url: str, headers: Any) -> tuple[int, dict[str, str], str]:
+    sky.update(json.loads(request.data))
+    return 200, {}, "{}"
+
+
+_reset = MotoAPIBackend.reset
+
+
+def reset(self: Any) -> None:
+    sky["dry"] = False
+    _reset(self)
+
+
+_NO_ROLE = (
+    "AuthFailure.ServiceLinkedRoleCreationNotPermitted - The provided credentials do not have permission to "
+    "create the service-linked role for EC2 Spot Instances. Launching EC2 instance failed."
+)
+
+
+class UnknownProfile(AutoscalingClientError):
+    code = "ValidationError"
+    message = "You must use a valid fully-formed launch template. Invalid IAM Instance Profile name"
 
 
 class RefreshInProgress(AutoscalingClientError):
@@ -37,6 +85,8 @@ class NoRefresh(AutoscalingClientError):
 
 def create_auto_scaling_group(self: Any) -> ActionResult:
     name = self._get_param("AutoScalingGroupName")
+    if is_role_unknown():
+        raise UnknownProfile()
     for each in self._get_param("LifecycleHookSpecificationList", []):
         self.autoscaling_backend.create_lifecycle_hook(
             each["LifecycleHookName"], name, each["LifecycleTransition"], int(each["HeartbeatTimeout"]),
@@ -52,18 +102,41 @@ def update_auto_scaling_group(self: Any) -> ActionResult:
 
 
 def launch(self: Any, count: int, tags: dict[str, str]) -> None:
-    """New instances wait for whoever completes the group's hook; they are Spot where the group says so."""
-    before = set(map(id, self.instance_states))
-    _launch(self, count, tags)
+    """New instances wait for whoever completes the group's hook."""
     share = (self.mixed_instances_policy or {}).get("InstancesDistribution", {})
-    for state in self.instance_states:
-        if id(state) in before:
-            continue
-        state.template_version = self.ec2_launch_template.latest_version_number
-        if self.autoscaling_backend.describe_lifecycle_hooks(self.name):
-            state.lifecycle_state = "Pending:Wait"
-        if str(share.get("OnDemandPercentageAboveBaseCapacity")) == "0":
-            state.instance.lifecycle = "spot"
+    base = int(share.get("OnDemandBaseCapacity", 0))
+    percent = int(share.get("OnDemandPercentageAboveBaseCapacity", 100))
+    bought = [each for each in self.instance_states if each.instance.lifecycle != "spot"]
+    on_demand = count if percent == 100 else min(count, max(0, base - len(bought)))
+    spot = count - on_demand
+    has_role = has_spot_role(self.autoscaling_backend.account_id)
+    if spot and (sky["dry"] or not has_role):
+        self.__dict__.setdefault("activities", []).insert(
+            0, _failed(self.name, _DRY if has_role else _NO_ROLE)
+        )
+        spot = 0
+    for number, lifecycle in ((on_demand, None), (spot, "spot")):
+        before = set(map(id, self.instance_states))
+        if number:
+            _launch(self, number, tags)
+        for state in (each for each in self.instance_states if id(each) not in before):
+            state.template_version = self.ec2_launch_template.latest_version_number
+            if self.autoscaling_backend.describe_lifecycle_hooks(self.name):
+                state.lifecycle_state = "Pending:Wait"
+            state.instance.lifecycle = lifecycle
+
+
+def _failed(group: str, why: str) -> dict[str, Any]:
+    return {
+        "ActivityId": "a", "AutoScalingGroupName": group, "Cause": "an instance was missing",
+        "StartTime": datetime.now(UTC), "StatusCode": "Failed", "StatusMessage": why,
+    }  # fmt: skip
+
+
+def describe_scaling_activities(self: Any) -> ActionResult:
+    group = self.autoscaling_backend.autoscaling_groups[self._get_param("AutoScalingGroupName")]
+    found = group.__dict__.get("activities", [])
+    return ActionResult({"Activities": found[: self._get_int_param("MaxRecords")]})
 
 
 def describe(self: Any, names: Any, filters: Any = None) -> Any:
@@ -209,3 +282,6 @@ FakeAutoScalingGroup.replace_autoscaling_group_instances = launch
 AutoScalingBackend.describe_auto_scaling_groups = describe
 AutoScalingBackend.terminate_instance = terminate_instance
 AutoScalingBackend.delete_auto_scaling_group = delete_auto_scaling_group
+AutoScalingResponse.describe_scaling_activities = describe_scaling_activities
+MotoAPIBackend.reset = reset
+urls.url_paths["{0}/moto-api/spot$"] = weather

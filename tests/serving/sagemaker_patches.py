@@ -35,6 +35,7 @@ from moto.sagemakerruntime.responses import SageMakerRuntimeResponse
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import tests.new_account  # noqa: F401 - its roles and quotas
 from tests.serving.sagemaker_clock import World
 
 _PASSED = ("Content-Type", "Accept", "X-Amzn-SageMaker-Custom-Attributes")

@@ -113,7 +113,8 @@ def everything(aws: Moto) -> dict[str, Any]:
 
 def test_instances_are_made_once_closed_to_everybody_and_removed_without_a_trace(account: Moto) -> None:
     before, wanted = everything(account), spec(account)
-    made = ["create security group", "create launch template", "create group"]
+    role = "create service-linked role"  # of the account, which keeps it
+    made = [role, "create security group", "create launch template", "create group"]
     assert [f"{each.action} {each.kind}" for each in ec2.plan(wanted)] == made
     assert raised(account, wanted) == made
     assert raised(account, wanted) == []
@@ -209,7 +210,7 @@ def test_workers_that_are_done_before_the_others_start_are_not_waited_for(accoun
             InstanceId=members()[0]["InstanceId"], ShouldDecrementDesiredCapacity=True
         )
         continue_all(account)
-        assert len(steps.result(90)) == 3
+        assert len(steps.result(90)) == 4
     assert ec2.status("film")["wanted"] == 1
     ec2.down("film", quiet, patience=HURRY)
 
@@ -234,6 +235,83 @@ def test_a_group_follows_whatever_of_it_the_file_decides(account: Moto) -> None:
     assert (group["MinSize"], group["CapacityRebalance"]) == (0, False)
     scaling.delete_lifecycle_hook(**called, LifecycleHookName="vsr-ready")
     assert [str(each) for each in ec2.plan(slower)][-2].startswith("update hook vsr-ec2-film: 1800 s")
+    ec2.down("film", quiet, patience=HURRY)
+
+
+def test_a_base_on_demand_is_there_where_spot_has_nothing_and_up_says_what_is_missing(account: Moto) -> None:
+    def spot(is_dry: bool) -> None:
+        body, kind = json.dumps({"dry": is_dry}).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{account.url}/moto-api/spot", body, kind)
+        urllib.request.urlopen(request, timeout=10).close()
+
+    wanted = spec(account, count=2, on_demand_base=1)
+    assert str(ec2.plan(wanted)[3]).endswith("2 x spot g5.xlarge or g6.xlarge, 1 of them on demand")
+    spot(True)
+    said: list[str] = []
+    with pytest.raises(BackendError, match=r"UnfulfillableCapacity.*more subnets or on_demand_base help"):
+        ec2.up(wanted, said.append, patience=WaitLimits(poll_s=0.1, longest_s=1))
+    (there,) = ec2.status("film")["instances"]
+    assert there["purchase"] == "on-demand"
+    spot(False)
+    assert raised(account, wanted) == []
+    assert sorted(each["purchase"] for each in ec2.status("film")["instances"]) == ["on-demand", "spot"]
+    ec2.down("film", quiet, patience=HURRY)
+
+
+def test_a_new_account_is_told_what_to_ask_for_before_anything_is_made(
+    account: Moto, new_account: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    before, wanted = everything(account), spec(account, count=3, on_demand_base=1)
+    new_account(quotas={"L-3819A6DF": 0, "L-DB2E81BA": 0})
+    with pytest.raises(JobError) as refused:
+        ec2.up(wanted, quiet, patience=HURRY)
+    told = str(refused.value)
+    assert "`All G and VT Spot Instance Requests` in eu-central-1 is 0 vCPUs" in told
+    assert "--quota-code L-3819A6DF --desired-value 8 --region eu-central-1" in told
+    assert "--quota-code L-DB2E81BA --desired-value 4 --region eu-central-1" in told
+    assert everything(account) == before
+    new_account(quotas={"L-3819A6DF": 4}, unknown=2)
+    raised(account, wanted)
+    assert "8 are wanted, so the rest would never start" in caplog.text
+    new_account(quotas={"L-3819A6DF": 0})
+    assert ec2.plan(wanted) == (), "what is there already is not refused"
+    ec2.down("film", quiet, patience=HURRY)
+    new_account(may_read_quotas=False, may_make_spot_role=False)
+    assert ec2.plan(wanted)[0].kind == "security group", "the role is there by now"
+    assert "quotas were not looked at" in caplog.text
+
+
+def test_whatever_somebody_changed_of_a_group_is_seen_and_taken_back(account: Moto) -> None:
+    scaling, called = account.client("autoscaling"), {"AutoScalingGroupName": "vsr-ec2-film"}
+    wanted = spec(account)
+    raised(account, wanted)
+    client = account.client("ec2")
+    client.create_launch_template(LaunchTemplateName="other", LaunchTemplateData={"ImageId": AMI})
+    (group,) = scaling.describe_auto_scaling_groups()["AutoScalingGroups"]
+    policy = group["MixedInstancesPolicy"]
+    latest = {"LaunchTemplateName": "vsr-ec2-film", "Version": "$Latest"}
+    own = policy["LaunchTemplate"]["Overrides"]
+
+    def changed(template: Any = latest, overrides: Any = own, **distribution: Any) -> dict[str, Any]:
+        return {
+            "MixedInstancesPolicy": {
+                "LaunchTemplate": {"LaunchTemplateSpecification": template, "Overrides": overrides},
+                "InstancesDistribution": {**policy["InstancesDistribution"], **distribution},
+            }
+        }
+
+    for foreign in (
+        changed(SpotAllocationStrategy="lowest-price"),
+        changed(OnDemandBaseCapacity=1),
+        changed({**latest, "LaunchTemplateName": "other"}),
+        changed({**latest, "Version": "1"}),
+        changed(overrides=[{**each, "WeightedCapacity": "2"} for each in own]),
+        {"HealthCheckType": "ELB"},
+    ):
+        assert ec2.plan(wanted) == ()
+        scaling.update_auto_scaling_group(**called, **foreign)
+        assert [f"{each.action} {each.kind}" for each in ec2.plan(wanted)] == ["update group"], foreign
+        raised(account, wanted)
     ec2.down("film", quiet, patience=HURRY)
 
 
@@ -432,6 +510,7 @@ UNNARROWABLE = {
     "ec2:DescribeSecurityGroups", "ec2:DescribeLaunchTemplates", "ec2:DescribeLaunchTemplateVersions",
     "ec2:DescribeSubnets", "ec2:DescribeInstances", "autoscaling:DescribeAutoScalingGroups",
     "autoscaling:DescribeLifecycleHooks", "autoscaling:DescribeInstanceRefreshes",
+    "autoscaling:DescribeScalingActivities",
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,34 @@ def test_an_endpoint_that_somebody_else_made_is_left_alone(account: Moto, server
         with pytest.raises(JobError, match="left alone"):
             touch()
     assert endpoints.status("film")["status"] == "InService"
+
+
+def test_a_new_account_is_told_what_to_ask_for_and_its_role_is_waited_for(
+    account: Moto, server: Served, new_account: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    new_account(quotas={"ml.g4dn.xlarge for endpoint usage": 1})
+    wanted = spec(server.url, instance_type="ml.g4dn.xlarge", instance_count=2)
+    with pytest.raises(JobError) as refused:
+        endpoints.apply(wanted, patience=HURRY)
+    assert "`ml.g4dn.xlarge for endpoint usage` in eu-central-1 is 1 instances" in str(refused.value)
+    assert "--service-code sagemaker" in str(refused.value) and "--desired-value 2" in str(refused.value)
+    assert everything(account)["models"] == []
+    one = spec(server.url, instance_type="ml.g4dn.xlarge")
+    new_account(quotas={"ml.g4dn.xlarge for endpoint usage": 1}, unknown=2)
+    endpoints.apply(one, patience=HURRY)
+    changed = spec(server.url, instance_type="ml.g4dn.xlarge", environment={"A": "b"})
+    with pytest.raises(JobError, match="--desired-value 2"):  # the new one beside the old one
+        endpoints.plan(changed)
+    new_account(may_read_quotas=False)
+    endpoints.plan(changed)
+    assert "quotas were not looked at" in caplog.text
+    new_account(unknown=1000)
+    with pytest.raises(JobError, match=r"CreateModel: AWS still does .*Could not assume role"):
+        endpoints.apply(spec(server.url, name="other"), patience=HURRY)
+    job = {"input": "s3://films/in/", "output": "s3://films/out", "instance_type": "ml.g5.xlarge"}
+    new_account(quotas={"ml.g5.xlarge for transform job usage": 0})
+    with pytest.raises(JobError, match=r"`ml.g5.xlarge for transform job usage` in eu-central-1 is 0"):
+        transform.start(spec(server.url, instance_type=None, transform=job))
 
 
 def test_a_plan_that_aws_would_refuse_is_refused_before_anything_is_made(account: Moto) -> None:

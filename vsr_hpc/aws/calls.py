@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from vsr_hpc.aws.account import client
+from vsr_hpc.aws.limits import limit
+from vsr_hpc.aws.new_account import once_iam_knows
 from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import JobError
-
-EXECUTION_ID_LENGTH = 36
-"""Of what EventBridge Scheduler puts in place of <aws.scheduler.execution-id>: a UUID at most."""
 
 
 def check(steps: tuple[Step, ...], where: str) -> None:
@@ -42,7 +41,7 @@ def _scheduled_findings(call: Call) -> Iterator[str]:
     named = re.fullmatch(r"arn:[\w-]+:scheduler:::aws-sdk:(\w+):(\w+)", target.get("Arn", ""))
     if named is None:
         return
-    text = target["Input"].replace("<aws.scheduler.execution-id>", "0" * EXECUTION_ID_LENGTH)
+    text = target["Input"].replace("<aws.scheduler.execution-id>", "0" * limit("execution_id"))
     operation = re.sub(r"(?<!^)(?=[A-Z])", "_", named[2]).lower()
     yield from findings(Call(service=named[1], operation=operation, parameters=json.loads(text)))
 
@@ -59,7 +58,9 @@ class Clients:
         return self._made[service]
 
     def make(self, call: Call) -> Any:
-        return getattr(self.of(call.service), call.operation)(**call.parameters)
+        """AWS's answer; a role that is new is waited for."""
+        operation = getattr(self.of(call.service), call.operation)
+        return once_iam_knows(lambda: operation(**call.parameters))
 
 
 @functools.lru_cache(maxsize=64)

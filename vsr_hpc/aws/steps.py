@@ -12,7 +12,7 @@ Kind = Literal[
     "model", "configuration", "endpoint", "autoscaling", "policy", "alarm", "weights", "schedule", "registry",
     "launch template", "security group", "group", "rule", "hook", "bucket", "log group", "role",
     "instance profile", "compute environment", "job queue", "job definition", "state machine", "topic",
-    "event rule",
+    "event rule", "service-linked role", "queue",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vsr_hpc.aws.account import POLL_S, Account, Say
+from vsr_hpc.aws.account import Account, Say
 from vsr_hpc.aws.batch import resources as wanted
 from vsr_hpc.aws.batch.definition import OWNER_TAG, log_group
 from vsr_hpc.aws.batch.inventory import (
@@ -22,22 +22,24 @@ from vsr_hpc.aws.batch.inventory import (
     find_role,
     find_security_group,
     from_tag_list,
-    holds,
     or_none,
-    role_action,
+    role_drift,
     same_queue,
     to_tag_list,
 )
 from vsr_hpc.aws.batch.resources import BatchSettings, Role
+from vsr_hpc.aws.drift import holds
 from vsr_hpc.aws.errors import explained
+from vsr_hpc.aws.new_account import SPOT_ROLE, has_spot_role, make_spot_role, once_iam_knows
+from vsr_hpc.aws.quotas import Purchase, Wish, find_shortages, look
 from vsr_hpc.aws.steps import Action, Kind, Step
 from vsr_hpc.errors import JobError
 
 log = logging.getLogger(__name__)
 
 
-_PROFILE_TRIES = 12
-"""Batch learns of a new instance profile from IAM some seconds late."""
+_NOT_OURS = ("ec2KeyPair", "imageId")
+"""Of an environment: who may log in and what its instances boot are left to AWS. Empty takes them away."""
 
 
 def init(settings: BatchSettings, account: Account, say: Say, *, is_plan: bool = False) -> tuple[Step, ...]:
@@ -45,6 +47,8 @@ def init(settings: BatchSettings, account: Account, say: Say, *, is_plan: bool =
     maker = Maker(settings=settings, account=account, say=say, is_plan=is_plan)
     with explained("set up AWS Batch"):
         network = maker.network()  # first: a wrong subnet leaves nothing half made
+        maker.spot_role()
+        _tell_shortages(settings, account, say)
         maker.log_group()
         for role in wanted.roles(settings):
             maker.role(role)
@@ -58,6 +62,21 @@ def init(settings: BatchSettings, account: Account, say: Say, *, is_plan: bool =
         for name, arguments in wanted.queues(settings).items():
             maker.queue(name, arguments)
     return tuple(maker.steps)
+
+
+def _tell_shortages(settings: BatchSettings, account: Account, say: Say) -> None:
+    """Quotas do not hinder the making of queues: AWS takes days to raise them. They are told."""
+    purchases: tuple[Purchase, ...] = ("spot", "on-demand")
+    wishes = (
+        Wish(types=types, purchase=purchase, vcpus=settings.max_vcpus)
+        for types in (settings.gpu_types, settings.cpu_types)
+        for purchase in purchases
+    )
+    short, unseen = look(find_shortages(account.client("service-quotas"), wishes))
+    for each in short:
+        say(str(each))
+    if unseen:
+        say(unseen)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,7 +122,11 @@ class Maker:
         found = find_role(iam, role.name)
         if found is not None:
             self._check_ours(f"role {role.name}", found["tags"])
-        if not self.is_due("create" if found is None else role_action(iam, role, found), "role", role.name):
+        drift = None if found is None else role_drift(iam, role, found)
+        foreign = () if drift is None else (*drift.foreign, *drift.foreign_attached)
+        action: Action = "create" if drift is None else "keep" if drift.is_same else "update"
+        detail = f"without {', '.join(foreign)}, which somebody added" if foreign else ""
+        if not self.is_due(action, "role", role.name, detail):
             return
         trusted = json.dumps(role.trusted)
         if found is None:
@@ -119,6 +142,17 @@ class Maker:
             iam.put_role_policy(RoleName=role.name, PolicyName=name, PolicyDocument=json.dumps(document))
         for arn in role.attached:
             iam.attach_role_policy(RoleName=role.name, PolicyArn=arn)
+        if drift is not None:
+            for name in drift.foreign:
+                iam.delete_role_policy(RoleName=role.name, PolicyName=name)
+            for arn in drift.foreign_attached:
+                iam.detach_role_policy(RoleName=role.name, PolicyArn=arn)
+
+    def spot_role(self) -> None:
+        iam = self.account.client("iam")
+        action: Action = "keep" if has_spot_role(iam) else "create"
+        if self.is_due(action, "service-linked role", SPOT_ROLE, "of the account, for Spot"):
+            make_spot_role(iam)
 
     def instance_profile(self) -> None:
         iam, name = self.account.client("iam"), f"{self.settings.name}-instance"
@@ -205,28 +239,27 @@ class Maker:
                 self._create_environment(name, resources)
             return
         self._check_ours(f"compute environment {name}", found.get("tags", {}))
-        is_same = holds(found["computeResources"], resources) and found["state"] == "ENABLED"
+        now = found["computeResources"]
+        foreign = {key: "" for key in _NOT_OURS if now.get(key)}
+        is_well = found["state"] == "ENABLED" and found["status"] != "INVALID"
+        is_same = holds(now, resources) and not foreign and is_well
         if self.is_due("keep" if is_same else "update", "compute environment", name, detail):
-            given = {key: value for key, value in resources.items() if key != "type"}
+            given = {key: value for key, value in {**resources, **foreign}.items() if key != "type"}
             batch.update_compute_environment(computeEnvironment=name, state="ENABLED", computeResources=given)
             self._wait_valid(f"compute environment {name}", lambda: find_environment(batch, name))
 
     def _create_environment(self, name: str, resources: dict[str, Any]) -> None:
         batch = self.account.client("batch")
-        for tried in range(_PROFILE_TRIES):
-            try:
-                batch.create_compute_environment(
-                    computeEnvironmentName=name,
-                    type="MANAGED",
-                    state="ENABLED",
-                    computeResources=resources,
-                    tags=self.settings.tags,
-                )
-                break
-            except batch.exceptions.ClientException as exc:
-                if "rofile" not in str(exc) or tried == _PROFILE_TRIES - 1:
-                    raise
-                self.account.pause(POLL_S)
+        once_iam_knows(
+            lambda: batch.create_compute_environment(
+                computeEnvironmentName=name,
+                type="MANAGED",
+                state="ENABLED",
+                computeResources=resources,
+                tags=self.settings.tags,
+            ),
+            self.account.pause,
+        )
         self._wait_valid(f"compute environment {name}", lambda: find_environment(batch, name))
 
     def queue(self, name: str, arguments: dict[str, Any]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from botocore.exceptions import ClientError
 
 from vsr_hpc.aws.batch.resources import Role
+from vsr_hpc.aws.drift import holds
 from vsr_hpc.aws.errors import error_code
-from vsr_hpc.aws.steps import Action
 
 
 def list_all(batch: Any, call: str, key: str) -> list[dict[str, Any]]:
@@ -52,17 +53,31 @@ def find_role(iam: Any, name: str) -> dict[str, Any] | None:
     return None if found is None else {**found, "tags": from_tag_list(found.get("Tags", []))}
 
 
-def role_action(iam: Any, role: Role, found: dict[str, Any]) -> Action:
-    attached = {
-        each["PolicyArn"] for each in iam.list_attached_role_policies(RoleName=role.name)["AttachedPolicies"]
-    }
-    inline = {name: _inline(iam, role.name, name) for name in role.policies}
-    is_same = (
-        found["AssumeRolePolicyDocument"] == role.trusted
-        and inline == role.policies
-        and set(role.attached) <= attached
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleDrift:
+    """How a role of ours differs from what it should be."""
+
+    is_same: bool
+    foreign: tuple[str, ...]
+    """Names of inline policies that are not ours."""
+    foreign_attached: tuple[str, ...]
+    """ARNs of managed policies that are not ours."""
+
+
+def role_drift(iam: Any, role: Role, found: dict[str, Any]) -> RoleDrift:
+    pages = iam.get_paginator("list_attached_role_policies").paginate(RoleName=role.name)
+    attached = {each["PolicyArn"] for page in pages for each in page["AttachedPolicies"]}
+    pages = iam.get_paginator("list_role_policies").paginate(RoleName=role.name)
+    inline = {name: _inline(iam, role.name, name) for page in pages for name in page["PolicyNames"]}
+    return RoleDrift(
+        is_same=(
+            found["AssumeRolePolicyDocument"] == role.trusted
+            and inline == role.policies
+            and attached == set(role.attached)
+        ),
+        foreign=tuple(sorted(inline.keys() - role.policies.keys())),
+        foreign_attached=tuple(sorted(attached - set(role.attached))),
     )
-    return "keep" if is_same else "update"
 
 
 def find_security_group(ec2: Any, name: str, network: str) -> dict[str, Any] | None:
@@ -85,19 +100,6 @@ def or_none(look: Callable[[], Any]) -> Any:
         if error_code(exc) != "NoSuchEntity":
             raise
         return None
-
-
-def holds(found: Any, content: Any) -> bool:
-    """Whether all that is wanted is so; AWS adds fields of its own."""
-    if isinstance(content, dict):
-        return isinstance(found, dict) and all(holds(found.get(key), value) for key, value in content.items())
-    if isinstance(content, list):
-        return (
-            isinstance(found, list)
-            and len(found) == len(content)
-            and all(holds(a, b) for a, b in zip(found, content, strict=True))
-        )
-    return str(found) == str(content)
 
 
 def same_queue(found: dict[str, Any], arguments: dict[str, Any]) -> bool:

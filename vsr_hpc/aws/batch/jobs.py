@@ -73,6 +73,27 @@ def terminate(batch: Any, job: str, reason: str) -> None:
         batch.terminate_job(jobId=job, reason=reason)
 
 
+def cancel(batch: Any, job: str, reason: str) -> None:
+    """End what of a job has not been started; children that run go on."""
+    with explained(f"cancel job {job}"):
+        batch.cancel_job(jobId=job, reason=reason)
+
+
+def is_starved(batch: Any, facts: dict[str, Any]) -> bool:
+    """Whether Batch has found no instance for a job, and none of its children has ever had one.
+
+    Batch cancels for lack of capacity the job at the head of the queue alone, so that of an array one child
+    ends after each wait: the first one that does speaks for all.
+    """
+    at_work = {"STARTING", "RUNNING", "SUCCEEDED"} & counts(facts).keys()
+    return not at_work and any(_is_capacity(each) for each in failed_children(batch, facts))
+
+
+def _is_capacity(facts: dict[str, Any]) -> bool:
+    """Whether a job never ran because nobody had an instance for it."""
+    return "CAPACITY:" in facts.get("statusReason", "")
+
+
 def counts(facts: dict[str, Any]) -> dict[str, int]:
     """How many children of an array are in which state; a plain job counts as one."""
     summary = facts.get("arrayProperties", {}).get("statusSummary")

@@ -11,6 +11,7 @@ from typing import Any
 from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG
 from vsr_hpc.aws.bucket import validate_location
 from vsr_hpc.aws.config_files import config_folder
+from vsr_hpc.aws.limits import limit
 from vsr_hpc.errors import JobError
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
@@ -60,8 +61,9 @@ class BatchSettings:
             found.append(f"max_vcpus={self.max_vcpus}: one worker needs 4")
         if self.disk_gib < 50:
             found.append(f"disk_gib={self.disk_gib}: the instance's own system takes 30, a clip wants room")
-        if not 10 <= self.capacity_wait_min <= 1440:
-            found.append(f"capacity_wait_min={self.capacity_wait_min}: AWS Batch takes 10 to 1440")
+        least, most = limit("capacity_wait_least_s") // 60, limit("capacity_wait_most_s") // 60
+        if not least <= self.capacity_wait_min <= most:
+            found.append(f"capacity_wait_min={self.capacity_wait_min}: AWS Batch takes {least} to {most}")
         if not self.image or re.search(r"\s", self.image):
             found.append(
                 "image: name the container's address, ACCOUNT.dkr.ecr.REGION.amazonaws.com/vsr-hpc:TAG"

@@ -13,15 +13,10 @@ from vsr_hpc.aws.cluster.instance_rules import QUEUES, Subject, pools
 from vsr_hpc.aws.cluster.yaml_document import ConfigFinding, Path, at, items
 from vsr_hpc.aws.errors import error_code, explained
 from vsr_hpc.aws.instances import all_instances
+from vsr_hpc.aws.limits import vcpu_quota
+from vsr_hpc.aws.new_account import has_spot_role, without_spot_role
+from vsr_hpc.aws.quotas import Purchase, Wish, find_shortages, kind_of
 from vsr_hpc.errors import BackendError, JobError
-
-# EC2's vCPU quotas: (G instances?, Spot?) -> code of Service Quotas.
-_QUOTAS = {
-    (True, True): ("L-3819A6DF", "All G and VT Spot Instance Requests"),
-    (True, False): ("L-DB2E81BA", "Running On-Demand G and VT instances"),
-    (False, True): ("L-34B43A08", "All Standard Spot Instance Requests"),
-    (False, False): ("L-1216C47A", "Running On-Demand Standard instances"),
-}
 
 
 def examine(subject: Subject, make_client: Callable[[str], Any] | None = None) -> Iterator[ConfigFinding]:
@@ -148,27 +143,29 @@ def _key(subject: Subject, connect: Callable[[str], Any]) -> Iterator[ConfigFind
 
 def _quotas(subject: Subject, connect: Callable[[str], Any]) -> Iterator[ConfigFinding]:
     """vCPUs at full load against the account's quota, by kind of instance and purchase."""
-    quotas = connect("service-quotas")
-    wanted: Counter[tuple[bool, bool]] = Counter()
-    first: dict[tuple[bool, bool], Path] = {}
+    wishes: list[Wish] = []
+    first: dict[str, Path] = {}
     for pool in pools(subject.document):
         if pool.known:
-            kind = (pool.has_gpu, pool.capacity == "SPOT")
-            wanted[kind] += pool.maximum * pool.known[0].vcpus
-            first.setdefault(kind, (*pool.path, "MaxCount"))
-    for kind, vcpus in wanted.items():
-        code, name = _QUOTAS[kind]
-        limit = quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"]
-        if limit < vcpus:
-            text = (
-                f"full load wants {vcpus} vCPUs, the quota `{name}` ({code}) is {limit:g}: the rest "
-                "never starts; "
-                "ask for more in Service Quotas or lower MaxCount"
-            )
-            level = "warning" if limit else "error"
-            yield ConfigFinding(
-                level="error" if level == "error" else "warning", path=first[kind], rule="quota", message=text
-            )
+            types = tuple(each.name for each in pool.known)
+            purchase: Purchase = "spot" if pool.capacity == "SPOT" else "on-demand"
+            wishes.append(Wish(types=types, purchase=purchase, vcpus=pool.maximum * pool.known[0].vcpus))
+            for kind in map(kind_of, types):
+                if kind is not None:
+                    first.setdefault(vcpu_quota(kind, purchase)[0], (*pool.path, "MaxCount"))
+    for short in find_shortages(connect("service-quotas"), wishes):
+        yield ConfigFinding(
+            level="error" if short.is_total else "warning",
+            path=first[short.code],
+            rule="quota",
+            message=f"{short}; or lower MaxCount",
+        )
+
+
+def _spot_role(subject: Subject, connect: Callable[[str], Any]) -> Iterator[ConfigFinding]:
+    spot = next((pool for pool in pools(subject.document) if pool.capacity == "SPOT"), None)
+    if spot is not None and not has_spot_role(connect("iam")):
+        yield ConfigFinding(level="error", path=spot.path, rule="spot-role", message=without_spot_role())
 
 
 _LOOKS: dict[str, Callable[[Subject, Callable[[str], Any]], Iterator[ConfigFinding]]] = {
@@ -176,4 +173,5 @@ _LOOKS: dict[str, Callable[[Subject, Callable[[str], Any]], Iterator[ConfigFindi
     "offered instance types": _offerings,
     "the key pair": _key,
     "quotas": _quotas,
+    "the role of Spot": _spot_role,
 }

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from vsr_hpc.aws.drift import holds
 from vsr_hpc.aws.ec2.spec import HOOK, Ec2Spec, encode_user_data, resource_name, user_data
 from vsr_hpc.aws.steps import Call, Kind, Step
 
@@ -151,7 +152,8 @@ def _rule(rule: Request) -> str:
 
 def _group_steps(spec: Ec2Spec, found: FleetInventory, is_changed: bool) -> Iterator[Step]:
     wanted = scaling(spec)
-    detail = f"{spec.count} x {spec.purchase} {' or '.join(spec.instance_types)}"
+    base = f", {spec.on_demand_base} of them on demand" if spec.on_demand_base else ""
+    detail = f"{spec.count} x {spec.purchase} {' or '.join(spec.instance_types)}{base}"
     if found.scaling is None:
         marks = _of_group(spec, _tags(spec))
         request = {**wanted, "LifecycleHookSpecificationList": [_hook(spec)], "Tags": marks}
@@ -239,7 +241,7 @@ def scaling(spec: Ec2Spec) -> Request:
                 "Overrides": [{"InstanceType": each} for each in spec.instance_types],
             },
             "InstancesDistribution": {
-                "OnDemandBaseCapacity": 0,
+                "OnDemandBaseCapacity": spec.on_demand_base,
                 "OnDemandPercentageAboveBaseCapacity": 0 if spec.purchase == "spot" else 100,
                 "SpotAllocationStrategy": "price-capacity-optimized",
             },
@@ -271,22 +273,16 @@ def with_group(call: Call, group_id: str | None) -> Call:
 
 
 def _is_same(wanted: Request, there: Request) -> bool:
-    """All of the group that the file decides."""
-    policy, known = wanted["MixedInstancesPolicy"], there.get("MixedInstancesPolicy") or {}
-    types = [each["InstanceType"] for each in policy["LaunchTemplate"]["Overrides"]]
-    known_types = [each["InstanceType"] for each in known.get("LaunchTemplate", {}).get("Overrides", [])]
-    share = "OnDemandPercentageAboveBaseCapacity"
-    distribution = known.get("InstancesDistribution", {})
-    keys = ("MinSize", "MaxSize", "DesiredCapacity", "HealthCheckGracePeriod")
-    numbers = all(wanted[key] == there[key] for key in keys)
+    """All of the group that the file decides, which is all that is wanted of it."""
     places = set(wanted["VPCZoneIdentifier"].split(",")) == set(there["VPCZoneIdentifier"].split(","))
-    return (
-        numbers
-        and places
-        and wanted["CapacityRebalance"] == there.get("CapacityRebalance", False)
-        and types == known_types
-        and policy["InstancesDistribution"][share] == distribution.get(share)
-    )
+    there = {"CapacityRebalance": False, **there, "VPCZoneIdentifier": wanted["VPCZoneIdentifier"]}
+    return places and holds(there, wanted) and _overrides(there) == _overrides(wanted)
+
+
+def _overrides(group: Request) -> list[Request]:
+    """The instance types, each of which may bring a weight or a launch template of its own."""
+    template: Request = (group.get("MixedInstancesPolicy") or {}).get("LaunchTemplate", {})
+    return list(template.get("Overrides", []))
 
 
 def _permission(port: int, cidr: str) -> Request:

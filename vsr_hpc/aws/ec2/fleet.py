@@ -10,7 +10,7 @@ import logging
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from botocore.exceptions import ClientError
 
@@ -28,7 +28,9 @@ from vsr_hpc.aws.ec2.changes import (
 )
 from vsr_hpc.aws.ec2.spec import HOOK, Ec2Spec, port_in, resource_name
 from vsr_hpc.aws.errors import error_code, explained
+from vsr_hpc.aws.new_account import SPOT_ROLE, has_spot_role, make_spot_role
 from vsr_hpc.aws.prices import hourly_price, prices
+from vsr_hpc.aws.quotas import Wish, find_shortages, look, vcpus_of
 from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import BackendError, JobError
 
@@ -42,24 +44,71 @@ _WHOSE_ADDRESS = "https://checkip.amazonaws.com"
 def hourly(spec: Ec2Spec, region: str) -> str:
     """The price of an hour of the whole fleet, in words."""
     table = prices(region)
-    known = [hourly_price(each, spec.purchase, region) for each in spec.instance_types]
+    base = spec.on_demand_base
+    known = [_hourly_of(each, spec, region) for each in spec.instance_types]
     per_hour = [each for each in known if each is not None]
     if not per_hour:
         return f"no price known for {', '.join(spec.instance_types)}"
     disk = spec.disk_gib * table.per_gb_month("ebs_gp3") / table.month_hours
     address = 0.0 if spec.access == "ssm" else table.other["public_ipv4_per_hour"]
-    low, high = (spec.count * (each + disk + address) for each in (min(per_hour), max(per_hour)))
+    low, high = (each + spec.count * (disk + address) for each in (min(per_hour), max(per_hour)))
     span = f"${low:.3f}" if round(low, 3) == round(high, 3) else f"${low:.3f} to ${high:.3f}"
-    return f"{spec.count} x {spec.purchase}: {span} per hour, disk included\n  {table.text()}"
+    bought = f"{spec.count - base} x spot, {base} x on-demand" if base else f"{spec.count} x {spec.purchase}"
+    return f"{bought}: {span} per hour, disk included\n  {table.text()}"
+
+
+def _hourly_of(instance_type: str, spec: Ec2Spec, region: str) -> float | None:
+    """Of all instances, were they of this type; None where a price is not known."""
+    base, cost = spec.on_demand_base, 0.0
+    shares: tuple[tuple[int, Literal["spot", "on-demand"]], ...] = (
+        (spec.count - base, spec.purchase),
+        (base, "on-demand"),
+    )
+    for count, purchase in shares:
+        price = hourly_price(instance_type, purchase, region) if count else 0.0
+        if price is None:
+            return None
+        cost += count * price
+    return cost
 
 
 # The account ------------------------------------------------------------------------------------------------
 def plan(spec: Ec2Spec) -> tuple[Step, ...]:
     clients = Clients()
     with explained(spec.name):
-        made = steps(spec, _look(clients, spec.name, spec.subnets), _region(clients), _address(spec))
+        found = _look(clients, spec.name, spec.subnets)
+        made = (*_spot_role(clients, spec), *steps(spec, found, _region(clients), _address(spec)))
     check(made, spec.name)
+    if any(step.kind == "group" for step in made):
+        _need_quotas(clients, spec, is_new=found.scaling is None)
     return made
+
+
+def _spot_role(clients: Clients, spec: Ec2Spec) -> tuple[Step, ...]:
+    if spec.purchase != "spot" or has_spot_role(clients.of("iam")):
+        return ()
+
+    def make() -> bool:
+        make_spot_role(clients.of("iam"))
+        return True
+
+    detail = "of the account, for Spot"
+    return (Step(action="create", kind="service-linked role", name=SPOT_ROLE, detail=detail, apply=make),)
+
+
+def _need_quotas(clients: Clients, spec: Ec2Spec, *, is_new: bool) -> None:
+    """JobError where nothing of a new group could start; warnings of whatever else is short."""
+    base, most = spec.on_demand_base, max(vcpus_of(spec.instance_types))
+    wishes = [Wish(types=spec.instance_types, purchase=spec.purchase, vcpus=(spec.count - base) * most)]
+    wishes += [Wish(types=spec.instance_types, purchase="on-demand", vcpus=base * most)]
+    wanted = [each for each in wishes if each.vcpus]
+    short, unseen = look(find_shortages(clients.of("service-quotas"), wanted))
+    for each in short:
+        log.warning("%s", each)
+    if unseen:
+        log.warning("%s", unseen)
+    if is_new and any(each.is_total for each in short):
+        raise JobError.from_findings(spec.name, [str(each) for each in short])
 
 
 def up(spec: Ec2Spec, tell: Tell, *, patience: WaitLimits | None = None) -> tuple[Step, ...]:
@@ -70,6 +119,8 @@ def up(spec: Ec2Spec, tell: Tell, *, patience: WaitLimits | None = None) -> tupl
     with explained(spec.name):
         for step in made:
             tell(str(step))
+            if step.apply is not None:
+                step.apply()
             for call in step.calls:
                 if call.operation == "start_instance_refresh":
                     _await_calm(clients, spec, patience, tell)
@@ -186,15 +237,32 @@ def _await_instances(
         )
         if refresh and is_moving:
             now += f", refresh {refresh['Status']} {refresh.get('PercentageComplete', 0)} %"
+        if len(members) < wanted and (why := _why_none_starts(clients, spec.resource)):
+            now += f"; {why}"
         if now != last:
             tell(now)
             last = now
         if time.monotonic() > until:
-            raise BackendError(
-                f"{spec.name}: {now} after {patience.longest_s:.0f} s; the instance's console output "
-                "(aws ec2 get-console-output) says why. `vsr ec2 down` ends it"
-            )
+            way = _way_out(spec, len(members) < wanted)
+            raise BackendError(f"{spec.name}: {now} after {patience.longest_s:.0f} s; {way}")
         time.sleep(patience.poll_s)
+
+
+def _why_none_starts(clients: Clients, called: str) -> str:
+    """What Auto Scaling says of its last launch, where that failed."""
+    found = clients.of("autoscaling").describe_scaling_activities(AutoScalingGroupName=called, MaxRecords=1)
+    latest = found["Activities"][0] if found["Activities"] else {}
+    return str(latest.get("StatusMessage", "")).rstrip(".") if latest.get("StatusCode") == "Failed" else ""
+
+
+def _way_out(spec: Ec2Spec, is_short: bool) -> str:
+    if not is_short:
+        reason = "the instance's console output (aws ec2 get-console-output) says why"
+    elif spec.purchase == "spot":
+        reason = "the group goes on trying; more instance_types, more subnets or on_demand_base help"
+    else:
+        reason = "the group goes on trying; more instance_types or more subnets help"
+    return f"{reason}. `vsr ec2 down` ends it"
 
 
 def _await_end(clients: Clients, name: str, patience: WaitLimits, tell: Tell) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vsr_hpc.aws.ec2.spec import Ec2Spec
+from vsr_hpc.aws.new_account import SPOT_ROLE
 from vsr_hpc.aws.policies import Statement, allow, listing, literal, pulls, region_of
 from vsr_hpc.errors import JobError
 from vsr_hpc.job.spec import JobSpec
@@ -78,7 +79,7 @@ def _operator(spec: Ec2Spec, region: str) -> Iterator[Statement]:
     yield {**allow("KeepWhatIsTagged", [f"ec2:{each}" for each in verbs], places[:2]), **tagged}
     looks = ["SecurityGroups", "LaunchTemplates", "LaunchTemplateVersions", "Subnets", "Instances"]
     actions = [f"ec2:Describe{each}" for each in looks]
-    looks = ["AutoScalingGroups", "InstanceRefreshes", "LifecycleHooks"]
+    looks = ["AutoScalingGroups", "InstanceRefreshes", "LifecycleHooks", "ScalingActivities"]
     actions += [f"autoscaling:Describe{each}" for each in looks]
     yield allow("Look", actions, ["*"])
     verbs = ["CreateAutoScalingGroup", "UpdateAutoScalingGroup", "DeleteAutoScalingGroup"]
@@ -91,6 +92,12 @@ def _operator(spec: Ec2Spec, region: str) -> Iterator[Statement]:
     yield {**allow("LetTheGroupTagThem", ["ec2:CreateTags"], instances[:2]), **started}
     linked = "role/aws-service-role/autoscaling.amazonaws.com/AWSServiceRoleForAutoScaling"
     first = {"Condition": {"StringEquals": {"iam:AWSServiceName": "autoscaling.amazonaws.com"}}}
+    spot = f"arn:{spec.partition}:iam::{spec.account}:role/aws-service-role/spot.amazonaws.com/{SPOT_ROLE}"
+    yield allow("SeeWhetherSpotHasItsRole", ["iam:GetRole"], [spot])
+    once = {"Condition": {"StringEquals": {"iam:AWSServiceName": "spot.amazonaws.com"}}}
+    yield {**allow("UseSpotForTheFirstTime", ["iam:CreateServiceLinkedRole"], [spot]), **once}
+    quotas = f"arn:{spec.partition}:servicequotas:{region}:{spec.account}:ec2/*"
+    yield allow("LookAtQuotas", ["servicequotas:GetServiceQuota"], [quotas])
     account = f"arn:{spec.partition}:iam::{spec.account}"
     yield {**allow("ScaleForTheFirstTime", ["iam:CreateServiceLinkedRole"], [f"{account}:{linked}"]), **first}
     role = spec.profile.replace(":instance-profile/", ":role/")

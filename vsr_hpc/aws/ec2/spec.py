@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from vsr_hpc.aws.instances import all_instances
+from vsr_hpc.aws.limits import limit
 from vsr_hpc.errors import JobError
 from vsr_hpc.system.aws_region import region_environment
 from vsr_hpc.system.yaml_file import read_mapping
@@ -25,7 +26,6 @@ _GPU_IMAGE = "/aws/service/ecs/optimized-ami/amazon-linux-2023/gpu/recommended/i
 _CPU_IMAGE = "/aws/service/ecs/optimized-ami/amazon-linux-2023/recommended/image_id"
 HOOK = "vsr-ready"
 _CIDR = r"\d{1,3}(\.\d{1,3}){3}/\d{1,2}"
-_MOST_USER_DATA = 16_384
 
 
 class Ec2Spec(BaseModel):
@@ -43,6 +43,8 @@ class Ec2Spec(BaseModel):
     )
     purchase: Literal["spot", "on-demand"] = "spot"
     count: int = Field(1, ge=1, le=100)
+    on_demand_base: int = Field(0, ge=0, le=100)
+    """How many of the count are bought on demand, so that something is there where Spot has nothing."""
     subnets: tuple[Annotated[str, StringConstraints(pattern=r"^subnet-[0-9a-f]{8,17}$")], ...] = Field(
         min_length=1, max_length=16
     )
@@ -112,13 +114,17 @@ def _findings(spec: Ec2Spec) -> Iterator[str]:
     kinds = {known[each].arch for each in spec.instance_types if each in known}
     if len(kinds) > 1:
         yield f"instance_types: {' and '.join(sorted(kinds))} cannot run one image"
+    if spec.on_demand_base and spec.purchase == "on-demand":
+        yield "on_demand_base: all instances are bought on demand already; leave it out, or purchase: spot"
+    if spec.on_demand_base > spec.count:
+        yield f"on_demand_base={spec.on_demand_base} is more than count={spec.count}"
     for key, value in spec.environment.items():
         if "\n" in value:
             yield f"environment.{key}: a line break cannot go through docker's environment file"
     if spec.role == "worker" and spec.access != "ssm":
         yield "access: workers listen to nobody; leave it out"
-    if len(user_data(spec, "us-gov-west-1")) > _MOST_USER_DATA:
-        yield f"environment: too much; EC2 takes {_MOST_USER_DATA} bytes of user data"
+    if len(user_data(spec, "us-gov-west-1")) > limit("user_data_bytes"):
+        yield f"environment: too much; EC2 takes {limit('user_data_bytes')} bytes of user data"
 
 
 def _gpus(instance_type: str) -> int:

@@ -17,6 +17,8 @@ from vsr_hpc.aws.endpoint.inventory import describe, look
 from vsr_hpc.aws.endpoint.requests import config_request, rollback_alarms, variants
 from vsr_hpc.aws.endpoint.spec import EndpointSpec
 from vsr_hpc.aws.errors import explained
+from vsr_hpc.aws.quotas import find_sagemaker_shortages
+from vsr_hpc.aws.quotas import look as look_at_quotas
 from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import BackendError, JobError
 
@@ -224,7 +226,29 @@ def _plan_steps(clients: Clients, spec: EndpointSpec, *, at_once: bool, must_exi
     _check_variants(spec, found)
     steps = diff.steps(spec, found, at_once=at_once)
     check(steps, spec.name)
+    if any(step.kind == "endpoint" and step.action != "remove" for step in steps):
+        _need_quotas(clients, spec, found)
     return steps
+
+
+def _need_quotas(clients: Clients, spec: EndpointSpec, found: diff.EndpointInventory) -> None:
+    """JobError where SageMaker would refuse so many instances. An update has new ones beside the old ones."""
+    counts: dict[str, int] = {}
+    for each in variants(spec):
+        kind = each.instance_type or spec.instance_type
+        if kind is not None:
+            counts[kind] = counts.get(kind, 0) + (each.instance_count or spec.instance_count)
+    there = found.endpoint
+    if there is not None and there.status != "Failed":
+        for name, kind in there.instance_types.items():
+            if kind in counts:
+                counts[kind] += there.counts.get(name) or 0
+    quotas = clients.of("service-quotas")
+    short, unseen = look_at_quotas(find_sagemaker_shortages(quotas, counts, "endpoint usage"))
+    if unseen:
+        log.warning("%s", unseen)
+    if short:
+        raise JobError.from_findings(spec.name, [str(each) for each in short])
 
 
 def _check_variants(spec: EndpointSpec, found: diff.EndpointInventory) -> None:

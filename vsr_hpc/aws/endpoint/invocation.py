@@ -15,6 +15,7 @@ from botocore.exceptions import ClientError
 
 from vsr_hpc.aws.account import client
 from vsr_hpc.aws.errors import error_code, explained
+from vsr_hpc.aws.limits import limit
 from vsr_hpc.errors import BackendError, JobError, VsrError
 
 log = logging.getLogger(__name__)
@@ -78,8 +79,9 @@ def _translate_errors(request: Invocation, model_error: ModelError) -> Iterator[
             raise model_error(request.endpoint, status, text.encode()) from exc
 
 
-def _runtime(request: Invocation) -> Any:
-    return client("sagemaker-runtime", timeout_s=max(70.0, request.timeout_s))
+def _runtime(request: Invocation, longest_s: int) -> Any:
+    """A client that waits a little longer than SageMaker does, so that SageMaker's own words are heard."""
+    return client("sagemaker-runtime", timeout_s=max(longest_s + 10.0, request.timeout_s))
 
 
 def _invoke_real_time(request: Invocation, model_error: ModelError) -> EndpointAnswer:
@@ -89,7 +91,7 @@ def _invoke_real_time(request: Invocation, model_error: ModelError) -> EndpointA
     if request.variant:
         wanted["TargetVariant"] = request.variant
     with _translate_errors(request, model_error):
-        answer = _runtime(request).invoke_endpoint(**wanted)
+        answer = _runtime(request, limit("real_time_s")).invoke_endpoint(**wanted)
         whole = answer["Body"].read()
     return EndpointAnswer(
         pieces=[whole],
@@ -105,7 +107,7 @@ def _invoke_streamed(request: Invocation, model_error: ModelError) -> EndpointAn
     if request.variant:
         wanted["TargetVariant"] = request.variant
     with _translate_errors(request, model_error):
-        answer = _runtime(request).invoke_endpoint_with_response_stream(**wanted)
+        answer = _runtime(request, limit("stream_s")).invoke_endpoint_with_response_stream(**wanted)
     return EndpointAnswer(
         pieces=_read_events(request, answer["Body"], model_error),
         media_type=answer.get("ContentType", ""),
@@ -124,6 +126,11 @@ def _invoke_async(request: Invocation, model_error: ModelError) -> EndpointAnswe
 
     SageMaker reads the input when an instance takes the request, so the input stays while no answer is there.
     """
+    most = limit("asynchronous_payload_mb")
+    if len(request.body) > most * 1_000_000:
+        raise JobError(
+            f"{len(request.body)} bytes are more than the {most} MB that SageMaker takes of an input"
+        )
     with _translate_errors(request, model_error):
         bucket, prefix = _input_location(request)
         key = f"{prefix}{hashlib.sha256(request.body).hexdigest()[:16]}-{os.getpid()}-{time.time_ns():x}"
@@ -132,7 +139,7 @@ def _invoke_async(request: Invocation, model_error: ModelError) -> EndpointAnswe
         try:
             begun = client("sagemaker-runtime").invoke_endpoint_async(
                 InputLocation=f"s3://{bucket}/{key}",
-                InvocationTimeoutSeconds=max(1, min(3600, int(request.timeout_s))),
+                InvocationTimeoutSeconds=max(1, min(limit("asynchronous_s"), int(request.timeout_s))),
                 **request.parameters,
             )
         except BaseException:
@@ -195,8 +202,9 @@ def _input_location(request: Invocation) -> tuple[str, str]:
         if outputs is None:
             raise JobError(
                 f"{len(request.body)} bytes go only through an asynchronous endpoint, and endpoint "
-                f"{request.endpoint} is not asynchronous; send less (a real-time request takes 6 MiB), or "
-                "create the endpoint with async in its endpoint.yaml"
+                f"{request.endpoint} is not asynchronous; send less, or up to "
+                f"{limit('real_time_payload_mb')} MB at once with --max-payload-mb, or create the endpoint "
+                "with async in its endpoint.yaml"
             )
         place = f"{outputs.rstrip('/')}/inputs"
     bucket, prefix = _split(place)

@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from vsr_hpc.aws.endpoint.spec import EndpointSpec, Variant, can_encrypt_volume
+from vsr_hpc.aws.limits import limit
 
 Request = dict[str, Any]
 
@@ -18,6 +19,8 @@ TAG = "vsr:endpoint"
 ONLY_VARIANT = "all"
 METRICS = "AWS/SageMaker"
 _INSTANCE_METRICS = "/aws/sagemaker/Endpoints"
+_TO_SAY_NO_S = 100
+"""An answer that comes too late is refused so much earlier than SageMaker would give up."""
 # What a scaled-down endpoint may take to have an instance again before somebody is woken.
 _STUCK_MINUTES = 20
 
@@ -107,10 +110,18 @@ def _environment(spec: EndpointSpec, variant: Variant) -> dict[str, str]:
     """The container's, with limits that fit how it is asked unless the file has its own."""
     fitting: dict[str, str] = {}
     if spec.asynchronous is not None:
-        fitting = {"VSR_SERVE_MAX_PAYLOAD_MB": "200", "VSR_SERVE_DEADLINE_S": "3500"}
+        deadline_s = limit("asynchronous_s") - _TO_SAY_NO_S
+        fitting = {"VSR_SERVE_MAX_PAYLOAD_MB": "200", "VSR_SERVE_DEADLINE_S": str(deadline_s)}
     elif spec.serverless is not None:
-        fitting = {"VSR_SERVE_MAX_PAYLOAD_MB": "4"}
+        fitting = {"VSR_SERVE_MAX_PAYLOAD_MB": _in_mib("serverless_payload_mb")}
+    else:
+        fitting = {"VSR_SERVE_MAX_PAYLOAD_MB": _in_mib("real_time_payload_mb")}
     return dict(sorted({**fitting, **spec.environment, **variant.environment}.items()))
+
+
+def _in_mib(megabytes: str) -> str:
+    """AWS counts in megabytes, the server in MiB: what is over the one must be over the other."""
+    return f"{limit(megabytes) * 1_000_000 / (1 << 20):.2f}"
 
 
 def _variant(spec: EndpointSpec, variant: Variant) -> Request:

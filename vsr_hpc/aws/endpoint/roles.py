@@ -136,6 +136,8 @@ def _operator(spec: EndpointSpec, region: str) -> Iterator[Statement]:
     kinds = ["CreateModelPackageGroup", "DescribeModelPackageGroup", "DeleteModelPackageGroup"]
     kinds += ["ListModelPackages", "CreateModelPackage", "DescribeModelPackage", "UpdateModelPackage"]
     yield allow("KeepApprovedVersions", _sagemaker([*kinds, "DeleteModelPackage"]), [group, versions])
+    quotas = f"{_arn(spec, 'servicequotas', region)}:sagemaker/*"
+    yield allow("LookAtQuotas", ["servicequotas:ListServiceQuotas"], [quotas])
     yield from _jobs(spec, region)
     yield from _watching(spec, region)
     yield {

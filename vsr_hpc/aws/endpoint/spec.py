@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from vsr_hpc.aws.instances import all_instances
+from vsr_hpc.aws.limits import limit
 
 S3Uri = Annotated[
     str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w!.*'()/+=@:,-]*)?$")
@@ -19,9 +20,6 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9](-?[a-zA-Z0-9]){0,
 Environment = dict[
     Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=1024)], str
 ]
-
-LARGEST_WAIT_S = 3600
-LONGEST_ROLLOUT_S = 28_800
 
 
 class _Section(BaseModel):
@@ -45,8 +43,8 @@ class Autoscale(_Section):
     least: int = Field(1, ge=0, le=1000)
     invocations_per_instance: float = Field(60, gt=0)
     backlog_per_instance: float = Field(5, gt=0)
-    in_cooldown_s: int = Field(300, ge=0, le=LARGEST_WAIT_S)
-    out_cooldown_s: int = Field(60, ge=0, le=LARGEST_WAIT_S)
+    in_cooldown_s: int = Field(300, ge=0, le=limit("rollout_wait_s"))
+    out_cooldown_s: int = Field(60, ge=0, le=limit("rollout_wait_s"))
 
 
 class Serverless(_Section):
@@ -75,9 +73,9 @@ class Rollout(_Section):
     traffic: Literal["canary", "linear", "all-at-once"]
     percent: int = Field(10, ge=1, le=50)
     """Of the canary, or of each step."""
-    bake_s: int = Field(600, ge=0, le=LARGEST_WAIT_S)
+    bake_s: int = Field(600, ge=0, le=limit("rollout_wait_s"))
     """How long each step is watched."""
-    keep_old_s: int = Field(0, ge=0, le=LARGEST_WAIT_S)
+    keep_old_s: int = Field(0, ge=0, le=limit("rollout_wait_s"))
 
     @property
     def steps(self) -> int:
@@ -87,7 +85,7 @@ class Rollout(_Section):
     def timeout_s(self) -> int:
         """Starting the new instances, every step, and the old ones' end."""
         wanted = 3600 + self.steps * self.bake_s + self.keep_old_s
-        return min(LONGEST_ROLLOUT_S, wanted)
+        return min(limit("rollout_s"), wanted)
 
 
 class Capture(_Section):
@@ -144,9 +142,9 @@ class Transform(_Section):
     instance_count: int = Field(1, ge=1, le=100)
     content_type: str = "image/png"
     accept: str | None = None
-    payload_mb: int = Field(20, ge=1, le=100)
+    payload_mb: int = Field(20, ge=1, le=limit("transform_payload_mb"))
     side_by_side: int = Field(2, ge=1, le=100)
-    timeout_s: int = Field(600, ge=1, le=3600)
+    timeout_s: int = Field(600, ge=1, le=limit("transform_s"))
     schedule: Schedule | None = None
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vsr_hpc.aws.endpoint.spec import LONGEST_ROLLOUT_S, EndpointSpec, can_encrypt_volume
+from vsr_hpc.aws.endpoint.spec import EndpointSpec, can_encrypt_volume
 from vsr_hpc.aws.instances import all_instances
+from vsr_hpc.aws.limits import limit
 from vsr_hpc.errors import JobError
 from vsr_hpc.models.cards import Card, all_cards
 from vsr_hpc.system.yaml_file import read_mapping
@@ -19,7 +20,6 @@ from vsr_hpc.system.yaml_file import read_mapping
 # in a second. A picture smaller than this is hardly worth an endpoint.
 _OPERATIONS_PER_S_AND_GB = 5e9
 _SMALL_PIXELS = 640 * 360
-_SERVERLESS_S = 60
 # For what a faulty file lacks, so that the rest of it can be judged.
 _STANDING_IN = {"name": "x", "image": "x", "role": "arn:aws:iam::000000000000:role/x"}
 
@@ -142,13 +142,13 @@ def _serverless_findings(spec: EndpointSpec) -> Iterator[str]:
 def too_slow_for_cpu(name: str, operations: int, memory_mb: int) -> str | None:
     """A sentence where a model cannot answer even a small picture in time without a GPU."""
     seconds = operations * _SMALL_PIXELS / (_OPERATIONS_PER_S_AND_GB * memory_mb / 1024)
-    if seconds <= _SERVERLESS_S:
+    if seconds <= limit("serverless_s"):
         return None
-    enough = memory_mb * seconds / _SERVERLESS_S
+    enough = memory_mb * seconds / limit("serverless_s")
     way = f"take memory_mb: {-(-int(enough) // 1024) * 1024}" if enough <= 6144 else "name an instance_type"
     return (
         f"serverless: {name} takes about {seconds:.0f} s for one picture of 640x360 on the CPU that "
-        f"{memory_mb} MB come with, and SageMaker gives {_SERVERLESS_S} s; {way}, or a smaller model"
+        f"{memory_mb} MB come with, and SageMaker gives {limit('serverless_s')} s; {way}, or a smaller model"
     )
 
 
@@ -218,7 +218,7 @@ def _rollout_findings(spec: EndpointSpec) -> Iterator[str]:
         return
     if rollout.traffic == "linear" and rollout.percent < 10:
         yield f"rollout.percent={rollout.percent}: a linear step is 10 to 50"
-    if 3600 + rollout.steps * rollout.bake_s + rollout.keep_old_s > LONGEST_ROLLOUT_S:
+    if 3600 + rollout.steps * rollout.bake_s + rollout.keep_old_s > limit("rollout_s"):
         yield (
             f"rollout: {rollout.steps} steps of {rollout.bake_s} s do not fit into the 8 hours that "
             "SageMaker gives an update; bake for less, or take larger steps"
@@ -236,10 +236,11 @@ def _transform_findings(spec: EndpointSpec) -> Iterator[str]:
         return
     if spec.multi_model:
         yield "transform: a batch transform job has one model; it cannot take multi_model"
-    if job.payload_mb * job.side_by_side > 100:
+    most = limit("transform_payload_mb")
+    if job.payload_mb * job.side_by_side > most:
         yield (
             f"transform: payload_mb={job.payload_mb} times side_by_side={job.side_by_side} is over the "
-            f"100 MB that SageMaker allows; take side_by_side: {max(1, 100 // job.payload_mb)}"
+            f"{most} MB that SageMaker allows; take side_by_side: {max(1, most // job.payload_mb)}"
         )
     source, target = job.input.rstrip("/") + "/", job.output.rstrip("/") + "/"
     if target.startswith(source):

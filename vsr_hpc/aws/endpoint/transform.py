@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
 import time
 from collections.abc import Callable
 from typing import Any
 
 from vsr_hpc.aws.account import WaitLimits, client
-from vsr_hpc.aws.calls import EXECUTION_ID_LENGTH, check
+from vsr_hpc.aws.calls import check
 from vsr_hpc.aws.endpoint.requests import Request, model_request, tags
 from vsr_hpc.aws.endpoint.spec import EndpointSpec, can_encrypt_volume
 from vsr_hpc.aws.errors import explained
+from vsr_hpc.aws.limits import limit
+from vsr_hpc.aws.quotas import find_sagemaker_shortages, look
 from vsr_hpc.aws.steps import Call, Step
 from vsr_hpc.errors import BackendError, JobError
 
+log = logging.getLogger(__name__)
+
 _TARGET = "arn:{partition}:scheduler:::aws-sdk:sagemaker:createTransformJob"
-_LONGEST_JOB_NAME = 63
 _OVER = ("Completed", "Failed", "Stopped")
 
 
@@ -45,7 +49,7 @@ def job_request(
         },
         "Environment": {
             "VSR_SERVE_MAX_PAYLOAD_MB": str(wanted.payload_mb),
-            "VSR_SERVE_MAX_ANSWER_MB": "100",
+            "VSR_SERVE_MAX_ANSWER_MB": str(limit("transform_payload_mb")),
             "VSR_SERVE_DEADLINE_S": str(max(1, wanted.timeout_s - 5)),
         },
         "TransformInput": {
@@ -104,7 +108,7 @@ def schedule_request(spec: EndpointSpec) -> Request | None:
 
 def _scheduled_job_prefix(name: str) -> str:
     """The endpoint's name, cut so that the name of a scheduled job is no longer than SageMaker allows."""
-    room = _LONGEST_JOB_NAME - 1 - EXECUTION_ID_LENGTH
+    room = limit("transform_job_name") - 1 - limit("execution_id")
     if len(name) <= room:
         return name
     return f"{name[: room - 9].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -141,9 +145,20 @@ def start(spec: EndpointSpec, source: str | None = None, target: str | None = No
     call = Call(service="sagemaker", operation="create_transform_job", parameters=request)
     step = Step(action="create", kind="model", name=request["TransformJobName"], calls=(call,))
     check((step,), spec.name)
+    resources = request["TransformResources"]
+    _need_quota(resources["InstanceType"], resources["InstanceCount"], spec.name)
     with explained(spec.name):
         client("sagemaker").create_transform_job(**request)
     return str(request["TransformJobName"])
+
+
+def _need_quota(instance_type: str, count: int, where: str) -> None:
+    wanted = {instance_type: count}
+    short, unseen = look(find_sagemaker_shortages(client("service-quotas"), wanted, "transform job usage"))
+    if unseen:
+        log.warning("%s", unseen)
+    if short:
+        raise JobError.from_findings(where, [str(each) for each in short])
 
 
 def status(job: str) -> dict[str, Any]:

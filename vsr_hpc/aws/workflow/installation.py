@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,12 @@ from vsr_hpc.aws.account import Account, Say
 from vsr_hpc.aws.batch import jobs as calls
 from vsr_hpc.aws.batch.definition import IMAGE_TAG, OWNER_TAG, ensure_definition, gpus_of, wanted_of
 from vsr_hpc.aws.batch.installation import Maker
-from vsr_hpc.aws.batch.inventory import from_tag_list, holds, to_tag_list
+from vsr_hpc.aws.batch.inventory import from_tag_list, to_tag_list
 from vsr_hpc.aws.batch.removal import Remover
 from vsr_hpc.aws.batch.resources import BatchSettings, Role, policy, trust
+from vsr_hpc.aws.drift import holds
 from vsr_hpc.aws.errors import error_code, explained
+from vsr_hpc.aws.new_account import once_iam_knows
 from vsr_hpc.aws.steps import Action, Step
 from vsr_hpc.aws.workflow import state_machine as workflow
 from vsr_hpc.aws.workflow.state_machine import Kind, Places
@@ -87,7 +88,7 @@ def places_of(flow: Workflow, account: Account, *, cpu_definition: str, worker_d
         bucket=flow.bucket,
         prefix=flow.prefix,
         template=f"s3://{flow.bucket}/{flow.prefix}/workflows/{flow.label}/{digest}.json",
-        spot_queue=queue(f"{flow.name}-spot" if has_gpu else f"{flow.name}-cpu"),
+        first_queue=queue(flow.name if has_gpu else f"{flow.name}-cpu"),
         ondemand_queue=queue(f"{flow.name}-ondemand" if has_gpu else f"{flow.name}-cpu"),
         cpu_queue=queue(f"{flow.name}-cpu"),
         worker_definition=worker_definition,
@@ -201,8 +202,7 @@ def _ensure_machine(flow: Workflow, places: Places, maker: Maker) -> str:
     tags = machine_tags(states, arn)
     if tags is None:
         maker.is_due("create", "state machine", flow.label)
-        made = _when_role_is_known(
-            account,
+        made = once_iam_knows(
             lambda: states.create_state_machine(
                 name=flow.label,
                 definition=content,
@@ -210,6 +210,7 @@ def _ensure_machine(flow: Workflow, places: Places, maker: Maker) -> str:
                 type="EXPRESS" if flow.kind == "express" else "STANDARD",
                 tags=_lower_case_tags(to_tag_list({OWNER_TAG: flow.name, _FINGERPRINT_TAG: mark})),
             ),
+            account.pause,
         )
         return str(made["stateMachineArn"])
     if tags.get(OWNER_TAG) != flow.name:
@@ -218,18 +219,6 @@ def _ensure_machine(flow: Workflow, places: Places, maker: Maker) -> str:
         states.update_state_machine(stateMachineArn=arn, definition=content, roleArn=role)
         states.tag_resource(resourceArn=arn, tags=_lower_case_tags(to_tag_list({_FINGERPRINT_TAG: mark})))
     return arn
-
-
-def _when_role_is_known(account: Account, call: Callable[[], Any], tries: int = 12) -> Any:
-    """IAM tells Step Functions of a new role some seconds late."""
-    for tried in range(tries):
-        try:
-            return call()
-        except ClientError as exc:
-            if error_code(exc) != "AccessDeniedException" or tried == tries - 1:
-                raise
-            account.pause(5.0)
-    raise BackendError("the role is not known after a minute; call again")
 
 
 def _ensure_events(flow: Workflow, machine: str, maker: Maker) -> None:

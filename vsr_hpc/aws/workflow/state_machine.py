@@ -1,7 +1,7 @@
 """The state machine of Step Functions, from one place: a few settings become Amazon States Language.
 
-    an object comes below incoming/ ─▶ plan ─▶ workers on Spot ─▶ finish ─▶ verify ─▶ notify
-                                               └ lost or none ─▶ on demand ┘
+    an object comes below incoming/ ─▶ plan ─▶ workers, Spot first ─▶ finish ─▶ verify ─▶ notify
+                                               └ some failed ─▶ on demand ┘
                       whatever fails ─▶ say so in failures/, keep the run and its receipts ─▶ notify ─▶ failed
 
 JSONPath throughout. The express kind has no `.sync` and five minutes: one job does it all and is asked for.
@@ -32,7 +32,8 @@ class Places:
     prefix: str
     template: str
     """The job file that every clip is done by: an object's address."""
-    spot_queue: str
+    first_queue: str
+    """Spot, and on demand where Spot has nothing: Batch goes on by itself, child by child."""
     ondemand_queue: str
     cpu_queue: str
     worker_definition: str
@@ -97,7 +98,7 @@ def _standard(places: Places) -> dict[str, Any]:
             "Next": "HowMany",
         },
         "HowMany": _how_many(*one, "Finish"),
-        **_work(places, *one, places.spot_queue, "Finish", "IsOnDemandMany", "$.spot"),
+        **_work(places, *one, places.first_queue, "Finish", "IsOnDemandMany", "$.spot"),
         "IsOnDemandMany": _how_many(*many, "Finish"),
         **_work(places, *many, places.ondemand_queue, "Finish", "Finish", "$.ondemand"),
         "Finish": _job(places, "finish", _command("finish"), "Verify", hours=12),

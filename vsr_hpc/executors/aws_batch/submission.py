@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from vsr_hpc.aws.account import client
 from vsr_hpc.aws.batch import jobs
 from vsr_hpc.aws.batch.definition import ensure_definition, gpus_of, log_group, wanted_of
 from vsr_hpc.aws.errors import explained
-from vsr_hpc.errors import JobError, VsrError
+from vsr_hpc.aws.limits import limit
+from vsr_hpc.errors import BackendError, JobError, VsrError
 from vsr_hpc.executors.rounds import RoundRecord, Rounds, Submission, is_being_submitted
 from vsr_hpc.job.spec import JobSpec
 from vsr_hpc.run.documents import Round
@@ -27,7 +29,7 @@ from vsr_hpc.run.run import Run
 log = logging.getLogger(__name__)
 
 
-LARGEST_ARRAY = 10_000
+_CANCELLING_S, _POLL_S = 60.0, 0.5
 
 
 class RoundJob(RoundRecord):
@@ -76,6 +78,7 @@ def start(run: Run, job: JobSpec, after: Run | None = None) -> RoundJob:
     With `after` the workers wait in Batch until that run's workers have ended well.
     """
     batch = client("batch", job.batch.region)
+    _give_up_starved(batch, run, job)
 
     def prepare() -> Submission[RoundJob]:
         place, queue = _choose_queue(batch, run, job)
@@ -96,7 +99,7 @@ def start(run: Run, job: JobSpec, after: Run | None = None) -> RoundJob:
                 log_group=log_group(wanted.name),
             )
 
-        return Submission(most_workers=min(job.run.workers, LARGEST_ARRAY), submit=submit)
+        return Submission(most_workers=min(job.run.workers, limit("array_size")), submit=submit)
 
     return ROUNDS.begin(run, prepare)
 
@@ -115,22 +118,35 @@ def _queues(job: JobSpec) -> tuple[str, ...]:
 
 def _choose_queue(batch: Any, run: Run, job: JobSpec) -> tuple[int, jobs.Queue]:
     """The first of the job's queues, or the next one where the last round found no capacity in its own."""
-    names = _queues(job)
-    place = 0
-    latest = ROUNDS.find_latest(run)
-    last = None if latest is None else ROUNDS.read(run, latest.number)
-    if last is not None and last.job and last.queue_place < len(names) - 1:
-        facts = jobs.describe(batch, [last.job]).get(last.job)
-        failed = [] if facts is None else jobs.failed_children(batch, facts)
-        if any(is_capacity(each) for each in failed):
-            place = last.queue_place + 1
-            log.warning("no capacity in %s, going on in %s", last.queue, names[place])
+    names, place = _queues(job), 0
+    last = _find_starved(batch, run, job)
+    if last is not None:
+        place = last.queue_place + 1
+        log.warning("no capacity in %s, going on in %s", last.queue, names[place])
     return place, jobs.find_queue(batch, names[place])
 
 
-def is_capacity(facts: dict[str, Any]) -> bool:
-    """Whether a job never ran because nobody had an instance for it."""
-    return "CAPACITY:" in facts.get("statusReason", "")
+def _give_up_starved(batch: Any, run: Run, job: JobSpec) -> None:
+    """End the round under way where it found no capacity and the job names another queue."""
+    last = _find_starved(batch, run, job)
+    if last is None:
+        return
+    jobs.cancel(batch, last.job, f"no capacity in {last.queue}")
+    until = time.monotonic() + _CANCELLING_S
+    while _is_open(run, last):
+        if time.monotonic() > until:
+            raise BackendError(f"job {last.job} is being cancelled; call again in a minute")
+        time.sleep(_POLL_S)
+
+
+def _find_starved(batch: Any, run: Run, job: JobSpec) -> RoundJob | None:
+    """The last round, where it found no capacity and there is a queue after its own."""
+    latest = ROUNDS.find_latest(run)
+    last = None if latest is None else ROUNDS.read(run, latest.number)
+    if last is None or not last.job or last.queue_place >= len(_queues(job)) - 1:
+        return None
+    facts = jobs.describe(batch, [last.job]).get(last.job)
+    return last if facts is not None and jobs.is_starved(batch, facts) else None
 
 
 def _submit(
@@ -202,11 +218,20 @@ def queue_of(run: Run) -> tuple[tuple[str, ...], bool]:
         lines = [
             made.text(),
             _describe_workers(facts),
+            *_other_queue(batch, run),
             *_failure_lines(batch, made, jobs.failed_children(batch, facts)),
         ]
     except VsrError as exc:  # the rest of the status does not need Batch
         return (made.text(), f"batch: not asked, {exc}"), False
     return tuple(lines), facts["status"] not in jobs.ENDED
+
+
+def _other_queue(batch: Any, run: Run) -> list[str]:
+    last = _find_starved(batch, run, run.job())
+    if last is None:
+        return []
+    following = _queues(run.job())[last.queue_place + 1]
+    return [f"batch: no capacity in {last.queue}; `vsr resume {run.uri}` goes on in {following}"]
 
 
 def _describe_workers(facts: dict[str, Any]) -> str:
