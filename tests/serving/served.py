@@ -106,11 +106,11 @@ class Served:
     def events(self) -> list[Any]:
         return [json.loads(line) for line in self.lines if line.startswith("{")]
 
-    def wait_for_events(self, request_id: str, timeout_s: float = 60) -> list[Any]:
-        """The log's lines about a request; they come after its answer."""
+    def wait_for_events(self, value: str, timeout_s: float = 60, *, of: str = "id") -> list[Any]:
+        """The log's lines about a request, which come after its answer; or those with this value of a key."""
         until = time.monotonic() + timeout_s
-        while not (found := [each for each in self.events() if each.get("id") == request_id]):
-            assert time.monotonic() < until, f"no line about {request_id}"
+        while not (found := [each for each in self.events() if each.get(of) == value]):
+            assert time.monotonic() < until, f"no line about {value}"
             time.sleep(0.02)
         return found
 

@@ -63,7 +63,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_error(tmp_path: 
 def test_sagemakers_own_start_needs_no_arguments(tmp_path: Path, heavy: Path) -> None:
     surroundings = {"VSR_SERVE_MODEL_DIR": str(heavy), "VSR_SERVE_MODELS": "nearest"}
     with served(tmp_path, environment=surroundings) as server:
-        assert {"event": "ready", "models": ["nearest", "heavy"]} in server.events()
+        (ready,) = server.wait_for_events("ready", of="event")
+        assert ready["models"] == ["nearest", "heavy"]
 
 
 def test_a_full_server_says_429_and_when_to_come_again(tmp_path: Path, heavy: Path) -> None:
