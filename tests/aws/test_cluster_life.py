@@ -61,6 +61,7 @@ def account(tmp_path_factory: pytest.TempPathFactory, pcluster_tool: Tool) -> It
         facts = boto3.client("cloudformation").describe_stacks(StackName=stack["StackId"])["Stacks"][0]
         outputs = {each["OutputKey"]: each["OutputValue"] for each in facts["Outputs"]}
         boto3.client("ec2").create_key_pair(KeyName="vsr-hpc", KeyType="ed25519")
+        boto3.client("iam").create_service_linked_role(AWSServiceName="spot.amazonaws.com")
         place = BucketLocation(
             bucket="vsr-hpc-data", prefix="vsr", region="us-east-1", account=account_number()
         )
