@@ -6,6 +6,8 @@ Environment: MOTO_IAM_LOAD_MANAGED_POLICIES=true, MOTO_AMIS_PATH=tests/aws/amis.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import moto.cloudformation.models as stacks
@@ -16,6 +18,10 @@ from moto.ec2.models.subnets import SubnetRouteTableAssociation
 from moto.ec2.responses.instances import InstanceResponse
 from moto.iam.access_control import PermissionResult
 from moto.s3.models import FakeBucket
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import tests.new_account  # noqa: F401 - the role for Spot by its name on AWS
 
 
 def accept_instance_store_mappings() -> None:
