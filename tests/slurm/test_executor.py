@@ -270,6 +270,22 @@ def test_plan_and_merge_run_on_a_cpu_partition_after_the_gpu_nodes_are_released(
     assert sha256 == film.alone()
 
 
+def test_a_submission_that_is_refused_half_way_leaves_no_job_and_is_not_in_the_way(
+    cluster: DevCluster,
+) -> None:
+    film = Submitted(cluster, "half", frames=8, slurm={"partitions": ["spot"], "cpu_partition": "nowhere"})
+    refused = film.vsr("submit", str(film.path), "--on", "slurm", check=False)
+    assert refused.returncode == 2 and "this cluster has spot" in refused.stderr
+    over = {"CANCELLED", "COMPLETED", "FAILED"}
+    cluster.wait_until(
+        lambda: {each.state for each in cluster.tasks()} <= over, "no job", timeout_s=PATIENCE_S
+    )
+    assert not film.output.exists()
+    film.write(picture={"scale": 3}, slurm={"partitions": ["spot"], "gpus": 0})
+    film.submit()
+    assert film.wait_done() == film.alone()
+
+
 def wait_noted(film: Submitted, note: str) -> None:
     """Wait until a worker has left for this reason."""
     film.cluster.wait_until(

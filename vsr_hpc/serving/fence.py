@@ -8,7 +8,6 @@ Nothing that such a process sends is unpickled or run.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import queue
@@ -19,16 +18,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-from pydantic import ValidationError
 
 from vsr_hpc.media.picture import Picture, Plane
 from vsr_hpc.media.stills.metadata import StillMeta
 from vsr_hpc.serving.deadline import RequestDeadline
 from vsr_hpc.serving.limits import Limits
-from vsr_hpc.serving.reading import MOST_LINE_BYTES, RefusalRead, StillRead, Task
+from vsr_hpc.serving.reading import MOST_LINE_BYTES, Reading, StillRead, Task
 from vsr_hpc.serving.refusals import Refusal
 from vsr_hpc.serving.request import Content
 from vsr_hpc.work.pipeline import Stopped
@@ -156,7 +154,7 @@ class _Reader:
             self._is_ready = True
         with self._killed_after(patience_s):
             self._socket.sendall(task.model_dump_json().encode() + b"\n" + body)
-            return self._understood(json.loads(self._read_line()), task.pixels_in)
+            return self._understood(Reading.model_validate_json(self._read_line()), task.pixels_in)
 
     @contextlib.contextmanager
     def _killed_after(self, seconds: float) -> Iterator[None]:
@@ -179,19 +177,15 @@ class _Reader:
             raise EOFError("no answer")
         return line
 
-    def _understood(self, answer: Any, pixels_in: int) -> tuple[StillRead | None, tuple[Plane, ...]]:
-        if answer == {}:
+    def _understood(self, answer: Reading, pixels_in: int) -> tuple[StillRead | None, tuple[Plane, ...]]:
+        if (said := answer.refusal) is not None:
+            raise Refusal(said.status, said.code, said.text, numbers=said.numbers)
+        if answer.still is None:
             return None, ()
-        try:
-            if "refusal" in answer:
-                found = RefusalRead.model_validate(answer["refusal"])
-                raise Refusal(found.status, found.code, found.text, numbers=found.numbers)
-            still = StillRead.model_validate_json(json.dumps(answer["still"]))
-        except (ValidationError, KeyError, TypeError) as exc:
-            raise ValueError("its answer is none") from exc
-        if still.picture.width * still.picture.height > pixels_in:
+        picture = answer.still.picture
+        if picture.width * picture.height > pixels_in:
             raise ValueError("its answer is larger than asked for")
-        return still, tuple(self._plane(still.picture, shape) for shape in still.picture.plane_shapes())
+        return answer.still, tuple(self._plane(picture, shape) for shape in picture.plane_shapes())
 
     def _plane(self, picture: Picture, shape: tuple[int, int]) -> Plane:
         plane = np.empty(shape, picture.pixel.dtype)

@@ -8,7 +8,6 @@ answers one request after the other on a socket: a line of JSON, then bytes, bot
 from __future__ import annotations
 
 import io
-import json
 import os
 import resource
 import socket
@@ -66,6 +65,15 @@ class RefusalRead(BaseModel):
     numbers: dict[str, float | int | str] = {}
 
 
+class Reading(BaseModel):
+    """The answer: a still, a refusal, or neither for a clip that is fine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    still: StillRead | None = None
+    refusal: RefusalRead | None = None
+
+
 def read_still(
     content: Content, body: bytes, pixels_in: int
 ) -> tuple[Picture, tuple[Plane, ...], StillMeta | None]:
@@ -112,30 +120,28 @@ def _answer(task: Task, asked: BinaryIO, answered: BinaryIO) -> None:
     _allow_cpu(_CPU_S)
     body = asked.read(task.size_bytes)
     planes: tuple[Plane, ...] = ()
-    found: BaseModel
+    found = Reading()
     try:
         if task.path:
             look_at_clip(Path(task.path), task.pixels_in, task.clip_s)
-            answered.write(b"{}\n")
-            return
-        picture, planes, meta = read_still(task.content, body, task.pixels_in)
-        found = StillRead(picture=picture, meta=meta)
+        else:
+            picture, planes, meta = read_still(task.content, body, task.pixels_in)
+            found = Reading(still=StillRead(picture=picture, meta=meta))
     except Refusal as exc:
         found = _refused(exc)
     except VsrError as exc:
         found = _refused(refusal_for(exc, Path(task.path).parent if task.path else None))
     except MemoryError:
         found = _refused(Refusal(413, "media", "reading this body takes more memory than is allowed here"))
-    kind = "still" if isinstance(found, StillRead) else "refusal"
-    answered.write(json.dumps({kind: found.model_dump(mode="json")}).encode() + b"\n")
+    answered.write(found.model_dump_json().encode() + b"\n")
     for plane in planes:
         answered.write(np.ascontiguousarray(plane).data)
 
 
-def _refused(refusal: Refusal) -> RefusalRead:
-    return RefusalRead(
-        status=refusal.status, code=refusal.code, text=refusal.text, numbers=dict(refusal.numbers)
-    )
+def _refused(refusal: Refusal) -> Reading:
+    numbers = dict(refusal.numbers)
+    told = RefusalRead(status=refusal.status, code=refusal.code, text=refusal.text, numbers=numbers)
+    return Reading(refusal=told)
 
 
 def _limit(growth_bytes: int) -> None:

@@ -17,6 +17,7 @@ from vsr_hpc.system.progress import tick
 
 TEMPORARY_PREFIX = ".tmp-"
 _BLOCK_BYTES = 1 << 20
+_MOST_COMPARED = 2000
 _serial = itertools.count()
 
 
@@ -107,7 +108,7 @@ def flush_folder(folder: Path) -> None:
 def describe_missing(path: Path) -> str:
     """What to say of a path where nothing is, with the file beside it that was probably meant."""
     try:
-        names = [each.name for each in path.parent.iterdir()]
+        names = [each.name for each in itertools.islice(path.parent.iterdir(), _MOST_COMPARED)]
     except OSError:  # the folder is missing too, or must not be read
         names = []
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)

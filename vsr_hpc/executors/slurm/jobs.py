@@ -91,6 +91,11 @@ class Names:
     def plan(self) -> str:
         return f"{self.run}-plan"
 
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Those that would begin something first."""
+        return self.finish, self.plan, self.standby, self.workers
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:

@@ -14,7 +14,7 @@ def cancel(run: Run) -> None:
     """End the run's jobs, waiting and running; the marker in the run is the caller's."""
     names = names_of(run)
     if slurm.has_slurm():
-        slurm.cancel((names.finish, names.plan, names.standby, names.workers), only_pending=False)
+        slurm.cancel(names.all, only_pending=False)
 
 
 def queue_of(run: Run) -> tuple[tuple[str, ...], bool]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from vsr_hpc.errors import BackendError, JobError
+from vsr_hpc.errors import BackendError, JobError, VsrError
 from vsr_hpc.executors.rounds import Submission
 from vsr_hpc.executors.slurm import commands as slurm
 from vsr_hpc.executors.slurm.jobs import ROUNDS, RoundJobs, names_of
@@ -109,7 +109,7 @@ def start(run: Run, job: JobSpec, then: Sequel) -> RoundJobs:
         largest_array = slurm.parse_number(slurm.read_setting("MaxArraySize"), 1001)
         return Submission(
             most_workers=min(job.run.workers, largest_array),
-            submit=lambda begun: _submit(run, job, begun, then, packed_sha256),
+            submit=lambda begun: _submit_whole(run, job, begun, then, packed_sha256),
         )
 
     return ROUNDS.begin(run, prepare)
@@ -138,6 +138,15 @@ def pin_environment(run: Run, archive: str | None) -> str:
             f"({first['sha256'][:16]}), which the run began with; put that one back, or start over with --new"
         )
     return sha256
+
+
+def _submit_whole(run: Run, job: JobSpec, begun: Round, then: Sequel, packed_sha256: str) -> RoundJobs:
+    """All jobs of a round, or none: workers that nobody follows would leave a run without its merge."""
+    try:
+        return _submit(run, job, begun, then, packed_sha256)
+    except VsrError:
+        slurm.cancel(names_of(run).all, only_pending=False)
+        raise
 
 
 def _submit(run: Run, job: JobSpec, begun: Round, then: Sequel, packed_sha256: str) -> RoundJobs:
